@@ -1,0 +1,83 @@
+"""Two checkpoints and the network they belong to, read and checked."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from isthmus.batches import Batch, Batches, first_batch
+from isthmus.checkpoints import load_state
+from isthmus.cli._folders import are_folders, open_pair
+from isthmus.cli._target import Target, load_target
+from isthmus.errors import DataError
+from isthmus.states import check_finite, check_same_architecture, state_of
+from isthmus.study import resolve_data
+
+__all__ = ["NetworkPair", "data_for", "example_for", "load_pair"]
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkPair:
+    """Networks A and B, in evaluation mode, and the target they were built by."""
+
+    a: nn.Module
+    b: nn.Module
+    target: Target
+
+
+def load_pair(
+    path_a: Path, path_b: Path, target: str | None, *, trust_remote_code: bool = False
+) -> NetworkPair:
+    """Build the network twice and load a checkpoint into each; model folders bring their network with them.
+
+    Raises:
+        DataError: no target, where one is needed.
+        CheckpointError: a file cannot be read, does not fit the network, or holds NaN or infinite values.
+        ModelError: the target cannot be built.
+    """
+    if are_folders(path_a, path_b, target):
+        a, b = open_pair(path_a, path_b, trust_remote_code)
+        network = a.load()
+        return NetworkPair(network, b.load(), Target(network, a.example))
+    assert target is not None, "are_folders refuses"
+    found = load_target(target)
+    return NetworkPair(_loaded(found.model, path_a), _loaded(found.model, path_b), found)
+
+
+def _loaded(model: nn.Module, path: Path) -> nn.Module:
+    state = load_state(path)
+    check_same_architecture(state_of(model), state, "the TARGET", str(path))
+    check_finite(state, str(path))
+    filled = copy.deepcopy(model)
+    floating = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
+    filled.to(floating).load_state_dict(state)
+    return filled.eval()
+
+
+def data_for(
+    name: str | None, data_dir: Path | None, *, batch_size: int, limit: int | None, on_progress: Any = None
+) -> dict[str, Batches]:
+    """Return the named data, or nothing where no name was given."""
+    if name is None:
+        return {}
+    return resolve_data(name, data_dir, batch_size=batch_size, limit=limit, on_progress=on_progress)
+
+
+def example_for(target: Target, data: dict[str, Batches]) -> Batch:
+    """Return example inputs: the target's own, or the beginning of the data.
+
+    Raises:
+        DataError: there are neither.
+    """
+    if target.example is not None:
+        return target.example
+    for batches in data.values():
+        return first_batch(batches).head(4)
+    raise DataError(
+        "No example inputs: let the TARGET return (module, example inputs), or give --data or --shape."
+    )

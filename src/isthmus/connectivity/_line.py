@@ -1,0 +1,294 @@
+"""Measuring the straight line between two networks: the front door."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import chain, islice
+
+import torch
+from torch import Tensor, nn
+
+from isthmus.batches import Batch, Batches, first_batch, iterate, reusable
+from isthmus.connectivity._adaptive import FIRST_POINTS, MOST_POINTS, next_points
+from isthmus.connectivity._curve import MIDPOINT, Line, curve_from
+from isthmus.connectivity._measure import Sweep
+from isthmus.connectivity._networks import Networks, traced_or_plain
+from isthmus.connectivity._path import interpolate, path_positions
+from isthmus.errors import DataError, ModelError, VerificationError
+from isthmus.evaluation import (
+    Loss,
+    Relabelling,
+    bind,
+    floating_dtype,
+    relative_difference,
+    require_deterministic,
+    require_evaluation,
+)
+from isthmus.moments._normalisation import Refresh, refresher
+from isthmus.states import State, check_finite, check_same_architecture, state_of
+
+__all__ = ["line"]
+
+ENDPOINT_TOLERANCE = 1e-3
+ENDPOINT_EXAMPLES = 64
+EXAMPLES_CHECKED = 32
+
+
+def line(
+    model_a: nn.Module,
+    model_b: nn.Module | Mapping[str, Tensor],
+    batches: Batches | Mapping[str, Batches],
+    *,
+    points: int | Sequence[float] | Tensor | str = 11,
+    tolerance: float = 1e-3,
+    lipschitz: float | None = None,
+    loss: Loss = "cross_entropy",
+    refresh: Refresh = None,
+    refresh_batches: Batches | None = None,
+    alignment: Relabelling | None = None,
+    precision: str | None = None,
+    bootstrap: int = 200,
+    generator: torch.Generator | None = None,
+) -> Line:
+    r"""Measure loss, accuracy, barrier and LMC error on the line :math:`\theta_t=(1-t)\theta_A+t\theta_B`.
+
+    With an ``alignment`` the path leads to the relabelled B, but the losses at its ends are always those of
+    the **original** networks: an endpoint damaged by a wrong relabelling would else lift the chord and hide
+    the barrier. On the first 64 examples of each data set the outputs of the original B and of the path's end
+    are compared; a difference is an error. Without an alignment, B is run in A's code if the two agreed there to
+    the last bit.
+
+    Data are loaded and moved once and every point is run on them. Networks that :mod:`torch.fx` can trace are run
+    as described in :mod:`isthmus.connectivity._engine`, once this has been seen to agree with their own code on
+    the first 32 examples; others by their own code, and ``settings["evaluation"]`` says why. Weights of
+    interior points are made once and kept if they fit in 1 GiB together, or were refreshed; else they are made
+    anew for each batch. Outputs of the ends are kept for adaptive points while they fit in 256 MiB.
+
+    Args:
+        model_a: a module in evaluation mode; its code also runs the interior points.
+        model_b: another of the same architecture, or only its state.
+        batches: one iterable of batches with targets (:mod:`isthmus.batches`), or several by name, such as
+            ``{"train": ..., "test": ...}``.
+        points: number of evenly spaced positions, 2 or more, or the positions themselves, rising from 0 to 1, or
+            ``"adaptive"``: 7 even positions, then more where the loss may rise highest, on any data set, until
+            ``barrier_uncertainty`` is at most ``tolerance`` or there are 51. The data are then held in memory.
+            ``t = 0.5`` is measured in any case.
+        tolerance: for adaptive points, in units of the loss.
+        lipschitz: a bound, per unit of ``t``, on the slope of the loss minus its chord, if one is known; it turns
+            ``barrier_uncertainty`` from an estimate into a bound.
+        loss: ``"cross_entropy"``, ``"mse"`` or a function, see :func:`isthmus.evaluation.score`.
+        refresh: what happens to the state of an *interior* point before it is run. ``"batchnorm"`` recomputes
+            running statistics (needed by every network with BatchNorm); a function takes a state and returns
+            one. The ends stay as they were trained.
+        refresh_batches: data for ``"batchnorm"``; by default the data set named ``train``, else the first.
+        alignment: relabelling of B, with ``apply(state) -> state``.
+        precision: ``"bfloat16"`` computes the products of float32 networks, ends included, in bfloat16 (about
+            three digits; ``docs/line.md`` gives the error measured); None computes in the networks' dtype.
+        bootstrap: number of resamples for the standard errors; 0 for none.
+        generator: source of the resampling; None seeds one with 0.
+
+    Returns:
+        A :class:`Line`; print it for a table.
+
+    Raises:
+        ModelError: training mode, random outputs, NaN or infinite losses, or a B whose code differs from A's.
+        CheckpointError, ShapeError: different architectures, or NaN or infinite weights.
+        VerificationError: the alignment changes the function of B by more than 1e-3 relative (16 roundings in
+            half precision).
+        DataError: empty data, no targets, labels out of range, or an option without meaning.
+
+    Example:
+        >>> net, data = nn.Linear(2, 3).eval(), [(torch.ones(4, 2), torch.tensor([0, 1, 2, 0]))]
+        >>> line(net, net, {"test": data}, points=3).barrier
+        0.0
+    """
+    adaptive = isinstance(points, str) and points == "adaptive"
+    if isinstance(points, str) and not adaptive:
+        raise DataError(
+            f'Measuring a line: expected a number of points, positions or "adaptive", found {points!r}.'
+        )
+    ts = path_positions(FIRST_POINTS if adaptive else points)
+    _check_options(bootstrap, tolerance, lipschitz)
+    data = {
+        name: list(iterate(items, name)) if adaptive else items for name, items in _named(batches).items()
+    }
+    states = _checked_states(model_a, model_b, alignment)
+    low = _low(precision, states[0])
+    if refresh == "batchnorm" and refresh_batches is None:
+        chosen = "train" if "train" in data else next(iter(data))
+        refresh_batches = data[chosen] = reusable(data[chosen])
+    elif refresh != "batchnorm" and refresh_batches is not None:
+        raise DataError('refresh_batches was given, but only refresh="batchnorm" uses it.')
+    repair = refresher(refresh, model_a, refresh_batches)
+    data, examples = _with_examples(data)
+    for letter, model in zip("AB", (model_a, model_b), strict=True):
+        if isinstance(model, nn.Module):
+            require_deterministic(
+                model, next(iter(examples.values())).head(EXAMPLES_CHECKED), name=f"Model {letter}"
+            )
+    endpoint_error = max(
+        _compared_ends(model_a, model_b, states, e, alignment is not None) for e in examples.values()
+    )
+
+    def repaired(t: float) -> State:
+        state = interpolate(states[0], states[2], t, check=False)
+        return state if repair is None else repair(state)
+
+    networks, evaluation = traced_or_plain(
+        model_a,
+        model_b,
+        states,
+        None if repair is None else repaired,
+        not callable(refresh),
+        low,
+        states[2] is states[1] and endpoint_error == 0.0,
+        next(iter(examples.values())).head(EXAMPLES_CHECKED),
+    )
+    sweeps = {name: Sweep(name, items, loss) for name, items in data.items()}
+    _run(sweeps, networks, {*ts.tolist(), MIDPOINT})
+    if adaptive:
+        ts = _refined(sweeps, networks, tolerance, lipschitz)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    settings = {
+        "points": f"adaptive ({len(ts)})" if adaptive else len(ts),
+        "loss": _name(loss),
+        "refresh": "none" if refresh is None else _name(refresh),
+        "alignment": "none" if alignment is None else getattr(alignment, "method", type(alignment).__name__),
+        "bootstrap": bootstrap,
+        "seed": generator.initial_seed(),
+        "precision": precision or str(floating_dtype(states[0])).removeprefix("torch."),
+        "evaluation": evaluation,
+        "uncertainty": "smooth estimate" if lipschitz is None else f"bound for slope {lipschitz:g}",
+    }
+    curves = {
+        name: curve_from(sweep.per_example(), ts, bootstrap, generator, lipschitz)
+        for name, sweep in sweeps.items()
+    }
+    return Line(curves, endpoint_error, settings)
+
+
+def _check_options(bootstrap: int, tolerance: float, lipschitz: float | None) -> None:
+    if bootstrap < 0 or bootstrap == 1:
+        raise DataError(f"Expected 0 or at least 2 bootstrap resamples, found {bootstrap}.")
+    for name, value in (("tolerance", tolerance), ("lipschitz", lipschitz)):
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise DataError(f"Measuring a line: expected {name} above 0, found {value}.")
+
+
+def _low(precision: str | None, state: State) -> bool:
+    """Tell whether products are lowered to bfloat16."""
+    found = floating_dtype(state)
+    if precision not in (None, "bfloat16") or (precision and found not in (torch.float32, torch.bfloat16)):
+        raise DataError(
+            f'Measuring a line: expected precision=None, or "bfloat16" for a float32 network; found {precision!r} '
+            f"for a network in {found}."
+        )
+    return precision is not None and found == torch.float32
+
+
+def _with_examples(data: Mapping[str, Batches]) -> tuple[dict[str, Batches], dict[str, Batch]]:
+    """Return the data, and some first examples of each set; what is no list is iterated only once."""
+    whole: dict[str, Batches] = {}
+    examples: dict[str, Batch] = {}
+    for name, items in data.items():
+        rest = iter(items)
+        first = list(islice(rest, 1))
+        examples[name] = first_batch(first, name).head(ENDPOINT_EXAMPLES)
+        whole[name] = items if isinstance(items, (list, tuple)) else chain(first, rest)
+    return whole, examples
+
+
+def _run(sweeps: Mapping[str, Sweep], networks: Networks, ts: set[float]) -> None:
+    interior = sorted(t for t in ts if 0.0 < t < 1.0)
+    for sweep in sweeps.values():
+        sweep.run(networks, interior)
+
+
+def _refined(
+    sweeps: Mapping[str, Sweep], networks: Networks, tolerance: float, lipschitz: float | None
+) -> Tensor:
+    """Add positions where the loss may rise highest; return all of them."""
+    while True:
+        ts = torch.tensor(next(iter(sweeps.values())).positions, dtype=torch.float64)
+        wanted: set[float] = set()
+        for sweep in sweeps.values():
+            wanted |= set(next_points(sweep.mean_losses(), ts, lipschitz, tolerance))
+        if not wanted or len(ts) >= MOST_POINTS:
+            return ts
+        _run(sweeps, networks, set(sorted(wanted)[: MOST_POINTS - len(ts)]))
+
+
+def _compared_ends(
+    model_a: nn.Module,
+    model_b: nn.Module | Mapping[str, Tensor],
+    states: tuple[State, State, State],
+    examples: Batch,
+    aligned: bool,
+) -> float:
+    """Return how far the original B and the path's end differ, or raise if that is no rounding error."""
+    _, state_b, end = states
+    if end is state_b and not isinstance(model_b, nn.Module):
+        return 0.0
+    original = bind(model_b) if isinstance(model_b, nn.Module) else bind(model_a, state_b)
+    return _endpoint_error(original(examples), bind(model_a, end)(examples), aligned)
+
+
+def _named(batches: Batches | Mapping[str, Batches]) -> dict[str, Batches]:
+    """Return data sets by name, catching a batch passed where a list of batches belongs."""
+    data = dict(batches) if isinstance(batches, Mapping) else {"data": batches}
+    if not data:
+        raise DataError("Measuring a line: expected at least one data set, found an empty mapping.")
+    for name, items in data.items():
+        if isinstance(items, (Tensor, Batch)) or not hasattr(items, "__iter__"):
+            raise DataError(
+                f"Measuring a line on {name!r}: expected an iterable of batches, found a "
+                f"{type(items).__name__}. Put a single batch in a list: [(inputs, targets)]."
+            )
+    return data
+
+
+def _checked_states(
+    model_a: nn.Module, model_b: nn.Module | Mapping[str, Tensor], alignment: Relabelling | None
+) -> tuple[State, State, State]:
+    """Return the states of A, of B, and of the path's end."""
+    if not isinstance(model_a, nn.Module):
+        raise ModelError(
+            f"Measuring a line: expected model_a to be a torch.nn.Module, found {type(model_a).__name__}. "
+            "Only model_b may be a state: it is run in model_a's code."
+        )
+    require_evaluation(model_a, "Model A")
+    if isinstance(model_b, nn.Module):
+        require_evaluation(model_b, "Model B")
+    state_a, state_b = state_of(model_a, "A"), state_of(model_b, "B")
+    check_same_architecture(state_a, state_b)
+    check_finite(state_a, "A")
+    check_finite(state_b, "B")
+    if alignment is None:
+        return state_a, state_b, state_b
+    end = state_of(alignment.apply(state_b), "aligned B")
+    check_same_architecture(state_a, end, "A", "aligned B")
+    check_finite(end, "aligned B")
+    return state_a, state_b, end
+
+
+def _endpoint_error(original: Tensor, reached: Tensor, aligned: bool) -> float:
+    """Return the relative difference between B and the path's end, or raise if it is no rounding error."""
+    error = relative_difference(original, reached)
+    if error <= max(ENDPOINT_TOLERANCE, 16 * torch.finfo(reached.dtype).eps):
+        return error
+    if aligned:
+        raise VerificationError(
+            f"The alignment changes the function of B: outputs differ by {error:.2g} of the largest one. "
+            "A barrier measured with it would be wrong. Was the spec discovered on this architecture, and "
+            "verified?"
+        )
+    raise ModelError(
+        f"Model B computes something else than its tensors do in model A's code: outputs differ by "
+        f"{error:.2g} of the largest one. Both must be built by the same code with the same settings "
+        "(activation, strides, heads)."
+    )
+
+
+def _name(value: object) -> str:
+    return value if isinstance(value, str) else getattr(value, "__name__", type(value).__name__)

@@ -1,0 +1,436 @@
+r"""Running a model on a state, scoring its outputs, combining states: shared by lines, merges and studies.
+
+Nothing here changes a module or a state. Outputs are scored in at least float32, sums are float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from isthmus.batches import Batch, Batches, device_of, iterate, main_output
+from isthmus.errors import CheckpointError, DataError, ModelError, ShapeError
+from isthmus.states import State, check_finite, check_same_architecture, state_of
+
+__all__ = [
+    "Evaluation",
+    "Loss",
+    "Relabelling",
+    "Scores",
+    "bind",
+    "class_axis_last",
+    "combine_states",
+    "evaluate",
+    "floating_dtype",
+    "relative_difference",
+    "require_deterministic",
+    "require_evaluation",
+    "require_finite",
+    "score",
+]
+
+Loss = str | Callable[[Tensor, Tensor], Tensor]
+"""``"cross_entropy"``, ``"mse"``, or a function of outputs and targets giving one loss per example."""
+
+
+class Relabelling(Protocol):
+    """Anything that relabels the units of a state, such as :class:`isthmus.matching.Alignment`."""
+
+    def apply(self, model_or_state: Any, /) -> Any:
+        """Return the relabelled state."""
+        ...
+
+
+_DROPOUT = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+_NORMALISATION = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a batch: ``losses`` float64 ``(n,)``, and ``correct`` float64 ``(n,)`` or None."""
+
+    losses: Tensor
+    correct: Tensor | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean ``loss`` (nats or squared units per example), ``accuracy`` (a fraction, or None), ``examples``."""
+
+    loss: float
+    accuracy: float | None
+    examples: int
+
+
+def bind(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> Callable[[Batch], Tensor]:
+    """Return a function that runs ``model`` with the tensors of ``state`` on a batch.
+
+    The batch is moved to the model's device, and its floating inputs to the dtype of the state's first
+    floating tensor. The function returns :func:`isthmus.batches.main_output`, without gradients.
+    Neither the module nor the state is changed, also where a module is used under two names (a plain
+    ``torch.func.functional_call`` leaves such a module with the wrong tensors).
+
+    Args:
+        model: the module whose code is run.
+        state: its tensors by name; None runs the module as it is.
+
+    Raises:
+        CheckpointError: the state's keys are not the module's, or tensors that the module ties differ.
+        ShapeError: a tensor has another shape than in the module.
+        ModelError: (from the returned function) the outputs are no floating tensor.
+    """
+    tensors = None if state is None else _assignable(model, state)
+    dtype = floating_dtype(state_of(model) if state is None else state)
+
+    @torch.no_grad()
+    def call(batch: Batch) -> Tensor:
+        moved = batch.to(device_of(model), dtype)
+        if tensors is None:
+            output = model(*moved.args, **moved.kwargs)
+        else:
+            output = functional_call(model, tensors, moved.args, dict(moved.kwargs), tie_weights=False)
+        found = main_output(output)
+        if not found.is_floating_point():
+            raise ModelError(
+                f"Expected the model to return floating outputs to be scored, found {found.dtype}. "
+                "Return logits or predictions, not labels."
+            )
+        return found
+
+    return call
+
+
+def score(outputs: Tensor, targets: Tensor | None, loss: Loss = "cross_entropy") -> Scores:
+    """Score the outputs of one batch.
+
+    Args:
+        outputs: shape ``(n, ...)``. For classes: ``(n, classes)``, ``(n, positions, classes)`` or, as
+            convolutions give them, ``(n, classes, height, width)``: the mean over positions counts.
+        targets: class indices ``(n,)`` or ``(n, positions...)``; for ``"mse"`` the shape of the outputs.
+        loss: ``"cross_entropy"`` (nats), ``"mse"`` (squared error, mean over an example's outputs), or a
+            function of ``(outputs, targets)`` returning shape ``(n,)``.
+
+    Returns:
+        Losses and, where the targets are class indices that fit the outputs, the share of right positions.
+
+    Raises:
+        DataError: no targets, labels that are no class indices or lie outside the outputs' range.
+        ShapeError: outputs and targets, or the values of a loss function, do not fit together.
+    """
+    if targets is None:
+        raise DataError(
+            "Cannot compute a loss: the batch has no targets. Give batches of (inputs, targets); "
+            "to pass a single batch, put it in a list."
+        )
+    targets = targets.to(outputs.device)
+    scored = outputs.detach().to(torch.promote_types(outputs.dtype, torch.float32))
+    if callable(loss):
+        return Scores(_called(loss, scored, targets), _correct_if_classes(scored, targets))
+    if loss == "cross_entropy":
+        logits = class_axis_last(scored, targets)
+        if logits is None:
+            raise ShapeError(
+                f"Cross-entropy of outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}: "
+                "expected targets of shape (n,) or (n, positions), and one more axis, of classes, in the "
+                'outputs. Use "mse" or a function for other targets.'
+            )
+        _check_labels(targets, logits.shape[-1])
+        chosen = logits.log_softmax(-1).gather(-1, targets.long().unsqueeze(-1)).squeeze(-1)
+        return Scores(_per_example(-chosen), _correct(logits, targets))
+    if loss == "mse":
+        single = targets.shape == scored.shape[:1] and targets.numel() == scored.numel()
+        wanted = targets.reshape(scored.shape) if single else targets
+        if wanted.shape != scored.shape:
+            raise ShapeError(
+                f"Squared error of outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}: "
+                "expected equal shapes."
+            )
+        return Scores(_per_example((scored - wanted).square()), None)
+    raise DataError(f'Unknown loss {loss!r}: expected "cross_entropy", "mse" or a function.')
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+    loss: Loss = "cross_entropy",
+) -> Evaluation:
+    """Return the mean loss and accuracy of a model over all examples of ``batches``.
+
+    Args:
+        model: a module in evaluation mode.
+        batches: see :mod:`isthmus.batches`, with targets.
+        state: tensors to run the module with; None takes its own.
+        loss: see :func:`score`.
+
+    Raises:
+        ModelError: the model is in training mode, or a loss is NaN or infinite.
+        DataError: no batches, no targets, or labels out of range.
+    """
+    require_evaluation(model)
+    run = bind(model, state)
+    found = [score(run(batch), batch.targets, loss) for batch in iterate(batches)]
+    losses = torch.cat([s.losses for s in found])
+    require_finite(losses, "The loss of the model")
+    correct = [s.correct for s in found if s.correct is not None]
+    accuracy = float(torch.cat(correct).mean()) if len(correct) == len(found) else None
+    return Evaluation(float(losses.mean()), accuracy, len(losses))
+
+
+def require_evaluation(model: nn.Module, name: str = "The model") -> None:
+    """Check that no submodule is in a training mode that would change what it computes.
+
+    Looked at: dropout with a positive rate (also inside recurrent and attention modules), randomised ReLU,
+    batch normalisation, and instance normalisation with running statistics.
+
+    Raises:
+        ModelError: naming the submodules.
+    """
+    guilty = [
+        f"{path or type(module).__name__} ({type(module).__name__})"
+        for path, module in model.named_modules()
+        if module.training and _mode_matters(module)
+    ]
+    if guilty:
+        more = f" and {len(guilty) - 3} more" if len(guilty) > 3 else ""
+        raise ModelError(
+            f"{name} is in training mode: {', '.join(guilty[:3])}{more} would compute something else in "
+            "evaluation. Call model.eval() first."
+        )
+
+
+def require_deterministic(
+    model: nn.Module, batch: Batch, state: Mapping[str, Tensor] | None = None, name: str = "The model"
+) -> None:
+    """Check that two runs on one batch give the same outputs, up to the root of the machine precision.
+
+    The global random state is put back afterwards.
+
+    Raises:
+        ModelError: the outputs differ.
+    """
+    run = bind(model, state)
+    device = device_of(model)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        first, second = run(batch), run(batch)
+    difference = relative_difference(first, second)
+    if difference > torch.finfo(first.dtype).eps ** 0.5:
+        raise ModelError(
+            f"{name} is random in evaluation: two runs on one batch differ by {difference:.2g} of the "
+            "largest output. Switch off sampling, noise and functional dropout (F.dropout needs "
+            "training=self.training)."
+        )
+
+
+def require_finite(losses: Tensor, what: str) -> None:
+    """Check per-example losses, shape ``(n,)``; ``what`` names them in the message.
+
+    Raises:
+        ModelError: some are NaN or infinite.
+    """
+    bad = int((~losses.isfinite()).sum())
+    if bad:
+        raise ModelError(
+            f"{what} is NaN or infinite on {bad} of {len(losses)} examples. Look for NaN in the inputs, a "
+            "diverged network, or overflow in half precision (run in float32)."
+        )
+
+
+def relative_difference(reference: Tensor, other: Tensor) -> float:
+    """Return the largest absolute difference over the largest entry of ``reference``.
+
+    NaN in the same places count as equal; other NaN, and other shapes, give infinity.
+    """
+    if reference.shape != other.shape:
+        return float("inf")
+    wide = torch.promote_types(reference.dtype, torch.float32)
+    reference = reference.detach().to(wide)
+    other = other.detach().to(device=reference.device, dtype=wide)
+    if reference.numel() == 0 or torch.allclose(reference, other, rtol=0.0, atol=0.0, equal_nan=True):
+        return 0.0
+    scale = reference.abs().max().clamp(min=torch.finfo(reference.dtype).tiny)
+    return float(((reference - other).abs().max() / scale).nan_to_num(nan=float("inf"), posinf=float("inf")))
+
+
+def combine_states(
+    states: Sequence[Mapping[str, Tensor]],
+    function: Callable[[list[Tensor]], Tensor],
+    *,
+    names: Sequence[str] | None = None,
+    check: bool = True,
+) -> State:
+    """Combine states of one architecture, tensor by tensor.
+
+    Args:
+        states: at least one mapping with the same keys and shapes.
+        function: of the float64 (or complex128) versions of one tensor in every state.
+        names: how error messages call the states; by default "model 0", "model 1" and so on.
+        check: whether keys, shapes and finiteness are checked.
+
+    Returns:
+        A state with fresh tensors in the dtype and on the device of the first state. Integer and boolean
+        tensors (such as ``num_batches_tracked``) are copies of the first state's. Tensors that share memory
+        in the first state, and are equal in the others, share memory in the result.
+
+    Raises:
+        CheckpointError: keys differ, or an entry is NaN or infinite.
+        ShapeError: shapes differ.
+    """
+    if check:
+        names = [f"model {k}" for k in range(len(states))] if names is None else names
+        for name, state in zip(names, states, strict=True):
+            check_same_architecture(states[0], state, names[0], name)
+            check_finite(state, name)
+    first_names: dict[tuple[object, ...], str] = {}
+    combined: State = {}
+    for key, tensor in states[0].items():
+        twin = first_names.setdefault(_memory(key, tensor), key)
+        if twin != key and all(torch.equal(state[twin], state[key]) for state in states[1:]):
+            combined[key] = combined[twin]
+        else:
+            combined[key] = _combined([state[key] for state in states], function)
+    return combined
+
+
+def class_axis_last(outputs: Tensor, targets: Tensor) -> Tensor | None:
+    """Return the outputs with their axis of classes last, or None when the targets are no labels of them.
+
+    The axis of classes is the last one, or axis 1 where only that fits (the layout of convolutions).
+    """
+    if outputs.ndim < 2 or outputs.ndim != targets.ndim + 1:
+        return None
+    if outputs.shape[:-1] == targets.shape:
+        return outputs
+    if outputs.shape[:1] + outputs.shape[2:] == targets.shape:
+        return outputs.movedim(1, -1)
+    return None
+
+
+def _assignable(model: nn.Module, state: Mapping[str, Tensor]) -> State:
+    """Check a state against a module; return its tensors, one name for each place in the module.
+
+    A module reached by two names keeps one: ``functional_call`` would restore it wrongly.
+    """
+    check_same_architecture(state_of(model), state, "the model", "the state")
+    places: State = {}
+    seen: dict[tuple[int, str], str] = {}
+    ties: dict[int, str] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for leaf, own in (*module._parameters.items(), *module._buffers.items()):
+            name = f"{prefix}.{leaf}" if prefix else leaf
+            if own is None or name not in state:
+                continue
+            twin = ties.setdefault(id(own), name)
+            if state[twin] is not state[name] and not torch.equal(state[twin], state[name]):
+                raise CheckpointError(
+                    f"{twin!r} and {name!r} are one tensor in the model but differ in the state. "
+                    "Give both the same values, or untie them in the model."
+                )
+            if (id(module), leaf) not in seen:
+                places[name] = state[name].to(own.device)
+            seen.setdefault((id(module), leaf), name)
+    named = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    named |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    unknown = [name for name in state if name not in named]
+    if unknown:
+        raise CheckpointError(
+            f"The state's key {unknown[0]!r} is no parameter or buffer of the model (a hook renames keys in "
+            "its state_dict?), so it cannot be put in place. Pass a model without such hooks."
+        )
+    return places
+
+
+def _memory(key: str, tensor: Tensor) -> tuple[object, ...]:
+    """Return a key that two tensors share exactly when they are the same view of the same memory."""
+    pointer = tensor.data_ptr() if not tensor.is_meta else 0
+    if pointer == 0:
+        return (key,)
+    return (tensor.device, pointer, tensor.dtype, tensor.shape, tensor.stride())
+
+
+def _combined(tensors: list[Tensor], function: Callable[[list[Tensor]], Tensor]) -> Tensor:
+    first = tensors[0].detach()
+    if not (first.is_floating_point() or first.is_complex()):
+        return first.clone()
+    wide = torch.complex128 if first.is_complex() else torch.float64
+    result = function([t.detach().to(device=first.device, dtype=wide) for t in tensors])
+    return result.to(first.dtype, copy=True)
+
+
+def floating_dtype(state: Mapping[str, Tensor]) -> torch.dtype | None:
+    """Return the dtype of the first floating tensor, to which floating inputs are cast; None without any."""
+    return next((t.dtype for t in state.values() if t.is_floating_point()), None)
+
+
+def _mode_matters(module: nn.Module) -> bool:
+    if isinstance(module, _DROPOUT):
+        return module.p > 0
+    if isinstance(module, nn.RReLU):
+        return module.lower != module.upper
+    if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
+        return module.dropout > 0
+    if isinstance(module, _NORMALISATION):
+        return module.track_running_stats
+    return False
+
+
+def _called(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
+    with torch.no_grad():
+        losses = loss(outputs, targets)
+    if not isinstance(losses, Tensor) or losses.shape != outputs.shape[:1]:
+        found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise ShapeError(
+            f"The loss function returned {found} for {len(outputs)} examples; expected one value per "
+            f'example, shape ({len(outputs)},). Use reduction="none" and average over positions.'
+        )
+    return losses.cpu().double()
+
+
+def _check_labels(targets: Tensor, classes: int) -> None:
+    if targets.is_floating_point() or targets.is_complex():
+        raise DataError(
+            f"Cross-entropy needs class indices, found targets of {targets.dtype}. "
+            'Pass integer labels, or use loss="mse".'
+        )
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= classes:
+        raise DataError(
+            f"Labels run from {low} to {high}, but the model has {classes} outputs: expected "
+            f"0..{classes - 1}. Is this the right data set for this model?"
+        )
+
+
+def _correct(logits: Tensor, targets: Tensor) -> Tensor:
+    return _per_example((logits.argmax(-1) == targets).float())
+
+
+def _correct_if_classes(outputs: Tensor, targets: Tensor) -> Tensor | None:
+    logits = class_axis_last(outputs, targets)
+    if logits is None or targets.is_floating_point() or targets.is_complex():
+        return None
+    if int(targets.min()) < 0 or int(targets.max()) >= logits.shape[-1]:
+        return None
+    return _correct(logits, targets)
+
+
+def _per_example(values: Tensor) -> Tensor:
+    """Average everything but axis 0, in float64 on the CPU; shape ``(n,)``."""
+    return values.reshape(len(values), -1).mean(1, dtype=torch.float64).cpu()

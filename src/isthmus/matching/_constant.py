@@ -1,0 +1,100 @@
+"""Units that never vary: activations say nothing about them, so their weights decide.
+
+Policy ``constant_units="weights"``. A unit that is constant over the data (a dead one, say) has no covariance with
+any other. Activation matching therefore leaves the partners of such units open: it fixes the pairs in which both
+units vary, and the units left over are paired among themselves by full weight matching, given everything else.
+That is a second, small assignment per group, repeated until no group improves; it never lowers the gain of the
+activations, and it does not depend on the order in which the units of B are numbered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from isthmus.matching._grids import Cluster, Structure
+from isthmus.matching._nested import Gain, Solver
+from isthmus.matching._objectives import AbstractObjective
+from isthmus.matching._schedules import CoordinateDescent, SinglePass
+
+__all__ = ["CONSTANT_UNITS", "pair_constant_units"]
+
+CONSTANT_UNITS = "weights"
+"""Name of the policy for units that never vary."""
+
+
+@dataclass(frozen=True, eq=False)
+class _LeftOver:
+    """An objective in which only the pairs that are still open may change.
+
+    Attributes:
+        inner: decides.
+        allowed: by group, which pairs may be chosen, bool, shape ``(size, size)``.
+    """
+
+    inner: AbstractObjective
+    allowed: Mapping[str, Tensor]
+
+    @property
+    def structure(self) -> Structure:
+        whole = self.inner.structure
+        return replace(whole, clusters=tuple(c for c in whole.clusters if c[0] in self.allowed))
+
+    def gains(
+        self, cluster: Cluster, permutations: Mapping[str, Tensor], *, all_terms: bool = True
+    ) -> Sequence[Gain]:
+        name = cluster[0]
+        gains = self.inner.gains(cluster, permutations, all_terms=all_terms)
+        total = torch.stack([g.reduced(name).cpu() for g in gains]).sum(0)
+        allowed = self.allowed[name]
+        total[~(allowed[:, permutations[name]] if name in permutations else allowed)] = -torch.inf
+        return [Gain(total, {name: torch.arange(len(total))[:, None]})]
+
+    def value(self, permutations: Mapping[str, Tensor], groups: Iterable[str] | None = None) -> float:
+        return self.inner.value(permutations, groups)
+
+    def cost(self, group: str, permutations: Mapping[str, Tensor]) -> float:
+        return self.inner.cost(group, permutations)
+
+
+def pair_constant_units(
+    permutations: Mapping[str, Tensor],
+    constant: Mapping[str, tuple[Tensor, Tensor]],
+    weights: AbstractObjective,
+    solver: Solver,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Pair the units that activation matching leaves open by their weights.
+
+    Args:
+        permutations: what activation matching found.
+        constant: by group, indices of the units of A and of B that never vary; the group shares no axis.
+        weights: full weight matching.
+        solver: solves one assignment; honours gains of ``-inf`` as forbidden.
+        generator: for the schedules.
+
+    Returns:
+        All permutations; pairs of units that both vary are as before.
+    """
+    allowed = {name: _open_pairs(permutations[name], *units) for name, units in constant.items()}
+    objective = _LeftOver(weights, allowed)
+    known = {name: p for name, p in permutations.items() if name not in allowed}
+    first = SinglePass().run(objective, solver, known, generator)
+    return CoordinateDescent().run(objective, solver, first.permutations, generator).permutations
+
+
+def _open_pairs(permutation: Tensor, constant_a: Tensor, constant_b: Tensor) -> Tensor:
+    """Return which pairs the activations leave open, bool, shape ``(size, size)``."""
+    size = len(permutation)
+    dead_a, dead_b = torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
+    dead_a[constant_a.cpu()], dead_b[constant_b.cpu()] = True, True
+    left_a = dead_a | dead_b[permutation]
+    left_b = torch.zeros(size, dtype=torch.bool)
+    left_b[permutation[left_a]] = True
+    allowed = left_a[:, None] & left_b[None, :] & (dead_a[:, None] | dead_b[None, :])
+    rows = torch.arange(size)
+    allowed[rows[~left_a], permutation[~left_a]] = True
+    return allowed

@@ -1,0 +1,234 @@
+r"""Approximate dimension of what each method matches, per group: :func:`dimension`.
+
+A method that finds partners among few directions finds good ones. For a group of ``m`` units let ``S``, shape
+``(m, m)``, be the Gram matrix of the units as a method sees them, i.e. the gain matrix of the network against
+itself. Then :math:`\mathrm{Dim}(S) = \mathrm{tr}(S)^2 / \mathrm{tr}(S^2)`, between 1 and the rank.
+
+====================  ============================================  ===================================
+method                ``S``                                         centred
+====================  ============================================  ===================================
+``weights-incoming``  ``W Wᵀ``                                      minus the mean unit
+``weights``           ``W Wᵀ + b bᵀ + W₊ᵀ W₊``                      minus the mean unit
+``covariance``        ``[W b] E[(h, 1)(h, 1)ᵀ] [W b]ᵀ = E[z zᵀ]``   ``Cov(z) = W Cov(h) Wᵀ``
+``activations``       ``E[φ φᵀ]``                                   ``Cov(φ)``
+====================  ============================================  ===================================
+
+The uncentred values are the paper's; on activations they mostly measure the mean direction (theory note §8).
+A group that several layers compute or read has the sum of their ``S`` (features concatenated); of activations
+seen in several places, the mean. Where a layer's ``S`` is not the whole story (embeddings, gains of norms), the
+other parameters are added as the method adds them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isthmus.batches import Batches, first_batch, reusable
+from isthmus.evaluation import require_evaluation
+from isthmus.matching._align import example_of
+from isthmus.matching._layers import Layers
+from isthmus.matching._methods import (
+    Pair,
+    incoming_weight_objective,
+    layer_terms,
+    uncovered_terms,
+    weight_objective,
+)
+from isthmus.matching._objectives import AbstractObjective
+from isthmus.moments import SiteRunner, find_sites, input_statistics, unit_moments
+from isthmus.states import check_finite, state_of
+from isthmus.symmetry import SymmetrySpec, discover_from_trace, trace
+from isthmus.symmetry._discover import Outputs
+from isthmus.transport import (
+    approximate_dimension_of_moment,
+    entropy_rank_of_moment,
+    stable_rank_of_moment,
+)
+
+__all__ = ["Dimension", "DimensionTable", "dimension"]
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """How many directions the units of one group fill, as one method sees them; no unit, NaN for a zero matrix.
+
+    Attributes:
+        uncentred: approximate dimension of ``S``.
+        centred: the same after centring (see the module).
+        stable_rank: ``tr(S) / λ_max(S)``.
+        entropy_rank: exponential of the entropy of the normalised eigenvalues of ``S``.
+    """
+
+    uncentred: float
+    centred: float
+    stable_rank: float
+    entropy_rank: float
+
+
+@dataclass(frozen=True)
+class DimensionTable:
+    """Dimensions by method and group.
+
+    Attributes:
+        methods: from method to group name to :class:`Dimension`.
+        sizes: units per group: the largest value a dimension can take.
+    """
+
+    methods: Mapping[str, Mapping[str, Dimension]]
+    sizes: Mapping[str, int]
+
+    def to_dict(self) -> dict[str, dict[str, dict[str, float | None]]]:
+        """Return plain values by method, group and kind; ``None`` stands for NaN."""
+        return {
+            method: {
+                group: {kind: value if math.isfinite(value) else None for kind, value in vars(found).items()}
+                for group, found in groups.items()
+            }
+            for method, groups in self.methods.items()
+        }
+
+    def __str__(self) -> str:
+        """Return one line per group, one pair of columns (uncentred, centred) per method."""
+        width = max([5, *(len(name) for name in self.sizes)])
+        wide = {method: max(len(method), 15) for method in self.methods}
+        head = f"{'group':<{width}}  units  " + "  ".join(f"{m:>{w}}" for m, w in wide.items())
+        lines = ["approximate dimension, uncentred / centred", head.rstrip()]
+        for group, size in self.sizes.items():
+            cells = []
+            for method, w in wide.items():
+                found = self.methods[method][group]
+                cells.append(f"{found.uncentred:.1f} / {found.centred:.1f}".rjust(w))
+            lines.append(f"{group:<{width}}  {size:>5}  {'  '.join(cells)}".rstrip())
+        return "\n".join(lines)
+
+
+def dimension(
+    model: nn.Module,
+    batches: Batches | None = None,
+    *,
+    args: Any = None,
+    kwargs: Mapping[str, Any] | None = None,
+    spec: SymmetrySpec | None = None,
+    outputs: Outputs = None,
+    seed: int = 0,
+) -> DimensionTable:
+    r"""Measure, per group of units and per method, how many directions the matched units fill.
+
+    Args:
+        model: the network, in evaluation mode; not mutated.
+        batches: data (see :mod:`isthmus.batches`); without any, only the methods that compare weights appear.
+        args: example positional inputs for tracing; default: the start of the first batch.
+        kwargs: example keyword inputs.
+        spec: the symmetries; default: discovered.
+        outputs: outputs that must be preserved (see :func:`isthmus.discover`).
+        seed: of the sampling of wide rows.
+
+    Returns:
+        A table over the groups of the spec. Compare it between networks of one width only.
+
+    Raises:
+        DataError: neither data nor example inputs.
+        ModelError: the model is in training mode, or cannot be traced.
+        CheckpointError: NaN or infinite weights.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+        >>> sorted(isthmus.dimension(model, args=torch.zeros(1, 4)).methods)
+        ['weights', 'weights-incoming']
+
+    Source:
+        Ferbach et al. 2024, section 6 (approximate dimension of the three methods); centring is ours.
+    """
+    require_evaluation(model, "The network")
+    state = state_of(model, "The network")
+    check_finite(state, "The network")
+    data = None if batches is None else reusable(batches)
+    example = example_of(args, kwargs, data, model)
+    traced = trace(model, example.args, example.kwargs)
+    found = discover_from_trace(traced, outputs=outputs) if spec is None else spec
+    layers = Layers(found, find_sites(traced), tuple(name for name, _ in model.named_parameters()))
+    pair = Pair(layers, state, state)
+    methods = {
+        "weights-incoming": _of_weights(incoming_weight_objective(pair)),
+        "weights": _of_weights(weight_objective(pair)),
+    }
+    if data is not None:
+        runner = SiteRunner(model, first_batch(data))
+        methods["covariance"] = _of_layers(pair, runner, data, torch.Generator().manual_seed(seed))
+        methods["activations"] = _of_activations(pair, runner, data)
+    return DimensionTable(
+        {method: {name: groups[name] for name in found.groups} for method, groups in methods.items()},
+        {name: group.size for name, group in found.groups.items()},
+    )
+
+
+def _of_weights(objective: AbstractObjective) -> dict[str, Dimension]:
+    return {name: _measured(gram, _centred(gram)) for name, gram in _grams(objective)}
+
+
+def _of_layers(
+    pair: Pair, runner: SiteRunner, data: Batches, generator: torch.Generator
+) -> dict[str, Dimension]:
+    statistics = input_statistics(runner, pair.state_a, data, runner.sites, generator)
+    plain, centred = (
+        dict(
+            _grams(
+                pair.objective(
+                    [
+                        term
+                        for site in pair.layers.sites
+                        for term in layer_terms(pair, site, statistics[site.name], centred=center)
+                    ]
+                )
+            )
+        )
+        for center in (False, True)
+    )
+    rest = dict(_grams(pair.objective(uncovered_terms(pair))))
+    return {name: _measured(plain[name] + rest[name], centred[name] + _centred(rest[name])) for name in plain}
+
+
+def _of_activations(pair: Pair, runner: SiteRunner, data: Batches) -> dict[str, Dimension]:
+    taps = pair.layers.taps()
+    moments = unit_moments(runner, pair.state_a, data, taps)
+    found = _of_weights(weight_objective(pair))
+    for name, seen in moments.items():
+        if seen:
+            second = torch.stack([m.second_moment for m in seen]).mean(0)
+            found[name] = _measured(second, torch.stack([m.covariance for m in seen]).mean(0))
+    return found
+
+
+def _grams(objective: AbstractObjective) -> Iterator[tuple[str, Tensor]]:
+    """Yield, per group, the gain of the network's units against themselves, shape ``(size, size)``."""
+    for cluster in objective.structure.clusters:
+        gains = objective.gains(cluster, {})
+        for name in cluster:
+            own = [g.reduced(name) for g in gains if name in g.members]
+            yield name, torch.stack(own).sum(0)
+
+
+def _centred(gram: Tensor) -> Tensor:
+    """Return the Gram matrix after subtracting the mean unit from every unit."""
+    mean = gram.mean(0)
+    return gram - mean[:, None] - mean[None, :] + mean.mean()
+
+
+def _measured(second_moment: Tensor, centred: Tensor) -> Dimension:
+    second_moment, centred = (0.5 * (s + s.T) for s in (second_moment, centred))
+    # Rounding of a matrix that is zero after centring is no direction.
+    tiny = 1e-13 * float(second_moment.abs().max()) if second_moment.numel() else 0.0
+    if not second_moment.numel():
+        return Dimension(math.nan, math.nan, math.nan, math.nan)
+    return Dimension(
+        approximate_dimension_of_moment(second_moment),
+        approximate_dimension_of_moment(torch.where(centred.abs() <= tiny, 0.0, centred)),
+        stable_rank_of_moment(second_moment),
+        entropy_rank_of_moment(second_moment),
+    )

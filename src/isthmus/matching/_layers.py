@@ -1,0 +1,173 @@
+r"""Layers as the matchers see them: weights with normalisation folded in, and which slots meet which site.
+
+BatchNorm in evaluation mode is affine, so ``norm(W h + b)`` is the layer ``W̃ h + b̃`` with
+:math:`\tilde W = \gamma / \sqrt{v + \epsilon}\; W` and :math:`\tilde b = \gamma (b - \mu) / \sqrt{v + \epsilon}
++ \beta`. Matching in the input's metric uses the folded layer: it is what the next nonlinearity sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from isthmus.matching._grids import Cluster, Facet, Grid, Structure, clusters_of, facets_of
+from isthmus.moments import Site, Tap
+from isthmus.symmetry import Slot, SymmetrySpec
+
+__all__ = ["Layers", "View", "affine_layer", "matrix_of", "tensor_of"]
+
+
+def affine_layer(state: Mapping[str, Tensor], site: Site) -> tuple[Tensor, Tensor | None]:
+    """Return the folded weight (its own shape) and bias ``(outputs,)`` of a site, float64."""
+    weight = state[site.weight].double()
+    bias = None if site.bias is None else state[site.bias].double()
+    if site.norm is None:
+        return weight, bias
+    norm = site.norm
+    scale = (state[norm.running_var].double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * state[norm.weight].double()
+    shift = (torch.zeros_like(scale) if bias is None else bias) - state[norm.running_mean].double()
+    folded = shift * scale
+    if norm.bias is not None:
+        folded = folded + state[norm.bias].double()
+    shape = [-1 if axis == site.out_axis else 1 for axis in range(weight.ndim)]
+    return weight * scale.reshape(shape), folded
+
+
+def matrix_of(weight: Tensor, site: Site) -> Tensor:
+    """Return a site's weight as a matrix that multiplies its input rows from the left.
+
+    Shape ``(outputs, features)``; for transposed convolutions ``(outputs · kernel, channels)``.
+    """
+    front = weight.movedim((site.out_axis, site.in_axis), (0, 1))
+    if site.convolution is not None and site.convolution.turned:
+        return front.movedim(1, -1).reshape(-1, front.shape[1])
+    return front.reshape(front.shape[0], -1)
+
+
+def tensor_of(matrix: Tensor, like: Tensor, site: Site) -> Tensor:
+    """Undo :func:`matrix_of`: return the matrix in the shape of the weight."""
+    front = like.movedim((site.out_axis, site.in_axis), (0, 1))
+    if site.convolution is not None and site.convolution.turned:
+        back = matrix.reshape(front.shape[0], *front.shape[2:], front.shape[1]).movedim(-1, 1)
+    else:
+        back = matrix.reshape(front.shape)
+    return back.movedim((0, 1), (site.out_axis, site.in_axis))
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Where the activations of a cluster of groups are seen: a tap, and how the groups move what it sees."""
+
+    tap: Tap
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class Layers:
+    """How the groups of a spec meet the sites of a traced network.
+
+    Attributes:
+        spec: the symmetries.
+        sites: the sites in the order of computation.
+        parameters: names of the parameters, each tied one once.
+    """
+
+    spec: SymmetrySpec
+    sites: Sequence[Site]
+    parameters: Sequence[str]
+
+    @cached_property
+    def table(self) -> Mapping[str, Mapping[int, Sequence[tuple[str, Slot]]]]:
+        """Per tensor and axis, the ``(group, slot)`` pairs that act there."""
+        return self.spec.slots_by_tensor()
+
+    @cached_property
+    def structure(self) -> Structure:
+        """All groups; their clusters are ordered as the sites first meet them, read or computed, the others last."""
+        found = clusters_of(self.spec)
+        cluster_of = {name: cluster for cluster in found for name in cluster}
+        order: dict[Cluster, None] = {}
+        for site in self.sites:
+            for axis in (site.in_axis, site.out_axis):
+                pairs = self.table.get(site.weight, {}).get(axis, ())
+                order.update(dict.fromkeys(cluster_of[name] for name, _ in pairs))
+        order.update(dict.fromkeys(found))
+        return Structure(self.spec, tuple(order))
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Units per group, in the order of matching."""
+        return self.structure.sizes
+
+    def facets(self, tensor: str, axis: int | None = None) -> Sequence[Facet]:
+        """Return the facets of a tensor, of all axes or of one."""
+        if tensor not in self._facets:
+            by_axis = self.table.get(tensor, {})
+            present = {self.structure.cluster_of[g] for pairs in by_axis.values() for g, _ in pairs}
+            self._facets[tensor] = [
+                facet
+                for cluster in self.structure.clusters
+                if cluster in present
+                for facet in facets_of(self.spec, cluster, self.spec.shapes[tensor], by_axis)
+            ]
+        return [f for f in self._facets[tensor] if axis is None or f.axes[0] == axis]
+
+    @cached_property
+    def _facets(self) -> dict[str, list[Facet]]:
+        return {}
+
+    @cached_property
+    def covered(self) -> frozenset[str]:
+        """Names of the parameters that sites read: weights, biases and folded norms."""
+        names: set[str] = set()
+        for site in self.sites:
+            norm = site.norm
+            names.update(n for n in (site.weight, site.bias) if n is not None)
+            if norm is not None:
+                names.update(n for n in (norm.weight, norm.bias) if n is not None)
+        return frozenset(names)
+
+    def views(self) -> dict[Cluster, list[View]]:
+        """Return where each cluster's activations are seen: what flows into the layers that read it.
+
+        Groups that no layer reads (queries and keys, say) are seen where layers compute them; a cluster without any
+        layer has no view.
+        """
+        read: dict[Cluster, list[View]] = {c: [] for c in self.structure.clusters}
+        made: dict[Cluster, list[View]] = {c: [] for c in self.structure.clusters}
+        sources: dict[Cluster, list[tuple[str, Tensor]]] = {c: [] for c in self.structure.clusters}
+        for site in self.sites:
+            for cluster, grid in self._channels(site, site.in_axis) if site.channels_listed else ():
+                seen = sources[cluster]
+                if not any(s == site.source and torch.equal(p, grid.positions) for s, p in seen):
+                    seen.append((site.source, grid.positions))
+                    read[cluster].append(View(Tap(site.name, True, grid.positions), grid))
+            for cluster, grid in self._channels(site, site.out_axis):
+                made[cluster].append(View(Tap(site.name, False, grid.positions), grid))
+        for cluster, views in read.items():
+            known = {name for view in views for name in view.grid.members}
+            views += [v for v in made[cluster] if not known.issuperset(v.grid.members)]
+        return read
+
+    def _channels(self, site: Site, axis: int) -> list[tuple[Cluster, Grid]]:
+        """Return the clusters and grids on an axis of a site's weight that lists channels."""
+        facets = self.facets(site.weight, axis)
+        return [(f.cluster, grid) for f in facets if len(f.axes) == 1 for grid in f.grids]
+
+    def taps(self) -> dict[str, list[Tap]]:
+        """Return where each group's activations are seen, one by one (see :meth:`views`)."""
+        return {
+            name: [
+                Tap(v.tap.site, v.tap.inflow, v.grid.positions_of(name))
+                for v in listed
+                if name in v.grid.members
+            ]
+            for cluster, listed in self.views().items()
+            for name in cluster
+        }

@@ -1,0 +1,302 @@
+r"""What is matched: objectives turn two networks into gain matrices.
+
+Every weight-based objective is a sum of inner products between a tensor of A and the relabelled tensor of B,
+seen along one axis on which a cluster of groups acts (:class:`Term`). Matching by weights takes A's own tensor;
+matching in the metric of the layer's input takes :math:`W_A \Sigma`, so that the gain is the paper's
+:math:`W_A \Sigma W_B^\top`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from isthmus.matching._grids import Cluster, Facet, Grid, Structure
+from isthmus.matching._nested import Gain, total_gain
+from isthmus.symmetry import Slot
+from isthmus.symmetry._apply import permute_tensor
+
+__all__ = ["AbstractObjective", "Comparison", "MomentObjective", "Movers", "Term", "TermObjective"]
+
+
+class AbstractObjective(Protocol):
+    """Turns two networks into gain matrices, and measures a whole set of permutations."""
+
+    @property
+    def structure(self) -> Structure:
+        """The groups, those that are matched together, and their order."""
+        ...
+
+    def gains(
+        self, cluster: Cluster, permutations: Mapping[str, Tensor], *, all_terms: bool = True
+    ) -> Sequence[Gain]:
+        """Return the gains (to be summed) of pairing units of A (rows) with units of B (columns).
+
+        B's units are taken where the permutations have moved them, so that a coupling found from the gains is
+        a change, to be added by :meth:`Structure.followed`.
+
+        Args:
+            cluster: the groups that are matched.
+            permutations: current permutations; a group that is not listed is not matched yet.
+            all_terms: whether what depends on groups not matched yet counts too (with the identity there).
+                If not, only a part of the cluster may take part; at least one group not matched yet does.
+
+        Returns:
+            float64 gains; larger is better.
+        """
+        ...
+
+    def value(self, permutations: Mapping[str, Tensor], groups: Iterable[str] | None = None) -> float:
+        """Return the value of permutations (maximised); a group that is not listed counts as the identity.
+
+        Args:
+            permutations: by group.
+            groups: leave out all that does not depend on any of these; default: everything counts.
+        """
+        ...
+
+    def cost(self, group: str, permutations: Mapping[str, Tensor]) -> float:
+        """Return the matched cost of a group: mean squared distance per unit in the objective's metric."""
+        ...
+
+
+Movers = Mapping[int, Sequence[tuple[str, Slot]]]
+"""All ``(group, slot)`` pairs that move a tensor, by axis."""
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    r"""A few tensors of A against the same tensors of B, in one inner product :math:`\langle x, M y \rangle`.
+
+    Attributes:
+        a: A's tensors with the metric :math:`M` applied, float64.
+        b: B's tensors in their own order, float64, same shapes.
+        movers: what moves each tensor of B.
+        norm_a: squared norm of A's tensors in the metric.
+        metric: applies :math:`M` to (relabelled) tensors of B; ``None`` for the identity.
+    """
+
+    a: tuple[Tensor, ...]
+    b: tuple[Tensor, ...]
+    movers: tuple[Movers, ...]
+    norm_a: float
+    metric: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] | None = None
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """Groups that move some tensor."""
+        return frozenset(g for m in self.movers for pairs in m.values() for g, _ in pairs)
+
+    def moved(self, permutations: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Return B's tensors relabelled."""
+        return tuple(permute_tensor(b, m, permutations) for b, m in zip(self.b, self.movers, strict=True))
+
+    def inner(self, permutations: Mapping[str, Tensor]) -> float:
+        """Return the inner product of A's tensors with the relabelled ones of B."""
+        return sum(float((a * b).sum()) for a, b in zip(self.a, self.moved(permutations), strict=True))
+
+    def cost(self, permutations: Mapping[str, Tensor]) -> float:
+        """Return the squared distance of A's tensors to the relabelled ones of B, in the metric."""
+        moved = self.moved(permutations)
+        measured = moved if self.metric is None else self.metric(moved)
+        norm_b = sum(float((x * y).sum()) for x, y in zip(measured, moved, strict=True))
+        inner = sum(float((x * y).sum()) for x, y in zip(self.a, moved, strict=True))
+        return self.norm_a + norm_b - 2 * inner
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    r"""A comparison seen along a facet: its contribution to the gain of the cluster that acts there.
+
+    Attributes:
+        facet: the cluster, and where it sits.
+        comparison: the tensors.
+        axes: the axes of each tensor that the facet cuts; tensors without take no part.
+        scale: ``None`` for inner products alone; or :math:`s_p \ge 0` of each position of the facet, shape
+            ``(length,)``, for the pair cost :math:`s_p \lVert a_p - b_q \rVert^2`, whose gain is
+            :math:`s_p (\langle a_p, b_q \rangle - \tfrac12 \lVert b_q \rVert^2)`.
+    """
+
+    facet: Facet
+    comparison: Comparison
+    axes: tuple[tuple[int, ...], ...]
+    scale: Tensor | None = None
+
+    @property
+    def neighbours(self) -> frozenset[str]:
+        """Groups that move the same tensors along other axes."""
+        return self.comparison.groups - self.facet.groups
+
+    def gains(self, permutations: Mapping[str, Tensor]) -> list[Gain]:
+        """Return the gain matrices of the grids' cells when B's tensors have been moved."""
+        c = self.comparison
+        moved = c.moved(permutations)
+        return [
+            Gain(
+                sum(
+                    (self._part(grid, axes, a, b) for axes, a, b in zip(self.axes, c.a, moved, strict=False)),
+                    c.a[0].new_zeros(()),
+                ),
+                grid.members,
+            )
+            for grid in self.facet.grids
+        ]
+
+    def _part(self, grid: Grid, axes: tuple[int, ...], a: Tensor, b: Tensor) -> Tensor:
+        """Return the gain of the cells for one tensor, shape ``(cells, cells)``."""
+        cells_a, cells_b = (_cells(t, axes, grid.positions) for t in (a, b))
+        if self.scale is None:
+            return cells_a.flatten(1) @ cells_b.flatten(1).T
+        scale = self.scale.to(a.device)[grid.positions.to(a.device)]
+        product = (scale[:, :, None] * cells_a).flatten(1) @ cells_b.flatten(1).T
+        return product - 0.5 * scale @ cells_b.square().sum(2).T
+
+
+def _cells(tensor: Tensor, axes: tuple[int, ...], positions: Tensor) -> Tensor:
+    """Return a tensor with one row per cell, shape ``(cells, copies, all other entries)``."""
+    front = tensor.movedim(axes, tuple(range(len(axes)))).flatten(0, len(axes) - 1)
+    rows = front.flatten(1) if front.ndim > 1 else front[:, None]
+    if positions.shape == (len(rows), 1) and torch.equal(positions[:, 0], torch.arange(len(rows))):
+        return rows[:, None]
+    return rows[positions.to(rows.device)]
+
+
+Measure = Callable[[Comparison, Mapping[str, Tensor]], float]
+
+
+def negative_cost(comparison: Comparison, permutations: Mapping[str, Tensor]) -> float:
+    """Return minus half the squared distance: equal to the inner product up to what does not change."""
+    return -0.5 * comparison.cost(permutations)
+
+
+class TermObjective:
+    """A sum of terms.
+
+    Args:
+        structure: the groups.
+        terms: all terms.
+        measure: value of a comparison under permutations (maximised): :meth:`Comparison.inner` where gains are
+            all there is to a term, else :func:`negative_cost`. Terms with a scale add nothing to the value.
+    """
+
+    def __init__(
+        self, structure: Structure, terms: Iterable[Term], measure: Measure = Comparison.inner
+    ) -> None:
+        self._structure, self._measure = structure, measure
+        self._terms: dict[Cluster, list[Term]] = {c: [] for c in structure.clusters}
+        compared: dict[int, Comparison] = {}
+        for term in terms:
+            self._terms[term.facet.cluster].append(term)
+            if term.scale is None:
+                compared[id(term.comparison)] = term.comparison
+        self._compared = tuple(compared.values())
+
+    @property
+    def structure(self) -> Structure:
+        """The groups."""
+        return self._structure
+
+    def gains(
+        self, cluster: Cluster, permutations: Mapping[str, Tensor], *, all_terms: bool = True
+    ) -> Sequence[Gain]:
+        """Return the gains of a cluster (see :class:`AbstractObjective`)."""
+        terms, needed = self._terms[cluster], list(cluster)
+        if not all_terms:
+            needed = [name for name in cluster if name not in permutations]
+            known = [t for t in terms if all(n in permutations for n in t.neighbours)]
+            if any(t.facet.groups.intersection(needed) for t in known):
+                terms, needed = known, []
+        found = _added([g for t in terms for g in t.gains(permutations)])
+        return found + [self._nothing(n) for n in needed if not any(n in g.members for g in found)]
+
+    def _nothing(self, group: str) -> Gain:
+        """Return the gain of a group without any term."""
+        size = self._structure.sizes[group]
+        return Gain(torch.zeros(size, size, dtype=torch.float64), {group: torch.arange(size)[:, None]})
+
+    def cost(self, group: str, permutations: Mapping[str, Tensor]) -> float:
+        """Return the matched squared distance per unit, over the unscaled terms of the group's cluster."""
+        terms = self._terms[self._structure.cluster_of[group]]
+        compared = {id(t.comparison): t.comparison for t in terms if t.scale is None}
+        return sum(c.cost(permutations) for c in compared.values()) / max(self._structure.sizes[group], 1)
+
+    def value(self, permutations: Mapping[str, Tensor], groups: Iterable[str] | None = None) -> float:
+        """Return the value of permutations (see :class:`AbstractObjective`)."""
+        wanted = None if groups is None else frozenset(groups)
+        return sum(
+            self._measure(c, permutations) for c in self._compared if wanted is None or wanted & c.groups
+        )
+
+
+def _added(gains: Sequence[Gain]) -> list[Gain]:
+    """Add the gains that cut their axes into the same cells."""
+    found: list[Gain] = []
+    for gain in gains:
+        for k, other in enumerate(found):
+            if _same_cells(gain, other):
+                found[k] = Gain(other.matrix + gain.matrix.to(other.matrix.device), other.members)
+                break
+        else:
+            found.append(gain)
+    return found
+
+
+def _same_cells(one: Gain, other: Gain) -> bool:
+    return list(one.members) == list(other.members) and all(
+        torch.equal(own, other.members[name]) for name, own in one.members.items()
+    )
+
+
+class MomentObjective:
+    """Gains that do not depend on other groups: cross-covariances or correlations of activations.
+
+    Args:
+        structure: the groups.
+        gains: by cluster.
+        spreads: by cluster, sum of the mean squares of all units of A and of B, in the gains' scale.
+        fallback: matches the clusters whose activations are seen nowhere, and is about these only.
+    """
+
+    def __init__(
+        self,
+        structure: Structure,
+        gains: Mapping[Cluster, Sequence[Gain]],
+        spreads: Mapping[Cluster, float],
+        fallback: AbstractObjective,
+    ) -> None:
+        self._gains, self._spreads, self._fallback = dict(gains), dict(spreads), fallback
+        seen = [c for c in structure.clusters if c in self._gains]
+        self._structure = replace(
+            structure, clusters=(*seen, *(c for c in structure.clusters if c not in self._gains))
+        )
+
+    @property
+    def structure(self) -> Structure:
+        """The groups; those whose activations are seen come first."""
+        return self._structure
+
+    def gains(
+        self, cluster: Cluster, permutations: Mapping[str, Tensor], *, all_terms: bool = True
+    ) -> Sequence[Gain]:
+        """Return the gains of a cluster; what the other groups do plays no part where activations are seen."""
+        if cluster in self._gains:
+            return [g.moved(permutations) for g in self._gains[cluster]]
+        return self._fallback.gains(cluster, permutations, all_terms=all_terms)
+
+    def cost(self, group: str, permutations: Mapping[str, Tensor]) -> float:
+        """Return the mean squared distance per unit under permutations, identity where missing."""
+        cluster = self._structure.cluster_of[group]
+        if cluster not in self._gains:
+            return self._fallback.cost(group, permutations)
+        gain = total_gain(self._gains[cluster], permutations)
+        return (self._spreads[cluster] - 2 * gain) / max(self._structure.sizes[group], 1)
+
+    def value(self, permutations: Mapping[str, Tensor], groups: Iterable[str] | None = None) -> float:
+        """Return the value of permutations (see :class:`AbstractObjective`)."""
+        wanted = frozenset(self._structure.sizes if groups is None else groups)
+        total = sum(total_gain(g, permutations) for c, g in self._gains.items() if wanted.intersection(c))
+        return total + self._fallback.value(permutations, groups)

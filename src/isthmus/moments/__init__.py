@@ -1,0 +1,34 @@
+"""Statistics of activations: streaming, mergeable moments, and where in a network they are taken."""
+
+from isthmus.moments._accumulators import CONSTANT_TOLERANCE, CrossMoment, Moment
+from isthmus.moments._collect import (
+    InputStatistics,
+    RowSample,
+    Tap,
+    cross_moments,
+    input_statistics,
+    unit_moments,
+)
+from isthmus.moments._normalisation import refresh_batchnorm
+from isthmus.moments._patches import Convolution, input_rows
+from isthmus.moments._runner import SiteRunner
+from isthmus.moments._sites import BatchNorm, Site, find_sites
+
+__all__ = [
+    "CONSTANT_TOLERANCE",
+    "BatchNorm",
+    "Convolution",
+    "CrossMoment",
+    "InputStatistics",
+    "Moment",
+    "RowSample",
+    "Site",
+    "SiteRunner",
+    "Tap",
+    "cross_moments",
+    "find_sites",
+    "input_rows",
+    "input_statistics",
+    "refresh_batchnorm",
+    "unit_moments",
+]

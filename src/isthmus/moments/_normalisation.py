@@ -1,0 +1,178 @@
+"""Recomputing the running statistics of batch normalisation for weights that were not trained with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isthmus.batches import Batches, iterate, reusable
+from isthmus.errors import DataError, ModelError
+from isthmus.evaluation import bind
+from isthmus.states import State, check_finite, check_same_architecture, state_of
+
+__all__ = ["Refresh", "refresh_batchnorm", "refresher"]
+
+Refresh = str | Callable[[State], Mapping[str, Tensor]] | None
+"""What is done to a mixed state before it is run: nothing, ``"batchnorm"``, or a function of the state."""
+
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass
+class _Layer:
+    """A BatchNorm layer: its names in the model, and sums over its calls, float64, ``(channels,)``."""
+
+    paths: list[str]
+    calls: int = 0
+    values: int = 0
+    means: Tensor | float = 0.0
+    variances: Tensor | float = 0.0
+
+    def before(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Refuse a call whose variance does not exist."""
+        if inputs[0].numel() // inputs[0].shape[1] < 2:
+            raise DataError(
+                f"Recomputing the statistics of {self.paths[0]!r}: a batch gives it a single value per "
+                "channel, which has no variance. Use larger batches, and drop a last batch of one example."
+            )
+
+    def after(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Add the statistics of the call, which momentum 1 has left in the running ones."""
+        count = inputs[0].numel() // inputs[0].shape[1]
+        self.calls += 1
+        self.values += count
+        self.means = self.means + count * layer.get_buffer("running_mean").double()
+        self.variances = self.variances + count * layer.get_buffer("running_var").double()
+
+    def write(self, state: State) -> None:
+        """Put the averages into ``state``, unless the layer was never called."""
+        if not self.calls:
+            return
+        fresh = {
+            "running_mean": torch.as_tensor(self.means / self.values),
+            "running_var": torch.as_tensor(self.variances / self.values),
+            "num_batches_tracked": torch.tensor(self.calls),
+        }
+        for path in self.paths:
+            for leaf, value in fresh.items():
+                name = _join(path, leaf)
+                if name in state:
+                    old = state[name]
+                    state[name] = value.to(device=old.device, dtype=old.dtype, copy=True)
+
+
+def refresh_batchnorm(model: nn.Module, state: Mapping[str, Tensor], batches: Batches) -> State:
+    r"""Recompute running means and variances of every BatchNorm layer for the weights in ``state``.
+
+    An average of two trained networks has other activations than either, so the averaged running statistics
+    are wrong for it and its loss says little (Jordan et al. 2022, REPAIR, arXiv:2211.08403). The network is
+    run once over ``batches`` with its BatchNorm layers normalising by the statistics of the batch, and
+    everything else in evaluation. With :math:`\mu_k, s_k^2` a layer's mean and unbiased variance in its
+    call :math:`k`, over :math:`c_k` values per channel, the new statistics are the cumulative averages
+    :math:`\sum_k c_k\mu_k / \sum_k c_k` and :math:`\sum_k c_k s_k^2 / \sum_k c_k`, summed in float64.
+
+    Use shuffled batches of training data: class-sorted or tiny batches have other statistics than the data.
+
+    Args:
+        model: the architecture. Its modes and tensors are as before afterwards; do not run it meanwhile.
+        state: the weights to run, by name; not changed.
+        batches: see :mod:`isthmus.batches`; targets are not used.
+
+    Returns:
+        A new state: ``running_mean`` and ``running_var`` are fresh tensors in their dtype and
+        ``num_batches_tracked`` is the number of calls; every other tensor is the one of ``state``. Without a
+        BatchNorm layer that keeps running statistics, nothing is run and the state comes back as it was.
+        Layers that no batch reaches keep their statistics.
+
+    Raises:
+        DataError: no batches, or one with a single value per channel at some layer.
+        CheckpointError, ShapeError: the state is not one of the model.
+    """
+    layers = _tracking_layers(model)
+    if not layers:
+        return dict(state)
+    scratch = {_join(path, leaf) for entry in layers.values() for path in entry.paths for leaf in _STATISTICS}
+    run = bind(model, {n: torch.zeros_like(t) if n in scratch else t for n, t in state.items()})
+    with _batch_statistics(model, layers):
+        for batch in iterate(batches):
+            run(batch)
+    refreshed = dict(state)
+    for entry in layers.values():
+        entry.write(refreshed)
+    return refreshed
+
+
+def refresher(
+    refresh: Refresh, model: nn.Module | None, batches: Batches | None
+) -> Callable[[State], State] | None:
+    """Return the checked function that ``refresh`` stands for, or None.
+
+    Args:
+        refresh: None, ``"batchnorm"``, or a function of a state that returns a state of the same shapes.
+        model: the architecture, for ``"batchnorm"``.
+        batches: the data, for ``"batchnorm"``; iterated again for every state.
+
+    Raises:
+        DataError: unknown name, or ``"batchnorm"`` without batches.
+        ModelError: ``"batchnorm"`` without a module.
+    """
+    if refresh is None:
+        return None
+    if callable(refresh):
+        return lambda state: _checked(refresh, state)
+    if refresh != "batchnorm":
+        raise DataError(f'Unknown refresh {refresh!r}: expected None, "batchnorm" or a function of a state.')
+    if batches is None:
+        raise DataError('refresh="batchnorm" needs batches to recompute the statistics on.')
+    if model is None:
+        raise ModelError('refresh="batchnorm" runs the network: pass its architecture as model=, a module.')
+    data = reusable(batches)
+    return lambda state: refresh_batchnorm(model, state, data)
+
+
+def _checked(refresh: Callable[[State], Mapping[str, Tensor]], state: State) -> State:
+    refreshed = state_of(refresh(state), "the refreshed state")
+    check_same_architecture(state, refreshed, "the state", "the refreshed state")
+    check_finite(refreshed, "the refreshed state")
+    return refreshed
+
+
+def _tracking_layers(model: nn.Module) -> dict[_BatchNorm, _Layer]:
+    found: dict[_BatchNorm, _Layer] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            found.setdefault(module, _Layer([])).paths.append(path)
+    return found
+
+
+@contextmanager
+def _batch_statistics(model: nn.Module, layers: Mapping[_BatchNorm, _Layer]) -> Iterator[None]:
+    """Let the layers, and nothing else, normalise by batch statistics and report them; undone at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [(layer, layer.momentum) for layer in layers]
+    hooks = []
+    try:
+        for module, _ in modes:
+            module.training = module in layers
+        for layer, entry in layers.items():
+            layer.momentum = 1.0
+            hooks.append(layer.register_forward_pre_hook(entry.before))
+            hooks.append(layer.register_forward_hook(entry.after))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes:
+            module.training = mode
+        for layer, momentum in momenta:
+            layer.momentum = momentum
+
+
+def _join(path: str, leaf: str) -> str:
+    return f"{path}.{leaf}" if path else leaf

@@ -1,0 +1,87 @@
+"""Model cards: what a written folder is, what it was made from and how, for people and for the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from isthmus.matching import Alignment
+
+__all__ = ["Source", "merge_card", "relabelled_card"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that went into another: its title, share and, unless it stayed as it was, its alignment."""
+
+    title: str
+    weight: float = 1.0
+    alignment: Alignment | None = None
+
+
+def merge_card(sources: Sequence[Source], left_out: Sequence[str]) -> str:
+    """Return the card of a weighted average."""
+    lines = [*_front(sources, "merge"), "# Merged model", ""]
+    lines += ["A weighted average of networks of one architecture, made with Isthmus.", ""]
+    lines += ["| model | weight | relabelled towards the first |", "|---|---|---|"]
+    for source in sources:
+        lines.append(f"| {source.title} | {source.weight:.6g} | {_how(source.alignment)} |")
+    lines += _alignments(sources) + _left_out(left_out)
+    return "\n".join(lines) + "\n"
+
+
+def relabelled_card(source: Source, left_out: Sequence[str]) -> str:
+    """Return the card of a relabelled model."""
+    lines = [*_front([source], "relabelled"), "# Relabelled model", ""]
+    lines += [
+        f"{source.title} with its hidden units in another order, made with Isthmus. It computes the same function; "
+        "its weights can be averaged with those of the model it was aligned to.",
+    ]
+    lines += _alignments([source]) + _left_out(left_out)
+    return "\n".join(lines) + "\n"
+
+
+def _front(sources: Sequence[Source], tag: str) -> list[str]:
+    """Return the front matter that the hub reads; names are quoted as JSON, which YAML reads alike."""
+    titles = [f"- {json.dumps(title)}" for title in dict.fromkeys(s.title for s in sources)]
+    return [
+        "---",
+        "library_name: transformers",
+        "base_model:",
+        *titles,
+        "tags:",
+        f"- {tag}",
+        "- isthmus",
+        "---",
+        "",
+    ]
+
+
+def _how(alignment: Alignment | None) -> str:
+    return "no" if alignment is None else f"yes, by the method {alignment.method!r}"
+
+
+def _alignments(sources: Sequence[Source]) -> list[str]:
+    lines: list[str] = []
+    for source in sources:
+        found = source.alignment
+        if found is not None:
+            lines += ["", f"## How {source.title} was relabelled", ""]
+            lines.append(
+                f"Method {found.method!r}, {len(found.permutations)} groups of units, {found.status}, seed "
+                f"{found.seed}. {_verified(found)} The permutations lie in the folder `isthmus`."
+            )
+    return lines
+
+
+def _verified(alignment: Alignment) -> str:
+    if alignment.verification_error is None:
+        return "That the function stays the same was not measured."
+    return f"Largest relative change of its outputs: {alignment.verification_error:.2e}."
+
+
+def _left_out(names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    return ["", "Not copied, because they hold the old weights in another form: " + ", ".join(names) + "."]

@@ -1,0 +1,140 @@
+"""Opening a model folder: the network on the meta device, example inputs, and its weights as a lazy state."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from isthmus.batches import Batch, as_batch
+from isthmus.errors import CheckpointError
+from isthmus.pretrained._build import build, read_config
+from isthmus.pretrained._examples import example_for
+from isthmus.pretrained._lazy import LazyState, StoredTensor
+from isthmus.pretrained._names import stored_names
+from isthmus.symmetry import SymmetrySpec, Trace, discover_from_trace, trace
+
+__all__ = ["OpenedModel", "is_model_folder", "open_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedModel:
+    """A model folder whose weights stay on the disk.
+
+    Attributes:
+        path: the folder.
+        model: the network in evaluation mode, on the meta device.
+        example: example inputs, on the CPU.
+        state: the stored tensors under the names of ``model.state_dict()``; tied names share one.
+        file: the same tensors under their names in the files, and any others that lie there.
+        buffers: values of the buffers, by name.
+    """
+
+    path: Path
+    model: nn.Module
+    example: Batch
+    state: LazyState
+    file: LazyState
+    buffers: Mapping[str, Tensor]
+
+    @cached_property
+    def traced(self) -> Trace:
+        """The network's graph; made once."""
+        example = self.example.to("meta")
+        return trace(self.model, example.args, example.kwargs)
+
+    def discover(self, outputs: Any = None) -> SymmetrySpec:
+        """Find the network's symmetries (see :func:`isthmus.discover`).
+
+        Args:
+            outputs: what must be preserved; default: ``logits`` for networks that return them (an encoder's
+                hidden states beside them may then be relabelled), otherwise every output.
+        """
+        wanted = "logits" if outputs is None and "logits" in self.traced.outputs else outputs
+        return discover_from_trace(self.traced, outputs=wanted)
+
+    @cached_property
+    def names(self) -> Mapping[str, tuple[str, ...]]:
+        """The names in the network of every stored tensor, none for tensors it does not know."""
+        found: dict[StoredTensor, tuple[str, ...]] = {}
+        for name in self.state:
+            stored = self.state.stored(name)
+            found[stored] = (*found.get(stored, ()), name)
+        return {key: found.get(self.file.stored(key), ()) for key in self.file}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The folder's ``config.json``."""
+        return read_config(self.path)
+
+    @property
+    def title(self) -> str:
+        """How a model card calls it: its identifier on the hub if it has one, else the folder's name."""
+        name = str(self.config.get("_name_or_path") or "")
+        return (
+            name
+            if name.count("/") == 1 and not name.startswith((".", "/", "~"))
+            else self.path.resolve().name
+        )
+
+    def load(self) -> nn.Module:
+        """Return the network with its weights in memory, in the stored dtypes."""
+        filled = copy.deepcopy(self.model)
+        tensors = {name: self.state[name] for name in self.state}
+        for module_name, module in filled.named_modules():
+            for leaf in [k for k, v in module._buffers.items() if v is not None and v.is_meta]:
+                full = f"{module_name}.{leaf}" if module_name else leaf
+                if full not in tensors:
+                    module._buffers[leaf] = self.buffers[full].clone()
+        filled.load_state_dict(tensors, strict=False, assign=True)
+        if hasattr(filled, "tie_weights"):
+            filled.tie_weights()  # type: ignore[operator]
+        return filled.eval()
+
+
+def is_model_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a folder with a ``config.json``."""
+    return (Path(path) / "config.json").is_file()
+
+
+def open_model(
+    path: str | os.PathLike[str],
+    *,
+    trust_remote_code: bool = False,
+    example: Any = None,
+    architecture: str | None = None,
+) -> OpenedModel:
+    """Open a Hugging Face model folder without reading its weights.
+
+    Args:
+        path: folder with ``config.json`` and ``model.safetensors``, or shards with their index.
+        trust_remote_code: whether code that lies in the folder may be run.
+        example: example inputs (see :func:`isthmus.batches.as_batch`); default: made for the network's task.
+        architecture: the class in transformers; default: named in ``config.json``.
+
+    Raises:
+        CheckpointError: a missing or damaged file, or weights that are not those of the architecture.
+        ModelError: an architecture that is unknown, needs remote code, or is quantised.
+        DataError: a network whose example inputs must be given.
+        MissingExtraError: transformers or safetensors is not installed.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder. Give a model folder written by save_pretrained.")
+    model, buffers = build(folder, architecture=architecture, trust_remote_code=trust_remote_code)
+    file = LazyState.open(folder)
+    names = stored_names(folder, model, file)
+    return OpenedModel(
+        path=folder,
+        model=model,
+        example=example_for(model) if example is None else as_batch(example),
+        state=file.under(names),
+        file=file,
+        buffers=buffers,
+    )

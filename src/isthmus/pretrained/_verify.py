@@ -1,0 +1,282 @@
+"""Verification without the network in memory: original and relabelled run side by side through the graph.
+
+The traced graph is run operator by operator. A weight is read from its file when an operator needs it, used for
+the original and for every relabelling, and dropped, so the memory is that of a few tensors, and the whole
+checkpoint is read once however many relabellings are tested.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from isthmus.coupling import random_permutation
+from isthmus.errors import ModelError
+from isthmus.evaluation import relative_difference
+from isthmus.pretrained._gather import STILL, Gather, gathers, gathers_by_key
+from isthmus.pretrained._open import OpenedModel
+from isthmus.symmetry import SymmetrySpec, Trace, Verification
+from isthmus.symmetry._runner import _Double as DoubleMode
+from isthmus.symmetry._trace import operator_of
+
+__all__ = ["function_change", "verify"]
+
+_TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-3}
+_LARGE = 2**27
+"""Entries of a tensor above which everything runs in float32: 1 GiB in float64."""
+
+
+def verify(
+    spec: SymmetrySpec, model: OpenedModel, *, draws: int = 2, seed: int = 0, outputs: Any = None
+) -> Verification:
+    """Relabel a stored network at random and measure how far its outputs move, reading one tensor at a time.
+
+    As :func:`isthmus.verify`: every entry of every floating tensor is first changed at random, all groups move
+    together, and on failure each moves alone. The network that runs is the whole one, with its own weights.
+    It runs in float64, or in float32 if some tensor has more than 2²⁷ entries.
+
+    Args:
+        spec: what is tested.
+        model: the opened model folder.
+        draws: number of random relabellings.
+        seed: of the relabellings and changes.
+        outputs: outputs that must be preserved; default: those of the spec.
+
+    Raises:
+        ModelError: the graph cannot be run, or returns nothing finite.
+        SymmetryError: the spec is of another network, or moves tied tensors differently.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [
+        {name: _moving(group.size, generator) for name, group in spec.groups.items()} for _ in range(draws)
+    ]
+    chosen = spec.outputs if outputs is None else outputs
+    dtype = _precision(model)
+    worst: dict[str, float] = {}
+    for errors in _errors(spec, drawn, model, chosen, dtype, seed):
+        worst = {name: max(worst.get(name, 0.0), error) for name, error in errors.items()}
+    largest = max(worst.values(), default=0.0)
+    guilty: tuple[str, ...] = ()
+    if not largest <= _TOLERANCES[dtype]:
+        alone = [{name: _moving(group.size, generator)} for name, group in spec.groups.items()]
+        found = _errors(spec, alone, model, chosen, dtype, seed)
+        guilty = tuple(
+            name
+            for name, errors in zip(spec.groups, found, strict=True)
+            if not max(errors.values(), default=0.0) <= _TOLERANCES[dtype]
+        )
+    return Verification(largest, _TOLERANCES[dtype], draws, guilty, worst, dtype, seed)
+
+
+def function_change(
+    spec: SymmetrySpec, permutations: Mapping[str, Tensor], model: OpenedModel, *, outputs: Any = None
+) -> float:
+    """Return how far given relabellings move the outputs of a stored network with its own weights.
+
+    Returns:
+        Largest ``max|f(θ) − f(πθ)| / max|f(θ)|`` over the outputs, no unit; in the precision of :func:`verify`.
+
+    Raises:
+        ModelError: the graph cannot be run, or returns nothing finite.
+        SymmetryError: the spec is of another network.
+    """
+    chosen = spec.outputs if outputs is None else outputs
+    errors = _errors(spec, [permutations], model, chosen, _precision(model), None)
+    return max(errors[0].values(), default=0.0)
+
+
+def _precision(model: OpenedModel) -> torch.dtype:
+    entries = max((t.numel() for t in model.state.shapes().values()), default=0)
+    return torch.float32 if entries > _LARGE else torch.float64
+
+
+def _errors(
+    spec: SymmetrySpec,
+    relabellings: Sequence[Mapping[str, Tensor]],
+    model: OpenedModel,
+    outputs: Any,
+    dtype: torch.dtype,
+    seed: int | None,
+) -> list[dict[str, float]]:
+    """Return, per relabelling, the largest relative change of each output; ``seed`` None changes no weight."""
+    for permutations in relabellings:
+        gathers_by_key(spec, permutations, model)  # checks shapes and ties
+    variants: list[Mapping[str, Gather]] = [{}, *(gathers(spec, p) for p in relabellings)]
+
+    def read(name: str) -> Tensor:
+        key = model.state.stored(name).key if name in model.state else name
+        source = model.state[name] if name in model.state else model.buffers[name]
+        if not source.is_floating_point():
+            return source
+        values = source.to(dtype, copy=True)
+        return values if seed is None else _changed(values, key, seed)
+
+    wanted = model.traced.select_outputs(outputs)
+    runs = _SideBySide(model.traced, read, model.buffers, variants, dtype).run(model, wanted)
+    reference = runs[0]
+    for name, value in reference.items():
+        if value.numel() and not bool(torch.isfinite(value).any()):
+            raise ModelError(
+                f"{model.path}: the network returns no finite value in {name!r} on the example inputs, so nothing "
+                "can be verified. Give other inputs with example=...."
+            )
+    return [{n: relative_difference(v, run[n]) for n, v in reference.items()} for run in runs[1:]]
+
+
+def _changed(values: Tensor, key: str, seed: int) -> Tensor:
+    """Change every entry by its own positive factor and shift, in place; the same for one key and seed."""
+    if values.numel() == 0 or not bool(torch.isfinite(values).all()):
+        return values
+    digest = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=7).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    scale = float(values.square().mean(dtype=torch.float64).sqrt()) or 0.2
+    for rows in values.reshape(-1).split(2**22):
+        rows *= 0.75 + 0.5 * torch.rand(rows.shape, generator=generator, dtype=values.dtype)
+        rows += 0.1 * scale * torch.rand(rows.shape, generator=generator, dtype=values.dtype)
+    return values
+
+
+def _moving(size: int, generator: torch.Generator) -> Tensor:
+    """Draw a permutation that is not the identity (where there is one)."""
+    drawn = random_permutation(size, generator)
+    return drawn.roll(1) if size > 1 and torch.equal(drawn, torch.arange(size)) else drawn
+
+
+class _Stored:
+    """A tensor of the state, read when an operator needs it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class _SideBySide:
+    """Runs a graph on several relabellings of one state at once.
+
+    Args:
+        traced: the graph.
+        read: returns a tensor of the state by name.
+        buffers: values of the buffers that are not part of the state.
+        variants: per run, how the state's tensors are put in order.
+        dtype: of all floating values.
+    """
+
+    def __init__(
+        self,
+        traced: Trace,
+        read: Callable[[str], Tensor],
+        buffers: Mapping[str, Tensor],
+        variants: Sequence[Mapping[str, Gather]],
+        dtype: torch.dtype,
+    ) -> None:
+        self._traced, self._read, self._buffers = traced, read, buffers
+        self._variants, self._dtype = variants, dtype
+        self._values: dict[fx.Node, Any] = {}
+
+    def run(self, model: OpenedModel, wanted: Mapping[str, fx.Node]) -> list[dict[str, Tensor]]:
+        """Return the wanted outputs of every run, by name."""
+        self._values = dict(self._placeholders(model))
+        kept = set(wanted.values())
+        last = _last_uses(self._traced.graph)
+        mode = DoubleMode() if self._dtype == torch.float64 else contextlib.nullcontext()
+        with torch.no_grad(), mode:
+            for node in self._traced.graph.nodes:
+                if node.op == "get_attr":
+                    found = self._traced.program.graph_module
+                    for part in str(node.target).split("."):
+                        found = getattr(found, part)
+                    self._values[node] = [found] * len(self._variants)
+                elif node.op == "call_function":
+                    self._values[node] = self._called(node)
+                for done in last.get(node, ()):
+                    if done not in kept:
+                        self._values.pop(done, None)
+        return [{n: self._values[node][k] for n, node in wanted.items()} for k in range(len(self._variants))]
+
+    def _placeholders(self, model: OpenedModel) -> Mapping[fx.Node, Any]:
+        traced = self._traced
+        targets = {s.arg.name: s.target for s in traced.program.graph_signature.input_specs}
+        given, _ = pytree.tree_flatten((tuple(model.example.args), dict(model.example.kwargs)))
+        inputs = dict(zip(traced.inputs, given, strict=True))
+        found: dict[fx.Node, Any] = {}
+        for node in traced.graph.find_nodes(op="placeholder"):
+            if node.name in traced.tensors:
+                found[node] = _Stored(traced.tensors[node.name])
+                continue
+            if node.name in traced.constants:
+                value = self._buffers.get(str(targets.get(node.name)), traced.constants[node.name])
+            else:
+                value = inputs[node.name]
+            found[node] = [self._prepared(value, node)] * len(self._variants)
+        return found
+
+    def _prepared(self, value: Any, node: fx.Node) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if value.is_meta:
+            raise ModelError(
+                f"The network computes the constant {node.name!r} while it is traced, so its value is unknown "
+                "without weights. Verify the network in memory: isthmus.verify(spec, opened.load(), ...)."
+            )
+        return value.to(self._dtype) if value.is_floating_point() else value
+
+    def _called(self, node: fx.Node) -> list[Any]:
+        """Run one operator for every variant; where all arguments are those of the first run, share its result."""
+        if operator_of(node) == "aten._assert_tensor_metadata":
+            return [None] * len(self._variants)
+        stored = {
+            n: self._read(v.name) for n in node.all_input_nodes if isinstance(v := self._values[n], _Stored)
+        }
+        results: list[Any] = []
+        for k, moves in enumerate(self._variants):
+
+            def value(n: fx.Node, k: int = k, moves: Mapping[str, Gather] = moves) -> Any:
+                if n in stored:
+                    return moves.get(self._values[n].name, STILL).apply(stored[n])
+                return self._values[n][k]
+
+            if k and self._unchanged(node, k, moves):
+                results.append(results[0])
+                continue
+            args, kwargs = fx.map_arg((node.args, node.kwargs), value)
+            args, kwargs = pytree.tree_map(_on_cpu, (args, kwargs))
+            results.append(self._apply(node, args, kwargs))
+        return results
+
+    def _unchanged(self, node: fx.Node, k: int, moves: Mapping[str, Gather]) -> bool:
+        for n in node.all_input_nodes:
+            value = self._values[n]
+            if value.name in moves if isinstance(value, _Stored) else value[k] is not value[0]:
+                return False
+        return True
+
+    @staticmethod
+    def _apply(node: fx.Node, args: Any, kwargs: Any) -> Any:
+        try:
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise ModelError(
+                f"Verifying the network failed in {operator_of(node)}: {error}. Verify it in memory instead: "
+                "isthmus.verify(spec, opened.load(), ...)."
+            ) from error
+
+
+def _on_cpu(value: Any) -> Any:
+    return torch.device("cpu") if isinstance(value, torch.device) else value
+
+
+def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """Return, for each node, the nodes that are not needed after it."""
+    seen: set[fx.Node] = set()
+    last: dict[fx.Node, list[fx.Node]] = {}
+    for node in reversed(list(graph.nodes)):
+        for used in (node, *node.all_input_nodes):
+            if used not in seen:
+                seen.add(used)
+                last.setdefault(node, []).append(used)
+    return last

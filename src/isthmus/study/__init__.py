@@ -1,0 +1,112 @@
+"""Studies: data sets by name, networks sized to them, training that a seed determines, and the study engine.
+
+The engine (:func:`read_study`, :func:`run_study` and what they need) is imported on first use, because it needs
+packages of the ``study`` extra.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from isthmus.study._compare import Comparison, compare
+from isthmus.study._dataset import Dataset, DatasetBatches, to_batches
+from isthmus.study._datasets import DATASETS, SPLITS, load_dataset
+from isthmus.study._demo import DemoResult, DemoSettings, run_demo
+from isthmus.study._errors import StudyError
+from isthmus.study._initialise import initialise
+from isthmus.study._networks import FAMILIES, network_for
+from isthmus.study._resolve import resolve_data
+from isthmus.study._seeds import derive_seed
+from isthmus.study._stacked import can_stack, train_stacked
+from isthmus.study._training import EpochRecord, TrainResult, TrainSettings, train
+
+if TYPE_CHECKING:
+    from isthmus.study._config import (
+        DataConfig,
+        MeasureConfig,
+        NetworkConfig,
+        StudyConfig,
+        TrainingConfig,
+        Variant,
+        preset_names,
+        read_study,
+    )
+    from isthmus.study._executors import AbstractExecutor, InProcess, Job, LocalProcesses, OnRay, Outcome
+    from isthmus.study._export import export_study, read_rows
+    from isthmus.study._plan import NetworkRef, Plan, Unit
+    from isthmus.study._runner import Progress, StudyStatus, make_plan, run_study, study_status
+
+__all__ = [
+    "DATASETS",
+    "SPLITS",
+    "Dataset",
+    "load_dataset",
+    "DatasetBatches",
+    "to_batches",
+    "resolve_data",
+    "FAMILIES",
+    "network_for",
+    "initialise",
+    "TrainSettings",
+    "TrainResult",
+    "EpochRecord",
+    "train",
+    "derive_seed",
+    "compare",
+    "Comparison",
+    "run_demo",
+    "DemoSettings",
+    "DemoResult",
+    "StudyError",
+    "can_stack",
+    "train_stacked",
+    "preset_names",
+    "read_study",
+    "StudyConfig",
+    "DataConfig",
+    "NetworkConfig",
+    "TrainingConfig",
+    "MeasureConfig",
+    "Variant",
+    "make_plan",
+    "Plan",
+    "Unit",
+    "NetworkRef",
+    "run_study",
+    "study_status",
+    "Progress",
+    "StudyStatus",
+    "AbstractExecutor",
+    "InProcess",
+    "LocalProcesses",
+    "OnRay",
+    "Job",
+    "Outcome",
+    "export_study",
+    "read_rows",
+]
+
+_ENGINE = {
+    "_config": (
+        "DataConfig",
+        "MeasureConfig",
+        "NetworkConfig",
+        "StudyConfig",
+        "TrainingConfig",
+        "Variant",
+        "preset_names",
+        "read_study",
+    ),
+    "_executors": ("AbstractExecutor", "InProcess", "Job", "LocalProcesses", "OnRay", "Outcome"),
+    "_export": ("export_study", "read_rows"),
+    "_plan": ("NetworkRef", "Plan", "Unit"),
+    "_runner": ("Progress", "StudyStatus", "make_plan", "run_study", "study_status"),
+}
+_HOME = {name: module for module, names in _ENGINE.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,281 @@
+"""The main job: two networks of one architecture, every method, one record of what was measured.
+
+:func:`compare` makes the record and the arrays that :func:`isthmus.report.write_report` reads.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+from torch import Tensor, nn
+
+import isthmus
+from isthmus.batches import Batches, device_of, first_batch
+from isthmus.connectivity import Line, line
+from isthmus.matching import METHODS, Alignment, align, dimension
+from isthmus.matching._layers import Layers
+from isthmus.moments import SiteRunner, cross_moments
+from isthmus.states import state_of
+from isthmus.symmetry import SymmetrySpec, Verification, discover_from_trace, trace, verify
+
+__all__ = ["Comparison", "OnStage", "compare"]
+
+OnStage = Callable[[str, int, int], Any]
+"""Called with what is being done, how many steps are done and how many there are."""
+
+_EXAMPLES = 8
+_LARGEST_PICTURE = 1024
+"""Groups with more units store no similarity matrix: their picture would not fit in a page."""
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What was measured on a pair of networks.
+
+    Attributes:
+        record: plain values, the schema of :class:`isthmus.report.Record`.
+        arrays: similarity matrices and permutations, by the names the report expects.
+        spec: the symmetries.
+        alignments: by method.
+    """
+
+    record: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    spec: SymmetrySpec
+    alignments: dict[str, Alignment]
+
+
+def compare(
+    model_a: nn.Module,
+    model_b: nn.Module,
+    statistics: Batches,
+    splits: Mapping[str, Batches],
+    *,
+    name: str,
+    settings: Mapping[str, Any],
+    methods: Sequence[str] = METHODS,
+    points: int = 11,
+    headline: str | None = None,
+    refresh: str | None = None,
+    seed: int = 0,
+    on_stage: OnStage | None = None,
+) -> Comparison:
+    """Align B with A by every method and measure every line.
+
+    Args:
+        model_a: network A, in evaluation mode.
+        model_b: network B.
+        statistics: batches on which the methods compare activations.
+        splits: data sets by name on which lines are measured.
+        name: what the network is called in the record.
+        settings: how the networks were made, as plain values.
+        methods: names of methods (``"none"`` is always first).
+        points: positions on each line.
+        headline: the split that the headline numbers use; default the last one.
+        refresh: ``"batchnorm"`` to recompute running statistics at interior points.
+        seed: of the methods' randomness.
+        on_stage: told how far the work is.
+
+    Raises:
+        IsthmusError: whatever discovery, alignment or the lines raise.
+    """
+    tell = on_stage if on_stage is not None else (lambda stage, done, total: None)
+    steps = 2 + len(methods) + 1
+    tell("discovering symmetries", 0, steps)
+    example = first_batch(statistics).head(_EXAMPLES).to(device_of(model_a))
+    traced = trace(model_a, example.args, example.kwargs)
+    spec = discover_from_trace(traced)
+    verification = verify(spec, model_a, example.args, example.kwargs).require()
+    chosen = headline if headline is not None else list(splits)[-1]
+
+    def measure(alignment: Alignment | None) -> Line:
+        generator = torch.Generator().manual_seed(seed)
+        return line(
+            model_a, model_b, splits, points=points, alignment=alignment, refresh=refresh, generator=generator
+        )
+
+    tell("measuring the line without relabelling", 1, steps)
+    plain = measure(None)
+    recorded = {"none": _method(plain, chosen, None, 0.0, {})}
+    alignments: dict[str, Alignment] = {}
+    arrays = _similarities(model_a, model_b, spec, statistics)
+    dimensions = _dimensions(model_a, model_b, statistics, spec)
+    for done, method in enumerate(methods):
+        tell(f"aligning by {method}", 2 + done, steps)
+        start = time.perf_counter()
+        found = align(
+            model_a,
+            model_b,
+            batches=statistics,
+            args=example.args,
+            kwargs=example.kwargs,
+            method=method,
+            spec=spec,
+            seed=seed,
+        )
+        seconds = time.perf_counter() - start
+        alignments[method] = found
+        recorded[method] = _method(measure(found), chosen, found, seconds, dimensions.get(method, {}))
+        arrays.update({f"permutation/{method}/{g}": p.numpy() for g, p in found.permutations.items()})
+    tell("done", steps, steps)
+    record = {
+        "isthmus_version": isthmus.__version__,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": _versions(),
+        "settings": {**settings, "points": points, "refresh": refresh, "statistics": _count(statistics)},
+        "network": {"name": name, "parameters": sum(p.numel() for p in model_a.parameters())},
+        "split": chosen,
+        "endpoints": _endpoints(plain),
+        "symmetry": _symmetry(spec, verification),
+        "methods": recorded,
+    }
+    return Comparison(record, arrays, spec, alignments)
+
+
+def _count(batches: Batches) -> str:
+    examples = getattr(batches, "examples", None)
+    return f"{len(examples)} examples" if examples is not None else "all batches given"
+
+
+def _method(
+    measured: Line, split: str, found: Alignment | None, seconds: float, dimensions: Mapping[str, Any]
+) -> dict[str, Any]:
+    curve = measured.curves[split]
+    sweeps = () if found is None or len(found.sweeps) < 2 else found.sweeps[1:]
+    return {
+        "barrier": curve.barrier,
+        "midpoint_loss": curve.midpoint_loss,
+        "midpoint_accuracy": curve.midpoint_accuracy,
+        "verification_error": None if found is None else found.verification_error,
+        "seconds": seconds,
+        "status": "no relabelling" if found is None else found.status,
+        "sweeps": list(sweeps),
+        "moved": {} if found is None else found.moved,
+        "matched_cost": {}
+        if found is None
+        else {g: {"before": before, "after": after} for g, (before, after) in found.costs.items()},
+        "notes": [] if found is None else list(found.notes),
+        "dimension": dict(dimensions),
+        "line": {name: _line(c.to_dict()) for name, c in measured.curves.items()},
+    }
+
+
+def _line(values: Mapping[str, Any]) -> dict[str, Any]:
+    kept = (
+        "loss",
+        "loss_error",
+        "accuracy",
+        "chord",
+        "lmc_error",
+        "lmc_error_sup",
+        "barrier",
+        "barrier_at",
+        "barrier_error",
+        "midpoint_loss",
+        "midpoint_accuracy",
+        "ensemble_loss",
+        "ensemble_accuracy",
+        "examples",
+    )
+    return {"t": values["ts"], **{k: values[k] for k in kept}}
+
+
+def _endpoints(plain: Line) -> dict[str, dict[str, dict[str, float | None]]]:
+    def scores(end: int) -> dict[str, dict[str, float | None]]:
+        return {
+            split: {
+                "loss": float(curve.loss[end]),
+                "accuracy": None if curve.accuracy is None else float(curve.accuracy[end]),
+            }
+            for split, curve in plain.curves.items()
+        }
+
+    return {"a": scores(0), "b": scores(-1)}
+
+
+def _symmetry(spec: SymmetrySpec, verification: Verification) -> dict[str, Any]:
+    return {
+        "groups": [
+            {
+                "name": g.name,
+                "size": g.size,
+                "slots": [{"tensor": s.tensor, "axis": s.axis, "index": str(s.index)} for s in g.slots],
+            }
+            for g in spec.groups.values()
+        ],
+        "pinned": [
+            {
+                "tensor": p.tensor,
+                "axis": p.axis,
+                "size": p.size,
+                "reason": p.reason,
+                "operator": p.operator,
+                "module": p.module,
+            }
+            for p in spec.pinned
+        ],
+        "fraction_moved": spec.fraction_moved,
+        "verification": {
+            "max_relative_error": verification.max_relative_error,
+            "draws": verification.draws,
+            "tolerance": verification.tolerance,
+        },
+    }
+
+
+def _similarities(
+    model_a: nn.Module, model_b: nn.Module, spec: SymmetrySpec, statistics: Batches
+) -> dict[str, np.ndarray]:
+    """Return correlations of A's units with B's, by group; NaN for units that never vary."""
+    runner = SiteRunner(model_a, first_batch(statistics))
+    layers = Layers(spec, tuple(runner.sites.values()), tuple(n for n, _ in model_a.named_parameters()))
+    taps = {
+        g: listed[:1] for g, listed in layers.taps().items() if listed and layers.sizes[g] <= _LARGEST_PICTURE
+    }
+    found = cross_moments(runner, state_of(model_a), state_of(model_b), statistics, taps)
+    arrays: dict[str, np.ndarray] = {}
+    for group, moments in found.items():
+        matrix: Tensor = moments[0].correlation.clone()
+        constant_a, constant_b = moments[0].constant_units
+        matrix[constant_a] = math.nan
+        matrix[:, constant_b] = math.nan
+        arrays[f"similarity/{group}"] = matrix.float().cpu().numpy()
+    return arrays
+
+
+def _dimensions(
+    model_a: nn.Module, model_b: nn.Module, statistics: Batches, spec: SymmetrySpec
+) -> dict[str, dict[str, Any]]:
+    """Return, per method and group, the mean of A's and B's dimensions of what is matched."""
+    tables = [dimension(m, statistics, spec=spec).to_dict() for m in (model_a, model_b)]
+    return {
+        method: {
+            group: {k: _mean([t[method][group][k] for t in tables]) for k in values}
+            for group, values in groups.items()
+        }
+        for method, groups in tables[0].items()
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None and math.isfinite(v)]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }

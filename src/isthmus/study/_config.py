@@ -1,0 +1,288 @@
+"""A study as a value: what is trained, what is matched, what is measured; read from YAML, lists are swept."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from isthmus.errors import MissingExtraError
+from isthmus.matching import METHODS
+from isthmus.study._datasets import DATASETS
+from isthmus.study._errors import StudyError
+from isthmus.study._initialise import Initialisation
+from isthmus.study._networks import FAMILIES
+from isthmus.study._training import Optimiser, Precision, Schedule
+from isthmus.study._yaml import KeyPath, line_of, read_yaml
+
+try:
+    from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+except ImportError as error:  # pragma: no cover
+    raise MissingExtraError('Study files need pydantic: pip install "isthmus[study]".') from error
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+__all__ = [
+    "DataConfig",
+    "MeasureConfig",
+    "NetworkConfig",
+    "StudyConfig",
+    "TrainingConfig",
+    "Variant",
+    "preset_names",
+    "read_study",
+]
+
+_SWEPT = ("data", "network", "training")
+"""Sections in which a list means: one variant per entry."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(_Strict):
+    """Which data set, and how many of its examples are used for what.
+
+    Attributes:
+        name: one of :data:`isthmus.study.DATASETS`.
+        statistics: training examples on which activations are compared.
+        train: training examples on which lines are measured; ``None`` for all.
+        test: test examples on which lines are measured; ``None`` for all.
+    """
+
+    name: str
+    statistics: int = Field(default=20_000, ge=2)
+    train: int | None = Field(default=10_000, ge=1)
+    test: int | None = Field(default=None, ge=1)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        return _one_of(value, DATASETS)
+
+
+class NetworkConfig(_Strict):
+    """Which architecture (see :func:`isthmus.study.network_for`)."""
+
+    family: str = "mlp"
+    width: float | None = Field(default=None, gt=0)
+    depth: int = Field(default=3, ge=0)
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("family")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        return _one_of(value, FAMILIES)
+
+
+class TrainingConfig(_Strict):
+    """How networks are trained: the fields of :class:`isthmus.study.TrainSettings` but its seed."""
+
+    optimiser: Optimiser = "sgd"
+    learning_rate: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    batch_size: int = Field(default=500, ge=1)
+    epochs: int = Field(default=50, ge=0)
+    warmup_steps: int = Field(default=10, ge=0)
+    warmup_from: float = Field(default=1e-6, ge=0)
+    schedule: Schedule = "cosine"
+    weight_decay: float = Field(default=0.0, ge=0)
+    precision: Precision = "float32"
+    initialisation: Initialisation = "lecun_normal"
+
+
+class MeasureConfig(_Strict):
+    """What is measured on every pair.
+
+    Attributes:
+        methods: ``"none"`` and methods of :func:`isthmus.matching.align`.
+        points: positions on each line.
+        refresh: ``"none"``, ``"batchnorm"`` or both: what happens to states inside the line.
+        dimension: whether approximate dimensions are measured.
+    """
+
+    methods: tuple[str, ...] = ("none", *METHODS)
+    points: int = Field(default=11, ge=2)
+    refresh: tuple[Literal["none", "batchnorm"], ...] = ("none",)
+    dimension: bool = True
+
+    @field_validator("methods")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_one_of(v, ("none", *METHODS)) for v in value)
+
+
+class Variant(_Strict):
+    """One point of the sweep: everything fixed but the seeds."""
+
+    data: DataConfig
+    network: NetworkConfig = NetworkConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+class _Study(_Strict):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    seeds: int | tuple[int, ...] = 2
+    pairs: Literal["disjoint", "all"] = "disjoint"
+    stack: int = Field(default=4, ge=1)
+    measure: MeasureConfig = MeasureConfig()
+
+
+class StudyConfig(_Study):
+    """A study.
+
+    Attributes:
+        name: letters, digits, dots, dashes.
+        description: for readers.
+        seeds: of the networks of every variant: a list, or a number ``n`` for 0 … n−1.
+        pairs: ``"disjoint"`` pairs the seeds two by two, so that pairs are independent; ``"all"`` takes every
+            pair.
+        stack: most networks that are trained together, where the architecture allows it.
+        measure: what is measured.
+        variants: the points of the sweep.
+        text: the YAML it was read from.
+    """
+
+    variants: tuple[Variant, ...]
+    text: str = ""
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """The seeds, listed."""
+        return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+    @property
+    def all_pairs(self) -> tuple[tuple[int, int], ...]:
+        """The pairs of seeds ``(a, b)``."""
+        seeds = self.all_seeds
+        if self.pairs == "all":
+            return tuple(itertools.combinations(seeds, 2))
+        return tuple(zip(seeds[::2], seeds[1::2], strict=True))
+
+
+def preset_names() -> tuple[str, ...]:
+    """Return the names of the studies that ship with the package."""
+    folder = resources.files("isthmus.study").joinpath("presets")
+    return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
+
+
+def read_study(source: str | Path) -> StudyConfig:
+    """Read a study from a YAML file, or a preset by its name.
+
+    Lists under ``data``, ``network`` and ``training`` are swept: every combination is a variant.
+
+    Args:
+        source: path of a file, or one of :func:`preset_names`.
+
+    Raises:
+        StudyError: no such file or preset, no valid YAML, or values that are unknown or out of range; every
+            fault is listed with its line, its field and what is allowed.
+    """
+    path = Path(source)
+    if path.is_file():
+        return parse_study(path.read_text(encoding="utf-8"), str(path))
+    if str(source) in preset_names():
+        text = resources.files("isthmus.study").joinpath("presets", f"{source}.yaml").read_text("utf-8")
+        return parse_study(text, f"preset {source}")
+    raise StudyError(
+        f"{source}: no such study file, nor a preset. Give a YAML file, or one of {', '.join(preset_names())}."
+    )
+
+
+def parse_study(text: str, source: str = "study") -> StudyConfig:
+    """Read a study from YAML text (see :func:`read_study`); ``source`` names it in messages."""
+    values, lines = read_yaml(text, source)
+    if not isinstance(values, dict):
+        raise StudyError(
+            f"{source}, line 1: expected fields such as name, data, network, training, measure; found "
+            f"{type(values).__name__}."
+        )
+    faults: dict[str, None] = {}
+    outer = {k: v for k, v in values.items() if k not in _SWEPT}
+    try:
+        study: _Study | None = _Study.model_validate(outer)
+    except ValidationError as error:
+        study = None
+        faults.update(dict.fromkeys(_faults(error, {}, lines, source, (*_Study.model_fields, *_SWEPT))))
+    variants: list[Variant] = []
+    inner = {k: values[k] for k in _SWEPT if k in values}
+    for point, chosen in _points(inner):
+        try:
+            variants.append(Variant.model_validate(point))
+        except ValidationError as error:
+            faults.update(dict.fromkeys(_faults(error, chosen, lines, source, _SWEPT)))
+    if study is not None:
+        faults.update(dict.fromkeys(_seed_faults(study, lines, source)))
+    if faults or study is None:
+        raise StudyError("\n".join(faults))
+    fields = {name: getattr(study, name) for name in _Study.model_fields}
+    return StudyConfig(**fields, variants=tuple(variants), text=text)
+
+
+def _points(values: Any, path: KeyPath = ()) -> Iterator[tuple[Any, dict[KeyPath, KeyPath]]]:
+    """Yield every combination of list entries, and where each chosen entry stands in the file."""
+    if isinstance(values, dict):
+        branches = [list(_points(v, (*path, k))) for k, v in values.items()]
+        for combination in itertools.product(*branches):
+            places: dict[KeyPath, KeyPath] = {}
+            for _, chosen in combination:
+                places |= chosen
+            yield dict(zip(values, (value for value, _ in combination), strict=True)), places
+    elif isinstance(values, list) and values:
+        for i, value in enumerate(values):
+            yield value, {path: (*path, i)}
+    else:
+        yield values, {}
+
+
+def _faults(
+    error: ValidationError,
+    chosen: Mapping[KeyPath, KeyPath],
+    lines: Mapping[KeyPath, int],
+    source: str,
+    top: tuple[str, ...],
+) -> Iterator[str]:
+    for fault in error.errors(include_url=False):
+        path = tuple(fault["loc"])
+        line = line_of(chosen.get(path, path), lines)
+        yield f"{source}, line {line}: {'.'.join(map(str, path))}: {_explain(fault, path, top)}"
+
+
+def _explain(fault: ErrorDetails, path: KeyPath, top: tuple[str, ...]) -> str:
+    found = fault["input"]
+    if fault["type"] == "extra_forbidden":
+        section = {
+            "data": DataConfig,
+            "network": NetworkConfig,
+            "training": TrainingConfig,
+            "measure": MeasureConfig,
+        }.get(str(path[0]))
+        known = top if len(path) == 1 or section is None else tuple(section.model_fields)
+        return f"unknown field. Known are {', '.join(known)}."
+    if fault["type"] == "missing":
+        return "is missing."
+    text = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"expected {text}, found {found!r}."
+
+
+def _seed_faults(study: _Study, lines: Mapping[KeyPath, int], source: str) -> Iterator[str]:
+    seeds = list(range(study.seeds)) if isinstance(study.seeds, int) else list(study.seeds)
+    line = line_of(("seeds",), lines)
+    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
+        yield f"{source}, line {line}: seeds: expected at least two different seeds, found {study.seeds!r}."
+    elif study.pairs == "disjoint" and len(seeds) % 2:
+        yield (
+            f"{source}, line {line}: seeds: disjoint pairs need an even number of seeds, found {len(seeds)}. "
+            "Add one, or set pairs: all."
+        )
+
+
+def _one_of(value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ValueError(f"one of {', '.join(allowed)}")
+    return value

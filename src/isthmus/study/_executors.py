@@ -1,0 +1,344 @@
+"""Where units are run: in this process, in local processes, or on a Ray cluster; the records are the same.
+
+An executor takes jobs and hands back outcomes in the order in which they end. A unit that fails records its
+traceback itself; a *worker* that dies (killed, out of memory) is replaced and its job tried again.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import socket
+import threading
+import time
+import traceback
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import isthmus
+from isthmus.errors import MissingExtraError
+from isthmus.study._errors import StudyError
+from isthmus.study._measure import run_content
+from isthmus.study._plan import Unit
+from isthmus.study._source import source_state
+from isthmus.study._store import Store
+
+__all__ = [
+    "AbstractExecutor",
+    "InProcess",
+    "Job",
+    "LocalProcesses",
+    "Outcome",
+    "OnRay",
+    "record_failure",
+    "run_job",
+]
+
+TRIES = 3
+"""How often a job is started whose worker dies."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A unit and what its worker must know; every worker sees the same folders."""
+
+    unit: Unit
+    folder: str
+    data_dir: str | None
+    threads: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: ``"done"`` or ``"failed"``, with the last line of the error."""
+
+    address: str
+    status: str
+    seconds: float
+    message: str = ""
+
+
+def run_job(job: Job) -> Outcome:
+    """Run a unit and write its record; an error is recorded with its traceback and not raised."""
+    start, cpu = time.time(), time.process_time()
+    clock = time.perf_counter()
+    result: dict[str, Any] = {}
+    trace = message = None
+    with _threads(job.threads):
+        try:
+            result = run_content(job.unit, Store(Path(job.folder)), job.data_dir, job.device)
+        except Exception as error:  # whatever a unit raises is its result; the study goes on
+            trace, message = traceback.format_exc(), f"{type(error).__name__}: {error}"
+    seconds = time.perf_counter() - clock
+    timing = {
+        "started": start,
+        "seconds": seconds,
+        "cpu_seconds": time.process_time() - cpu,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+    }
+    _write(job, result, trace, timing)
+    return Outcome(job.unit.address, "done" if trace is None else "failed", seconds, message or "")
+
+
+def record_failure(job: Job, message: str) -> Outcome:
+    """Record a unit whose worker died."""
+    _write(
+        job, {}, message, {"started": None, "seconds": None, "cpu_seconds": None, "host": None, "pid": None}
+    )
+    return Outcome(job.unit.address, "failed", 0.0, message)
+
+
+def _write(job: Job, result: dict[str, Any], trace: str | None, timing: dict[str, Any]) -> None:
+    record = {
+        "address": job.unit.address,
+        "kind": job.unit.kind,
+        "content": job.unit.content,
+        "status": "done" if trace is None else "failed",
+        "result": result,
+        "traceback": trace,
+        "threads": job.threads,
+        "device": job.device,
+        "versions": _versions(),
+        "source": source_state(),
+    }
+    Store(Path(job.folder)).write_record(record, timing)
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "isthmus": isthmus.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+    }
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Limit torch, and the BLAS of numpy and SciPy, to some threads; put back what was there."""
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    with threadpool_limits(count):
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+class AbstractExecutor(ABC):
+    """Runs jobs.
+
+    Attributes:
+        slots: how many jobs it runs at a time.
+        threads: of each job.
+    """
+
+    slots: int
+    threads: int
+
+    @abstractmethod
+    def submit(self, job: Job) -> None:
+        """Take a job."""
+
+    @abstractmethod
+    def next_outcome(self) -> Outcome:
+        """Wait until a job ends, and return how."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop the workers; jobs that have not ended are dropped."""
+
+    def __enter__(self) -> AbstractExecutor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class InProcess(AbstractExecutor):
+    """One job at a time in this process; ``threads`` defaults to torch's."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.slots = 1
+        self.threads = _at_least_one("threads", threads or torch.get_num_threads())
+        self._waiting: deque[Job] = deque()
+
+    def submit(self, job: Job) -> None:
+        """Take a job."""
+        self._waiting.append(job)
+
+    def next_outcome(self) -> Outcome:
+        """Run the oldest job."""
+        return run_job(self._waiting.popleft())
+
+    def close(self) -> None:
+        """Forget the jobs that were not run."""
+        self._waiting.clear()
+
+
+class LocalProcesses(AbstractExecutor):
+    """Several processes on this machine, freshly started, so that none inherits another's state.
+
+    Args:
+        workers: processes; default: one per core.
+        threads: of each; default: the cores shared out.
+    """
+
+    def __init__(self, workers: int | None = None, threads: int | None = None) -> None:
+        cores = _cores()
+        self.slots = _at_least_one("workers", workers or (max(cores // threads, 1) if threads else cores))
+        self.threads = _at_least_one("threads", threads or max(cores // self.slots, 1))
+        self._pool = self._start()
+        self._running: dict[Future[Outcome], Job] = {}
+        self._tries: dict[str, int] = {}
+        self._lost: deque[Job] = deque()
+
+    def _start(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self.slots, mp_context=context, initializer=_end_with_parent)
+
+    def submit(self, job: Job) -> None:
+        """Start a job, or queue it when all workers are busy."""
+        self._tries[job.unit.address] = self._tries.get(job.unit.address, 0) + 1
+        try:
+            self._running[self._pool.submit(run_job, job)] = job
+        except BrokenProcessPool:
+            self._restart()
+            self._running[self._pool.submit(run_job, job)] = job
+
+    def next_outcome(self) -> Outcome:
+        """Wait for a job; start jobs again whose worker died, up to three times in all."""
+        while True:
+            if self._lost:
+                job = self._lost.popleft()
+                if self._tries[job.unit.address] >= TRIES:
+                    return record_failure(job, _died(TRIES))
+                self.submit(job)
+                continue
+            done, _ = wait(self._running, return_when=FIRST_COMPLETED)
+            future = next(iter(done))
+            job = self._running.pop(future)
+            try:
+                return future.result()
+            except BrokenProcessPool:
+                self._lost.append(job)
+                self._restart()
+
+    def _restart(self) -> None:
+        """Replace a pool that lost a worker: every job it held is lost with it, unless it had ended."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for future, job in list(self._running.items()):
+            if future.cancelled() or isinstance(future.exception(), BrokenProcessPool):
+                del self._running[future]
+                self._lost.append(job)
+        self._pool = self._start()
+
+    def close(self) -> None:
+        """Stop the workers at once."""
+        if self._running:
+            for process in list((self._pool._processes or {}).values()):
+                process.terminate()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Let a worker end at once when the process that started it is killed, rather than wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+class OnRay(AbstractExecutor):
+    """A Ray cluster; the study's folder and the data must be visible under one path on every node.
+
+    Args:
+        address: of the cluster, such as ``"auto"`` or ``"10.0.0.1:6379"``; ``None`` starts one on this machine.
+        threads: of each job, which Ray counts as CPUs.
+        memory: GiB each job reserves; Ray starts no more jobs on a node than fit.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        StudyError: the cluster cannot be reached.
+    """
+
+    def __init__(
+        self, address: str | None = None, threads: int | None = None, memory: float | None = None
+    ) -> None:
+        self.threads = _at_least_one("threads", threads or 1)
+        self._ray = _import_ray()
+        self._own = not self._ray.is_initialized()
+        if self._own:
+            try:
+                self._ray.init(address=address, log_to_driver=False, configure_logging=False)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise StudyError(f"Cannot reach the Ray cluster at {address}: {error}") from error
+        options: dict[str, Any] = {"num_cpus": self.threads, "max_retries": TRIES - 1}
+        if memory is not None:
+            options["memory"] = int(memory * 2**30)
+        self._function = self._ray.remote(**options)(run_job)
+        self.slots = max(int(self._ray.cluster_resources().get("CPU", 1)) // self.threads, 1)
+        self._running: dict[Any, Job] = {}
+
+    def submit(self, job: Job) -> None:
+        """Hand a job to the cluster."""
+        self._running[self._function.remote(job)] = job
+
+    def next_outcome(self) -> Outcome:
+        """Wait for a job; Ray itself starts jobs again whose worker or node died."""
+        ready, _ = self._ray.wait(list(self._running), num_returns=1)
+        job = self._running.pop(ready[0])
+        try:
+            return self._ray.get(ready[0])
+        except self._ray.exceptions.RayError as error:
+            return record_failure(job, f"{_died(TRIES)}\n{error}")
+
+    def close(self) -> None:
+        """Drop what runs, and leave the cluster if this executor joined it."""
+        for reference in self._running:
+            self._ray.cancel(reference, force=True)
+        if self._own:
+            self._ray.shutdown()
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as error:
+        raise MissingExtraError('Running on a cluster needs Ray: pip install "isthmus[ray]".') from error
+    return ray
+
+
+def _died(tries: int) -> str:
+    return f"The worker died in each of {tries} tries: killed, or out of memory? Use fewer workers."
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if value < 1:
+        raise StudyError(f"{name}: expected at least 1, found {value}.")
+    return value

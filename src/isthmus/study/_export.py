@@ -1,0 +1,189 @@
+"""From the records of units to one table: a row per pair, learning rate, method, refresh and split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from isthmus.checkpoints import atomic_path
+from isthmus.errors import MissingExtraError
+from isthmus.study._errors import StudyError
+from isthmus.study._plan import Plan, Unit
+from isthmus.study._store import Store
+
+__all__ = ["RECORDS", "collect_rows", "export_study", "read_rows"]
+
+RECORDS = "records.parquet"
+
+_MEASURED = (
+    "examples",
+    "midpoint_loss",
+    "midpoint_loss_error",
+    "midpoint_accuracy",
+    "barrier",
+    "barrier_error",
+    "barrier_at",
+    "spacing",
+    "lmc_error_sup",
+    "ensemble_loss",
+    "ensemble_accuracy",
+    "status",
+    "sweeps",
+    "verification_error",
+    "loss_at",
+    "accuracy_at",
+)
+
+_DIMENSIONS = {"dimension": "uncentred", "dimension_centred": "centred"}
+
+
+def export_study(folder: str | Path, out: str | Path | None = None) -> tuple[Path, Path]:
+    """Write ``records.parquet`` and ``records.csv`` of what is recorded so far.
+
+    Args:
+        folder: of the study.
+        out: folder to write to; default the study's.
+
+    Returns:
+        The two paths. Lists (values per layer or along the line) are JSON in the CSV.
+
+    Raises:
+        StudyError: the folder holds no study, or no pair has been measured yet.
+        MissingExtraError: pyarrow is not installed.
+        OutputError: a file cannot be written.
+    """
+    rows = collect_rows(folder)
+    if not rows:
+        raise StudyError(f"{folder}: no pair has been measured yet. Run the study further.")
+    pa, parquet, csv = _arrow("pyarrow"), _arrow("pyarrow.parquet"), _arrow("pyarrow.csv")
+    target = Path(folder if out is None else out)
+    paths = target / RECORDS, target / "records.csv"
+    with atomic_path(paths[0]) as temporary:
+        parquet.write_table(pa.Table.from_pylist(rows), temporary, compression="zstd")
+    flat = [{k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows]
+    with atomic_path(paths[1]) as temporary:
+        csv.write_csv(pa.Table.from_pylist(flat), temporary)
+    return paths
+
+
+def read_rows(folder: str | Path) -> list[dict[str, Any]]:
+    """Return the rows of a folder: of its ``records.parquet``, or collected from its units if it has a plan.
+
+    Raises:
+        StudyError: the folder has neither, or no pair has been measured.
+        MissingExtraError: pyarrow is not installed.
+    """
+    path = Path(folder) / RECORDS
+    if (Path(folder) / "plan.json").is_file():
+        rows = collect_rows(folder)
+    elif path.is_file():
+        rows = _arrow("pyarrow.parquet").read_table(path).to_pylist()
+    else:
+        raise StudyError(f"{folder}: holds neither {RECORDS} nor a study. Run one, or give a results folder.")
+    if not rows:
+        raise StudyError(f"{folder}: no pair has been measured yet. Run the study further.")
+    return rows
+
+
+def collect_rows(folder: str | Path) -> list[dict[str, Any]]:
+    """Collect the rows of all measured pairs from the units of a study, in the order of its plan."""
+    store = Store(Path(folder))
+    plan = store.plan()
+    rows: list[dict[str, Any]] = []
+    dimensions = _dimensions_of(store, plan)
+    for unit in plan.units:
+        record = store.record(unit.address) if unit.kind == "measure" else None
+        if record is not None and record["status"] == "done":
+            rows += _rows_of(plan.study, unit, record, store, dimensions)
+    return rows
+
+
+def _rows_of(
+    study: str,
+    unit: Unit,
+    record: Mapping[str, Any],
+    store: Store,
+    dimensions: Mapping[tuple[str, int], Mapping[str, Any]],
+) -> Iterator[dict[str, Any]]:
+    content = unit.content
+    ends = [content["a"], content["b"]]
+    tables = [dimensions.get((end["unit"], end["index"]), {}) for end in ends]
+    trained = [_network_of(store, end) for end in ends]
+    about = {
+        "study": study,
+        **{k: v for k, v in content["network"].items() if k != "settings"},
+        "network_settings": json.dumps(content["network"]["settings"], sort_keys=True),
+        **content["training"],
+        "data": content["data"]["name"],
+        "statistics": content["data"]["statistics"],
+        "points": content["measure"]["points"],
+        "seed_a": ends[0]["seed"],
+        "seed_b": ends[1]["seed"],
+        "trained_loss_a": trained[0],
+        "trained_loss_b": trained[1],
+    }
+    origin = {
+        "data_digest_train": content["digests"]["train"],
+        "data_digest_test": content["digests"]["test"],
+        "unit": unit.address,
+        "threads": record["threads"],
+        "device": record["device"],
+        **{f"version_{k}": v for k, v in record["versions"].items()},
+        "commit": None if record["source"] is None else record["source"]["commit"],
+        "dirty": None if record["source"] is None else record["source"]["dirty"],
+    }
+    for row in record["result"]["rows"]:
+        losses, accuracies = row["endpoint_losses"], row["endpoint_accuracies"] or [None, None]
+        yield {
+            **about,
+            "method": row["method"],
+            "refresh": row["refresh"],
+            "split": row["split"],
+            "loss_a": losses[0],
+            "loss_b": losses[1],
+            "accuracy_a": accuracies[0],
+            "accuracy_b": accuracies[1],
+            **{k: row[k] for k in _MEASURED},
+            **_dimension_columns(row["method"], tables),
+            **origin,
+        }
+
+
+def _network_of(store: Store, end: Mapping[str, Any]) -> float | None:
+    """Return the training loss of a network in its last epoch."""
+    record = store.record(end["unit"])
+    history = [] if record is None else record["result"]["networks"][end["index"]]["history"]
+    return history[-1]["loss"] if history else None
+
+
+def _dimensions_of(store: Store, plan: Plan) -> dict[tuple[str, int], dict[str, Any]]:
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for unit in plan.units:
+        record = store.record(unit.address) if unit.kind == "dimension" else None
+        if record is not None and record["status"] == "done":
+            of = unit.content["of"]
+            found[of["unit"], of["index"]] = record["result"]["methods"]
+    return found
+
+
+def _dimension_columns(method: str, tables: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return, centred and not, the mean of A's and B's dimensions per layer, and its mean over layers."""
+    columns: dict[str, Any] = {}
+    for column, key in _DIMENSIONS.items():
+        layers = [[group[key] for group in table[method].values()] for table in tables if method in table]
+        known = len(layers) == 2 and all(v is not None for values in layers for v in values)
+        means = [(a + b) / 2 for a, b in zip(*layers, strict=True)] if known else None
+        columns[f"{column}_by_layer"] = means
+        columns[column] = sum(means) / len(means) if means else None
+    return columns
+
+
+def _arrow(module: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError('Tables need pyarrow: pip install "isthmus[study]".') from error

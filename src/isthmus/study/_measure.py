@@ -1,0 +1,184 @@
+"""What a unit of work does: train some networks, measure a pair, or measure dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from isthmus.batches import Batches
+from isthmus.checkpoints import load_state, save_state
+from isthmus.connectivity import Curve, line
+from isthmus.matching import Alignment, align
+from isthmus.states import check_finite, state_of
+from isthmus.study._config import NetworkConfig
+from isthmus.study._dataset import Dataset, to_batches
+from isthmus.study._datasets import load_dataset
+from isthmus.study._networks import network_for
+from isthmus.study._plan import NetworkRef, Unit
+from isthmus.study._seeds import derive_seed
+from isthmus.study._stacked import can_stack, train_stacked
+from isthmus.study._store import Store
+from isthmus.study._training import TrainResult, TrainSettings, train
+from isthmus.symmetry import SymmetrySpec, discover, verify
+
+__all__ = ["build_network", "load_split", "run_content"]
+
+_STATISTICS_BATCH, _LINE_BATCH = 1000, 2000
+_EXAMPLES = 4
+_DRAW = 0
+"""Seed of which examples statistics and lines use: the same in every unit, so that pairs are compared alike."""
+
+
+def run_content(unit: Unit, store: Store, data_dir: str | None, device: str) -> dict[str, Any]:
+    """Do a unit's work; return plain values, the same whenever the content, machine and threads are."""
+    work = {"train": _train, "measure": _measure, "dimension": _dimension}[unit.kind]
+    return _finite(work(unit, store, data_dir, device))
+
+
+@lru_cache(maxsize=2)
+def load_split(name: str, data_dir: str | None, split: str) -> Dataset:
+    """Load a data set, kept in memory for the units that follow in this process."""
+    return load_dataset(name, data_dir, split=split)
+
+
+def build_network(network: NetworkConfig, dataset: Dataset) -> nn.Module:
+    """Build the network of a study, without drawing from torch's global generator for good."""
+    with torch.random.fork_rng(devices=[]):
+        return network_for(
+            network.family, dataset, width=network.width, depth=network.depth, **network.settings
+        )
+
+
+# --- Training ----------------------------------------------------------------------------------------------
+
+
+def _train(unit: Unit, store: Store, data_dir: str | None, device: str) -> dict[str, Any]:
+    content = unit.content
+    data = load_split(content["data"]["name"], data_dir, "train")
+    model = build_network(NetworkConfig(**content["network"]), data).to(device)
+    settings = [TrainSettings(**content["training"], **network) for network in content["networks"]]
+    if can_stack(model):
+        results = train_stacked(model, data, settings)
+    else:
+        results = [train(model, data, s, strict=False) for s in settings]
+    for index, result in enumerate(results):
+        save_state(store.network(NetworkRef(unit.address, index)), state_of(result.model))
+    return {"networks": [_trained(r) for r in results]}
+
+
+def _trained(result: TrainResult) -> dict[str, Any]:
+    history = [{k: v for k, v in asdict(r).items() if k != "seconds"} for r in result.history]
+    return {
+        "seed": result.settings.seed,
+        "learning_rate": result.settings.learning_rate,
+        "status": result.status,
+        "history": history,
+    }
+
+
+# --- A pair ------------------------------------------------------------------------------------------------
+
+
+def _measure(unit: Unit, store: Store, data_dir: str | None, device: str) -> dict[str, Any]:
+    content = unit.content
+    sizes, options = content["data"], content["measure"]
+    train_data, test_data = (load_split(sizes["name"], data_dir, split) for split in ("train", "test"))
+    model_a, model_b = (
+        _load(store, content["network"], train_data, content[end], device) for end in ("a", "b")
+    )
+    statistics = to_batches(
+        train_data, _STATISTICS_BATCH, limit=_at_most(sizes["statistics"], train_data), seed=_DRAW
+    )
+    splits = {
+        "train": to_batches(train_data, _LINE_BATCH, limit=_at_most(sizes["train"], train_data), seed=_DRAW),
+        "test": to_batches(test_data, _LINE_BATCH, limit=_at_most(sizes["test"], test_data), seed=_DRAW),
+    }
+    seed = derive_seed(content["a"]["seed"], "pair", str(content["b"]["seed"]))
+    spec = _symmetries(model_a, statistics, seed)
+    rows: list[dict[str, Any]] = []
+    for method in options["methods"]:
+        found = None
+        if method != "none":
+            found = align(model_a, model_b, batches=statistics, method=method, spec=spec, seed=seed)
+        for refresh in options["refresh"]:
+            measured = line(
+                model_a,
+                model_b,
+                splits,
+                points=options["points"],
+                alignment=found,
+                refresh=None if refresh == "none" else refresh,
+                refresh_batches=None if refresh == "none" else statistics,
+                generator=torch.Generator().manual_seed(seed),
+            )
+            about = {"method": method, "refresh": refresh, **_aligned(found)}
+            rows += [{**about, "split": split, **_curve(c)} for split, c in measured.curves.items()]
+    return {"rows": rows, "groups": {g.name: g.size for g in spec.groups.values()}}
+
+
+def _at_most(count: int | None, data: Dataset) -> int:
+    return len(data) if count is None else min(count, len(data))
+
+
+def _load(
+    store: Store, network: Mapping[str, Any], data: Dataset, end: Mapping[str, Any], device: str
+) -> nn.Module:
+    model = build_network(NetworkConfig(**network), data)
+    state = load_state(store.network(NetworkRef(end["unit"], end["index"])))
+    check_finite(state, f"The network of seed {end['seed']}" if "seed" in end else "The network")
+    model.load_state_dict(state)
+    return model.to(device).eval()
+
+
+def _symmetries(model: nn.Module, statistics: Batches, seed: int) -> SymmetrySpec:
+    inputs = next(iter(statistics))[0][:_EXAMPLES].to(next(model.parameters()).device)
+    spec = discover(model, inputs)
+    verify(spec, model, inputs, generator=torch.Generator().manual_seed(seed)).require()
+    return spec
+
+
+def _aligned(found: Alignment | None) -> dict[str, Any]:
+    if found is None:
+        return {"status": "no relabelling", "sweeps": 0, "moved": {}, "verification_error": None, "notes": []}
+    return {
+        "status": found.status,
+        "sweeps": len(found.sweeps),
+        "moved": found.moved,
+        "verification_error": found.verification_error,
+        "notes": list(found.notes),
+    }
+
+
+def _curve(curve: Curve) -> dict[str, Any]:
+    values = curve.to_dict()
+    return {"loss_at": values.pop("loss"), "accuracy_at": values.pop("accuracy"), **values}
+
+
+# --- Dimensions --------------------------------------------------------------------------------------------
+
+
+def _dimension(unit: Unit, store: Store, data_dir: str | None, device: str) -> dict[str, Any]:
+    from isthmus.matching import dimension
+
+    content = unit.content
+    data = load_split(content["data"]["name"], data_dir, "train")
+    model = _load(store, content["network"], data, content["of"], device)
+    count = _at_most(content["data"]["statistics"], data)
+    statistics = to_batches(data, _STATISTICS_BATCH, limit=count, seed=_DRAW)
+    spec = _symmetries(model, statistics, _DRAW)
+    return {"methods": dimension(model, statistics, spec=spec).to_dict()}
+
+
+def _finite(value: Any) -> Any:
+    """Replace NaN and infinities, which JSON cannot hold, by ``None``."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,69 @@
+"""Network families of the studies by name, sized to a data set."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from isthmus.errors import ModelError
+from isthmus.study._dataset import Dataset
+from isthmus.testing import densenet, groupnorm_resnet, mlp, mobilenet, resnet20, vgg16, vgg16_bn
+
+__all__ = ["FAMILIES", "network_for"]
+
+_CONVOLUTIONAL = {
+    "vgg16": vgg16,
+    "vgg16_bn": vgg16_bn,
+    "resnet20": resnet20,
+    "densenet": densenet,
+    "mobilenet": mobilenet,
+    "groupnorm_resnet": groupnorm_resnet,
+}
+
+FAMILIES: tuple[str, ...] = ("mlp", *_CONVOLUTIONAL)
+"""Names that :func:`network_for` knows."""
+
+
+def network_for(
+    family: str, dataset: Dataset, *, width: float | None = None, depth: int = 3, **settings: Any
+) -> nn.Module:
+    """Build a network that fits the inputs and classes of a data set.
+
+    Args:
+        family: one of :data:`FAMILIES`.
+        dataset: gives the number of inputs and of classes.
+        width: units per hidden layer of the ``mlp`` (512 by default), multiplier of the channels of the
+            others (1 by default).
+        depth: hidden layers of the ``mlp``; the others have theirs.
+        settings: further keyword arguments of the builder in :mod:`isthmus.testing`.
+
+    Raises:
+        ModelError: an unknown family or setting, or images that the family cannot take.
+
+    Notes:
+        The initial values come from torch's global generator; :func:`~isthmus.study.train` draws them anew
+        from the seed of its settings.
+    """
+    classes = len(dataset.classes)
+    if family not in FAMILIES:
+        raise ModelError(f"Unknown network family {family!r}. Choose one of {', '.join(FAMILIES)}.")
+    try:
+        if family == "mlp":
+            units = 512 if width is None else int(width)
+            return mlp(math.prod(dataset.input_shape), units, depth, classes, **settings)
+        model = _CONVOLUTIONAL[family](classes, 1 if width is None else width, **settings)
+    except TypeError as error:
+        raise ModelError(f"Network family {family!r}: {error}. Check its settings.") from error
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, *dataset.input_shape))
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"Network family {family!r} cannot take the inputs of {dataset.name}, shape "
+            f"{dataset.input_shape}: {str(error).splitlines()[0]} "
+            "Convolutional families need RGB images; use 'mlp' otherwise."
+        ) from error
+    return model.train()

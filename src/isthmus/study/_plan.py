@@ -1,0 +1,207 @@
+"""From a study to units of work, each with a content address: the same content has the same address."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import isthmus
+from isthmus.study._config import StudyConfig, Variant
+
+__all__ = ["NetworkRef", "Plan", "Unit", "address_of", "plan_study"]
+
+PROTOCOL = 1
+"""Raised whenever a change of the code changes what a unit of the same content gives."""
+
+Digest = Callable[[str, str], str]
+"""From name and split of a data set to its digest."""
+
+
+@dataclass(frozen=True)
+class NetworkRef:
+    """A trained network: the unit that trains it, and its place in the stack."""
+
+    unit: str
+    index: int
+
+    @property
+    def file(self) -> str:
+        """Name of its checkpoint in the folder ``networks``."""
+        return f"{self.unit}-{self.index}.safetensors"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One unit of work.
+
+    Attributes:
+        kind: ``"train"`` (some networks), ``"measure"`` (a pair) or ``"dimension"`` (a network).
+        address: SHA-256 of the content, hexadecimal.
+        content: everything the result depends on, as plain values.
+        needs: addresses of the units that must be done before.
+        cost: expected work, in network-epochs of this network, roughly.
+        label: for people.
+    """
+
+    kind: str
+    address: str
+    content: dict[str, Any]
+    needs: tuple[str, ...]
+    cost: float
+    label: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Unit:
+        """Read what :meth:`to_dict` gave."""
+        return cls(**{**values, "needs": tuple(values["needs"])})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All units of a study, in an order in which none precedes what it needs."""
+
+    study: str
+    units: tuple[Unit, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"study": self.study, "units": [u.to_dict() for u in self.units]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """Read what :meth:`to_dict` gave."""
+        return cls(values["study"], tuple(Unit.from_dict(u) for u in values["units"]))
+
+
+def address_of(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of canonical JSON: sorted keys, no spaces."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def plan_study(study: StudyConfig, digest: Digest, stackable: Callable[[Variant], bool]) -> Plan:
+    """Cut a study into units.
+
+    Args:
+        study: the study.
+        digest: of data sets, by name and split.
+        stackable: whether several networks of a variant can be trained together.
+    """
+    units: dict[str, Unit] = {}
+    for members in _groups(study.variants):
+        places = {}
+        size = study.stack if stackable(members[0]) else 1
+        wanted = [(v.training.learning_rate, s) for v in members for s in study.all_seeds]
+        for chunk in _chunks(wanted, size):
+            unit = _train_unit(members[0], chunk, digest)
+            units[unit.address] = unit
+            places |= {key: NetworkRef(unit.address, i) for i, key in enumerate(chunk)}
+        for variant in members:
+            for unit in _measurements(study, variant, places, digest):
+                units[unit.address] = unit
+    return Plan(study.name, tuple(_sorted(units.values())))
+
+
+def _groups(variants: Iterable[Variant]) -> list[list[Variant]]:
+    """Group the variants that differ in the learning rate only."""
+    groups: dict[str, list[Variant]] = {}
+    for variant in variants:
+        values = variant.model_dump(mode="json")
+        del values["training"]["learning_rate"]
+        groups.setdefault(address_of(values), []).append(variant)
+    return list(groups.values())
+
+
+def _train_unit(variant: Variant, chunk: Iterable[tuple[float, int]], digest: Digest) -> Unit:
+    training = variant.training.model_dump(mode="json")
+    del training["learning_rate"]
+    networks = [{"learning_rate": rate, "seed": seed} for rate, seed in chunk]
+    content = {
+        "kind": "train",
+        "code": _code(),
+        "data": {"name": variant.data.name, "train": digest(variant.data.name, "train")},
+        "network": variant.network.model_dump(mode="json"),
+        "training": training,
+        "networks": networks,
+    }
+    rates = sorted({n["learning_rate"] for n in networks})
+    label = (
+        f"train {_name(variant)}, learning rate {', '.join(f'{r:g}' for r in rates)}, "
+        f"seeds {', '.join(str(s) for s in sorted({n['seed'] for n in networks}))}"
+    )
+    cost = len(networks) * max(variant.training.epochs, 0.1)
+    return Unit("train", address_of(content), content, (), cost, label)
+
+
+def _measurements(
+    study: StudyConfig, variant: Variant, places: Mapping[tuple[float, int], NetworkRef], digest: Digest
+) -> Iterator[Unit]:
+    rate = variant.training.learning_rate
+    measure = study.measure.model_dump(mode="json")
+    dimension = measure.pop("dimension")
+    data = variant.data.model_dump(mode="json")
+    digests = {split: digest(variant.data.name, split) for split in ("train", "test")}
+    shared = {"code": _code(), "digests": digests, "network": variant.network.model_dump(mode="json")}
+    about = f"{_name(variant)}, learning rate {rate:g}"
+    used: set[int] = set()
+    for a, b in study.all_pairs:
+        ends = {"a": {**asdict(places[rate, a]), "seed": a}, "b": {**asdict(places[rate, b]), "seed": b}}
+        content = {"kind": "measure", **shared, "data": data, **ends, "measure": measure}
+        content["training"] = variant.training.model_dump(mode="json")
+        needs = tuple(dict.fromkeys(end["unit"] for end in ends.values()))
+        cost = 2.0 * len(measure["methods"]) * len(measure["refresh"]) * measure["points"] / 11
+        yield Unit(
+            "measure", address_of(content), content, needs, cost, f"measure {about}, seeds {a} and {b}"
+        )
+        used |= {a, b}
+    for seed in sorted(used) if dimension else ():
+        place = places[rate, seed]
+        content = {
+            "kind": "dimension",
+            **shared,
+            "data": {"name": data["name"], "statistics": data["statistics"]},
+            "of": asdict(place),
+        }
+        yield Unit(
+            "dimension",
+            address_of(content),
+            content,
+            (place.unit,),
+            1.0,
+            f"dimension of {about}, seed {seed}",
+        )
+
+
+def _sorted(units: Iterable[Unit]) -> list[Unit]:
+    """Put every unit as early as what it needs allows, so that results appear while training goes on."""
+    listed: list[Unit] = []
+    waiting = [u for u in units if u.needs]
+    done: set[str] = set()
+    for unit in (u for u in units if not u.needs):
+        listed.append(unit)
+        done.add(unit.address)
+        listed += [u for u in waiting if done.issuperset(u.needs)]
+        waiting = [u for u in waiting if not done.issuperset(u.needs)]
+    return listed
+
+
+def _chunks(values: list[tuple[float, int]], size: int) -> Iterator[list[tuple[float, int]]]:
+    return (values[i : i + size] for i in range(0, len(values), size))
+
+
+def _code() -> dict[str, Any]:
+    return {"isthmus": isthmus.__version__, "protocol": PROTOCOL}
+
+
+def _name(variant: Variant) -> str:
+    network = variant.network
+    size = "" if network.width is None else f" {network.width:g}"
+    deep = f" × {network.depth}" if network.family == "mlp" else ""
+    return f"{network.family}{size}{deep} on {variant.data.name}, {variant.training.epochs} epochs"

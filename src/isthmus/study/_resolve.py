@@ -1,0 +1,99 @@
+"""From what a user types to batches: a data set's name, or ``package.module:function``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isthmus.batches import Batches, first_batch, reusable
+from isthmus.errors import DataError, IsthmusError
+from isthmus.study._dataset import Dataset, to_batches
+from isthmus.study._datasets import DATASETS, SPLITS, load_dataset
+from isthmus.study._fetch import OnProgress
+
+__all__ = ["resolve_data"]
+
+
+def resolve_data(
+    spec: str,
+    data_dir: str | Path | None = None,
+    *,
+    batch_size: int = 500,
+    limit: int | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Batches]:
+    """Return named batches for a data set's name or for a function given as ``package.module:function``.
+
+    Args:
+        spec: one of :data:`~isthmus.study.DATASETS`, which gives ``"train"`` and ``"test"``; or a function
+            without arguments that returns an iterable of batches (given the name ``"data"``), a mapping from
+            name to iterable, or :class:`~isthmus.study.Dataset` objects in their place. A one-shot iterator
+            is read into a list.
+        data_dir: folder of a named data set (see :func:`~isthmus.study.load_dataset`).
+        batch_size: examples per batch of a data set.
+        limit: use only so many examples of each split of a data set, drawn at random.
+        seed: of the order of a data set.
+        device: where the batches of a data set are put.
+        on_progress: told how far a download is.
+
+    Returns:
+        From name to batches that can be iterated any number of times.
+
+    Raises:
+        DataError: an unknown name, a function that cannot be imported or fails, or data that are empty or
+            not batches (see :mod:`isthmus.batches`).
+    """
+
+    def batches_of(value: Any, name: str) -> Batches:
+        if isinstance(value, Dataset):
+            return to_batches(value, batch_size, limit=limit, seed=seed, device=device)
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise DataError(
+                f"{spec}: expected an iterable of batches for {name!r}, found {type(value).__name__}. "
+                "Return a list, a DataLoader, a generator or a Dataset."
+            )
+        many = reusable(value)
+        first_batch(many, f"{spec} ({name})")
+        return many
+
+    if ":" not in spec:
+        if spec not in DATASETS:
+            raise DataError(
+                f"Unknown data {spec!r}. Choose one of {', '.join(DATASETS)}, "
+                "or give package.module:function."
+            )
+        found = {s: load_dataset(spec, data_dir, split=s, on_progress=on_progress) for s in SPLITS}
+    else:
+        found = _call(spec)
+    if isinstance(found, Mapping):
+        if not found:
+            raise DataError(f"{spec}: returned an empty mapping. Return at least one named set of batches.")
+        return {str(name): batches_of(value, str(name)) for name, value in found.items()}
+    return {"data": batches_of(found, "data")}
+
+
+def _call(spec: str) -> Any:
+    module_name, _, function_name = spec.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise DataError(
+            f"{spec}: cannot import {module_name!r}: {error}. Is it installed, or its folder on PYTHONPATH?"
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise DataError(f"{spec}: {module_name!r} has no function {function_name!r}.")
+    try:
+        return function()
+    except IsthmusError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{spec}: the function failed: {type(error).__name__}: {error}. It is called without arguments."
+        ) from error

@@ -1,0 +1,218 @@
+"""Running a study: what is recorded is skipped, what fails is recorded, and the rest goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isthmus.study._config import StudyConfig, Variant
+from isthmus.study._executors import AbstractExecutor, InProcess, Job, Outcome
+from isthmus.study._measure import build_network, load_split
+from isthmus.study._plan import Plan, Unit, plan_study
+from isthmus.study._stacked import can_stack
+from isthmus.study._store import Store
+
+__all__ = ["Progress", "StudyStatus", "make_plan", "run_study", "study_status"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        unit: the unit that just ended, or ``None`` at the start.
+        outcome: how it ended.
+        done: expected work that is recorded, in network-epochs.
+        total: expected work of the study.
+        seconds: since the run began.
+        left: expected seconds left; ``None`` before the first unit has ended.
+    """
+
+    unit: Unit | None
+    outcome: Outcome | None
+    done: float
+    total: float
+    seconds: float
+    left: float | None
+
+
+@dataclass(frozen=True)
+class StudyStatus:
+    """What is recorded of a study.
+
+    Attributes:
+        study: its name.
+        counts: per kind of unit: done, failed, and all.
+        failed: label and last line of the traceback of every failed unit.
+        blocked: units that cannot be run because what they need has failed.
+        seconds: work recorded, summed over units.
+    """
+
+    study: str
+    counts: dict[str, dict[str, int]]
+    failed: dict[str, str]
+    blocked: int
+    seconds: float
+
+    @property
+    def finished(self) -> bool:
+        """Whether every unit is done."""
+        return all(c["done"] == c["all"] for c in self.counts.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**vars(self), "finished": self.finished}
+
+
+def make_plan(study: StudyConfig, data_dir: str | Path | None) -> Plan:
+    """Return the units of a study; reads the data, whose digests are part of the addresses.
+
+    Raises:
+        DataError: the data cannot be had.
+        ModelError: a network does not fit the data.
+    """
+    where = None if data_dir is None else str(data_dir)
+
+    def stackable(variant: Variant) -> bool:
+        return can_stack(build_network(variant.network, load_split(variant.data.name, where, "train")))
+
+    return plan_study(study, lambda name, split: load_split(name, where, split).digest, stackable)
+
+
+def run_study(
+    study: StudyConfig,
+    out: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    executor: AbstractExecutor | None = None,
+    device: str = "cpu",
+    on_progress: Callable[[Progress], Any] | None = None,
+) -> StudyStatus:
+    """Run what is not yet recorded of a study.
+
+    It may be stopped at any moment, also by force, and started again: units whose record is there are
+    skipped, and the records in the end are the same, byte for byte on one machine with one number of threads.
+    Units that failed before are tried again.
+
+    Args:
+        study: see :func:`isthmus.study.read_study`.
+        out: folder of the study (see :mod:`isthmus.study._store`); must be seen by all workers.
+        data_dir: folder of the data set, if it is not to be downloaded.
+        executor: where units run; by default in this process. It is left open.
+        device: where tensors live, such as ``"cpu"`` or ``"cuda"``.
+        on_progress: called at the start and after every unit.
+
+    Raises:
+        DataError: the data cannot be had.
+        ModelError: a network does not fit the data.
+        OutputError: the folder cannot be written.
+    """
+    store = Store(Path(out).resolve())
+    store.create()
+    plan = make_plan(study, data_dir)
+    store.write_plan(plan, study.text)
+    done = {u.address for u in plan.units if _is_done(store, u.address)}
+    chosen = InProcess() if executor is None else executor
+    where = None if data_dir is None else str(Path(data_dir).resolve())
+    jobs = [
+        Job(u, str(store.folder), where, chosen.threads, device) for u in plan.units if u.address not in done
+    ]
+    _Loop(store, plan, chosen, on_progress).run(jobs, done)
+    return study_status(store.folder)
+
+
+def study_status(folder: str | Path) -> StudyStatus:
+    """Return what is recorded in the folder of a study.
+
+    Raises:
+        StudyError: the folder holds no study.
+    """
+    store = Store(Path(folder))
+    plan = store.plan()
+    counts: dict[str, dict[str, int]] = {}
+    failed: dict[str, str] = {}
+    bad: set[str] = set()
+    blocked, seconds = 0, 0.0
+    for unit in plan.units:
+        count = counts.setdefault(unit.kind, {"done": 0, "failed": 0, "all": 0})
+        count["all"] += 1
+        record = store.record(unit.address)
+        if record is None:
+            if bad.intersection(unit.needs):
+                blocked += 1
+                bad.add(unit.address)
+            continue
+        count[record["status"]] += 1
+        if record["status"] == "failed":
+            bad.add(unit.address)
+            failed[unit.label] = (record["traceback"] or "").strip().splitlines()[-1]
+        timing = store.timing(unit.address)
+        seconds += 0.0 if timing is None else timing["seconds"] or 0.0
+    return StudyStatus(plan.study, counts, failed, blocked, seconds)
+
+
+def _is_done(store: Store, address: str) -> bool:
+    record = store.record(address)
+    return record is not None and record["status"] == "done"
+
+
+class _Loop:
+    """Feeds an executor with the units whose needs are met."""
+
+    def __init__(
+        self,
+        store: Store,
+        plan: Plan,
+        executor: AbstractExecutor,
+        on_progress: Callable[[Progress], Any] | None,
+    ) -> None:
+        self.store, self.executor, self.on_progress = store, executor, on_progress
+        self.units = {u.address: u for u in plan.units}
+        self.start = time.perf_counter()
+
+    def run(self, jobs: list[Job], done: set[str]) -> None:
+        waiting = list(jobs)
+        skipped = self._cost(done)
+        ended, running = set(done), 0
+        self._tell(None, None, skipped, ended)
+        while True:
+            ready = [j for j in waiting if done.issuperset(j.unit.needs)]
+            for job in ready[: self.executor.slots - running]:
+                waiting.remove(job)
+                self.executor.submit(job)
+                running += 1
+            if running == 0:
+                break
+            outcome = self.executor.next_outcome()
+            running -= 1
+            ended.add(outcome.address)
+            if outcome.status == "done":
+                done.add(outcome.address)
+            self._tell(self.units[outcome.address], outcome, skipped, ended)
+
+    def _cost(self, addresses: set[str]) -> float:
+        return sum(self.units[a].cost for a in addresses)
+
+    def _tell(self, unit: Unit | None, outcome: Outcome | None, skipped: float, ended: set[str]) -> None:
+        seconds = time.perf_counter() - self.start
+        done, total = self._cost(ended), sum(u.cost for u in self.units.values())
+        left = None if done <= skipped else (total - done) * seconds / (done - skipped)
+        progress = Progress(unit, outcome, done, total, seconds, left)
+        if unit is not None and outcome is not None:
+            self.store.log(
+                {
+                    "time": time.time(),
+                    "unit": unit.label,
+                    "address": unit.address,
+                    "status": outcome.status,
+                    "seconds": outcome.seconds,
+                    "message": outcome.message,
+                    "share_done": done / total if total else 1.0,
+                    "seconds_left": left,
+                }
+            )
+        if self.on_progress is not None:
+            self.on_progress(progress)

@@ -1,0 +1,150 @@
+"""From the labels of the parameters to groups and slots: the last step of discovery."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from isthmus.symmetry._axes import Atom, Pin, Placement, merged_copies, occurrences, placements, resolve
+from isthmus.symmetry._interpret import Value
+from isthmus.symmetry._spec import AxisGroup, IndexMap, PinnedAxis, Slot, SymmetrySpec
+
+__all__ = ["collect"]
+
+_MOST_MEMBERS = 4096
+"""Families of more nested groups than this stay one group, whose units move alike everywhere."""
+
+Nesting = Mapping[Atom, tuple[Atom, ...]]
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A placement of an atom on an axis of a parameter."""
+
+    tensor: str
+    value: Value
+    axis: int
+    place: Placement
+
+
+def collect(
+    labels: Mapping[str, Value],
+    names: Mapping[str, Sequence[str]],
+    nesting: Nesting,
+    outputs: tuple[str, ...] | None,
+) -> SymmetrySpec:
+    """Read the groups off the labels.
+
+    Args:
+        labels: of every state tensor.
+        names: all names of each of these tensors.
+        nesting: for atoms that move independently inside others, these others, outermost first.
+        outputs: the outputs that are preserved.
+    """
+    sites: dict[Atom, list[_Site]] = {}
+    pinned: list[PinnedAxis] = []
+    for tensor, value in labels.items():
+        for name in names[tensor]:
+            for axis in range(value.ndim):
+                for place in placements(value.axes[axis]):
+                    if isinstance(place, Placement) and place.atom.pinned is None:
+                        sites.setdefault(place.atom, []).append(_Site(name, value, axis, place))
+                pinned += _pinned_axis(name, axis, value)
+    shapes = {name: value.shape for tensor, value in labels.items() for name in names[tensor]}
+    return SymmetrySpec(_Groups(sites, nesting).build(), tuple(pinned), shapes, outputs)
+
+
+def _pinned_axis(name: str, axis: int, value: Value) -> Iterator[PinnedAxis]:
+    """Yield what is pinned on an axis, unless it is a factor beside one that moves."""
+    found = list(occurrences(value.axes[axis]))
+    if any(o.copies for o in found if not isinstance(o, tuple)):
+        return
+    totals: dict[Pin, int] = {}
+    for part, positions in (f for f in found if isinstance(f, tuple)):
+        totals[part.why] = totals.get(part.why, 0) + positions
+    for why, positions in totals.items():
+        if positions:
+            yield PinnedAxis(name, axis, positions, why.reason, why.operator, why.module)
+
+
+class _Groups:
+    def __init__(self, sites: Mapping[Atom, list[_Site]], nesting: Nesting) -> None:
+        self._sites = sites
+        self._names = dict(zip(sites, _group_names(list(sites.values())), strict=True))
+        self._outer = {atom: self._expressible(atom, nesting.get(atom, ())) for atom in sites}
+
+    def _expressible(self, atom: Atom, outers: tuple[Atom, ...]) -> tuple[Atom, ...]:
+        """Return the outer atoms if every slot of every member can be written down, else none."""
+        if math.prod(o.size for o in outers) > _MOST_MEMBERS:
+            return ()
+        first = tuple((o, 0) for o in outers)
+        return outers if all(_slot(site, first) is not None for site in self._sites[atom]) else ()
+
+    def build(self) -> dict[str, AxisGroup]:
+        """Return all groups, outer ones before inner ones."""
+        groups: dict[str, AxisGroup] = {}
+        for atom in sorted(self._sites, key=lambda a: len(self._outer[a])):
+            for units in itertools.product(*(range(o.size) for o in self._outer[atom])):
+                member = self._member(atom, tuple(zip(self._outer[atom], units, strict=True)))
+                groups[member.name] = member
+        return groups
+
+    def _member(self, atom: Atom, units: tuple[tuple[Atom, int], ...]) -> AxisGroup:
+        found = (_slot(site, units) for site in self._sites[atom])
+        slots = tuple(slot for slot in found if slot is not None)
+        free = [(o, unit) for o, unit in units if o.pinned is None]
+        within = tuple((self._name(o, units), unit) for o, unit in free)
+        pattern = ",".join("*" if o.pinned is None else str(unit) for o, unit in units)
+        family = f"{self._names[atom]}[{pattern}]" if units else ""
+        return AxisGroup(self._name(atom, units), atom.size, slots, within, family)
+
+    def _name(self, atom: Atom, units: Iterable[tuple[Atom, int]]) -> str:
+        own = [str(unit) for o, unit in units if o in self._outer[atom]]
+        return self._names[atom] + (f"[{','.join(own)}]" if own else "")
+
+
+def _slot(site: _Site, units: tuple[tuple[Atom, int], ...]) -> Slot | None:
+    """Return the slot of the member of a family at given outer units, or ``None`` if no slot can say it."""
+    rest = dict(units)
+    index = _index(site.value.axes[site.axis].size, site.place, site.place.atom.size, rest)
+    block: list[tuple[int, IndexMap]] = []
+    for axis, expression in enumerate(site.value.axes):
+        places = [p for p in placements(expression) if isinstance(p, Placement) and p.atom in rest]
+        if axis == site.axis or not places:
+            continue
+        if len({p.atom for p in places}) < len(places):
+            return None
+        anchor = places[0]
+        unit = rest.pop(anchor.atom)
+        moved = Placement(anchor.atom, anchor.offset + unit * anchor.stride, 1, anchor.siblings)
+        block.append((axis, _index(expression.size, moved, 1, rest)))
+    if rest:
+        return None
+    return Slot(site.tensor, site.axis, index, tuple(block))
+
+
+def _index(length: int, place: Placement, size: int, rest: dict[Atom, int]) -> IndexMap:
+    """Return the positions of a placement, restricted to one unit of each sibling in ``rest`` (used up)."""
+    offset = place.offset
+    copies: list[tuple[int, int]] = []
+    for sibling, step in place.siblings:
+        form = resolve(sibling)
+        if isinstance(form, Atom) and form in rest:
+            offset += rest.pop(form) * step
+        else:
+            copies.append((form.size, step))
+    return IndexMap(length, size, offset, place.stride, merged_copies(copies))
+
+
+def _group_names(groups: Sequence[Sequence[_Site]]) -> list[str]:
+    """Name each group after the module of its first slot that is an output axis; number repeats."""
+    taken: dict[str, int] = {}
+    names: list[str] = []
+    for sites in groups:
+        first = next((s for s in sites if s.axis == 0), sites[0])
+        base = first.tensor.rpartition(".")[0] or first.tensor
+        taken[base] = taken.get(base, 0) + 1
+        names.append(base if taken[base] == 1 else f"{base}#{taken[base]}")
+    return names

@@ -1,0 +1,25 @@
+"""Rules: how labels pass through each operator, one module per family. Importing registers them."""
+
+from isthmus.symmetry._rules import (
+    contraction,
+    convolution,
+    creation,
+    indexing,
+    normalisation,
+    pointwise,
+    recurrent,
+    reduction,
+    shape,
+)
+
+__all__ = [
+    "contraction",
+    "convolution",
+    "creation",
+    "indexing",
+    "normalisation",
+    "pointwise",
+    "recurrent",
+    "reduction",
+    "shape",
+]

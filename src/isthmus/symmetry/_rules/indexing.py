@@ -1,0 +1,112 @@
+"""Look-ups by index tensors: the axis that is indexed by numbers cannot move, the others pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from isthmus.symmetry._interpret import Operation, Value, rule
+
+_INDEXED = "its positions are addressed by an index"
+
+
+@rule("aten.embedding", kind="local")
+def embedding(op: Operation, weight: Value, indices: Value, **_: Any) -> Value:
+    """Look rows up: the vocabulary is fixed by the input, the embedding axis passes."""
+    op.look_up(weight.axes[0], indices, indices.axes, _INDEXED)
+    return Value((*indices.axes, *weight.axes[1:]), points=weight.points)
+
+
+@rule("aten.index_select", kind="local")
+def index_select(op: Operation, x: Value, dim: int, index: Value) -> Value:
+    """Select positions of one axis."""
+    chosen = index.axes[0] if index.ndim else op.fixed(1, _INDEXED)
+    op.look_up(x.axes[dim], index, [chosen], _INDEXED)
+    dim %= max(x.ndim, 1)
+    return Value((*x.axes[:dim], chosen, *x.axes[dim + 1 :]), points=x.points)
+
+
+@rule("aten.index", kind="local")
+def index(op: Operation, x: Value, indices: Sequence[Value | None]) -> Value:
+    """Index with tensors, as NumPy does: indexed axes are fixed, slices pass."""
+    used = [k for k, i in enumerate(indices) if i is not None]
+    tensors = [indices[k] for k in used]
+    start = tensors[0].run if len(used) == 1 and tensors[0] is not None else None
+    if start is not None:
+        return _range(op, x, used[0], start % x.shape[used[0]])
+    shape = op.shape
+    kept = [a for k, a in enumerate(x.axes) if k not in used]
+    rank = len(shape) - len(kept)
+    adjacent = bool(used) and used == list(range(used[0], used[-1] + 1))
+    place = used[0] if adjacent else 0
+    values = [t for t in tensors if t is not None]
+    if any(t.ndim > rank for t in values):
+        op.use_as_numbers([x, *values])
+        return op.unknown([x, *values])
+    block = op.broadcast(values, shape[place : place + rank])
+    axes = (*kept[:place], *block.axes, *kept[place:])
+    if tuple(a.size for a in axes) != shape:
+        op.use_as_numbers([x, *values])
+        return op.unknown([x, *values])
+    for k, tensor in zip(used, values, strict=True):
+        op.look_up(x.axes[k], tensor, block.axes, _INDEXED)
+    return Value(axes, points=x.points)
+
+
+def _range(op: Operation, x: Value, dim: int, start: int) -> Value:
+    """Index by a known run of neighbouring positions: a slice."""
+    length = op.shape[dim]
+    kept = op.segments(x.axes[dim], [start, length, x.shape[dim] - start - length])[1]
+    return Value((*x.axes[:dim], kept, *x.axes[dim + 1 :]), points=x.points)
+
+
+def _beside(op: Operation, x: Value, index: Value, dim: int) -> None:
+    """Join the axes along which an index tensor of the same rank addresses equal positions."""
+    for k in range(x.ndim):
+        if k == dim:
+            continue
+        if x.shape[k] == index.shape[k]:
+            op.unify(x.axes[k], index.axes[k])
+        else:
+            op.pin(x.axes[k], _INDEXED)
+            op.pin(index.axes[k], _INDEXED)
+
+
+@rule("aten.gather", kind="local")
+def gather(op: Operation, x: Value, dim: int, index: Value, **_: Any) -> Value:
+    """Gather along one axis; the other axes address equal positions in both tensors."""
+    if x.ndim == 0:
+        op.use_as_numbers([index])
+        return Value(index.axes)
+    dim %= x.ndim
+    _beside(op, x, index, dim)
+    op.look_up(x.axes[dim], index, index.axes, _INDEXED)
+    return Value(index.axes, points=x.points)
+
+
+@rule("aten.scatter", "aten.scatter_add", kind="local")
+def scatter(
+    op: Operation, x: Value, dim: int, index: Value, src: Value | None = None, value: Any = None, **_: Any
+) -> Value:
+    """Write (or add) at positions of one axis; the other axes address equal positions in all tensors."""
+    given = [v for v in (src, value) if isinstance(v, Value)]
+    if x.ndim == 0 or any(v.shape != index.shape for v in given if v.ndim):
+        op.use_as_numbers([x, index, *given])
+        return op.unknown([x, index, *given])
+    dim %= x.ndim
+    op.use_as_numbers([x, *given])
+    for v in given:
+        for one, two in zip(v.axes, index.axes, strict=False):
+            op.unify(one, two)
+    _beside(op, x, index, dim)
+    op.look_up(x.axes[dim], index, index.axes, _INDEXED)
+    return Value(x.axes)
+
+
+@rule("aten.one_hot", kind="local")
+def one_hot(op: Operation, x: Value, **_: Any) -> Value:
+    """Write numbers as positions on a new axis: fixed, unless they count the positions of one that moves."""
+    if x.points is not None and x.points.axis.size == op.shape[-1]:
+        return Value((*x.axes, x.points.axis))
+    op.use_as_numbers([x])
+    return Value((*x.axes, op.fixed(op.shape[-1], "positions of a one-hot code")))

@@ -1,0 +1,180 @@
+"""Recurrent layers: hidden units move in all gates, in the recurrent weights and in the states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from isthmus.symmetry import _axes
+from isthmus.symmetry._axes import ONE, Expression, Sum
+from isthmus.symmetry._interpret import Operation, Value, rule
+from isthmus.symmetry._stacked import Stacked
+
+_TIME = "steps of a recurrence"
+_GATES = "gates of a recurrent layer"
+
+
+def _cell(
+    op: Operation, x: Expression, params: Sequence[Value], hidden: int, gates: int
+) -> tuple[Expression, Expression]:
+    """Join one layer and direction; return the labels of its hidden state and of its cell state.
+
+    Parameters are (gates · hidden, inputs), (gates · hidden, state), two biases or none, and for projected
+    states (state, hidden).
+    """
+    inputs, recurrent, *rest = params
+    projection = rest.pop() if rest and rest[-1].ndim == 2 else None
+    units: list[Expression] = []
+    for value in (inputs, recurrent, *rest):
+        gate, unit = op.split_trailing(value.axes[0], hidden)
+        op.pin(gate, _GATES)
+        units.append(unit)
+    for unit in units[1:]:
+        op.unify(units[0], unit)
+    op.unify(x, inputs.axes[1])
+    if projection is None:
+        op.unify(recurrent.axes[1], units[0])
+        return units[0], units[0]
+    op.unify(projection.axes[1], units[0])
+    op.unify(projection.axes[0], recurrent.axes[1])
+    return projection.axes[0], units[0]
+
+
+def _attach(op: Operation, state: Value, places: Sequence[Expression]) -> None:
+    """Join given initial states, shape (layers · directions, …, units); equal entries demand nothing."""
+    if not state.uniform:
+        for place in places:
+            op.unify(state.axes[-1], place)
+
+
+def _recurrent(
+    op: Operation,
+    x: Value,
+    states: Sequence[Value],
+    params: Sequence[Value],
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+    gates: int,
+) -> tuple[Any, ...]:
+    directions = 2 if bidirectional else 1
+    each = len(params) // (num_layers * directions)
+    hidden = params[0].shape[0] // gates
+    time = 1 if batch_first and x.ndim == 3 else 0
+    op.pin(x.axes[time], _TIME)
+    features = x.axes[-1]
+    outputs: list[Expression] = []
+    cells: list[Expression] = []
+    for layer in range(num_layers):
+        made: list[Expression] = []
+        for direction in range(directions):
+            start = (layer * directions + direction) * each
+            out, cell = _cell(op, features, params[start : start + each], hidden, gates)
+            made.append(out)
+            cells.append(cell)
+        outputs += made
+        features = _axes.resolve(Sum(tuple(made)))
+    for state, places in zip(states, (outputs, cells), strict=False):
+        _attach(op, state, places)
+    batch = () if x.ndim == 2 else (x.axes[1 - time],)
+    result = Value((*x.axes[:-1], features))
+    final = [Stacked(0, tuple(Value((ONE, *batch, p)) for p in places)) for places in (outputs, cells)]
+    return (result, *final[: len(states)])
+
+
+@rule("aten.lstm")
+def lstm(
+    op: Operation,
+    x: Value,
+    hx: Sequence[Value],
+    params: Sequence[Value],
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    **_: Any,
+) -> Any:
+    """Run a long short-term memory over a sequence."""
+    return _recurrent(op, x, hx, params, num_layers, bidirectional, batch_first, gates=4)
+
+
+@rule("aten.gru")
+def gru(
+    op: Operation,
+    x: Value,
+    hx: Value,
+    params: Sequence[Value],
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    **_: Any,
+) -> Any:
+    """Run gated recurrent units over a sequence."""
+    return _recurrent(op, x, [hx], params, num_layers, bidirectional, batch_first, gates=3)
+
+
+@rule("aten.rnn_tanh", "aten.rnn_relu")
+def rnn(
+    op: Operation,
+    x: Value,
+    hx: Value,
+    params: Sequence[Value],
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    **_: Any,
+) -> Any:
+    """Run a simple recurrent layer over a sequence."""
+    return _recurrent(op, x, [hx], params, num_layers, bidirectional, batch_first, gates=1)
+
+
+def _single(
+    op: Operation, x: Value, states: Sequence[Value], params: Sequence[Value | None], gates: int
+) -> Value:
+    given = [p for p in params if p is not None]
+    out, _ = _cell(op, x.axes[-1], given, given[0].shape[0] // gates, gates)
+    for state in states:
+        _attach(op, state, [out])
+    return Value((*x.axes[:-1], out))
+
+
+@rule("aten.lstm_cell")
+def lstm_cell(
+    op: Operation,
+    x: Value,
+    hx: Sequence[Value],
+    w_ih: Value,
+    w_hh: Value,
+    b_ih: Value | None = None,
+    b_hh: Value | None = None,
+) -> tuple[Value, Value]:
+    """Take one step of a long short-term memory."""
+    state = _single(op, x, hx, (w_ih, w_hh, b_ih, b_hh), gates=4)
+    return state, state
+
+
+@rule("aten.gru_cell")
+def gru_cell(
+    op: Operation,
+    x: Value,
+    hx: Value,
+    w_ih: Value,
+    w_hh: Value,
+    b_ih: Value | None = None,
+    b_hh: Value | None = None,
+) -> Value:
+    """Take one step of a gated recurrent unit."""
+    return _single(op, x, [hx], (w_ih, w_hh, b_ih, b_hh), gates=3)
+
+
+@rule("aten.rnn_tanh_cell", "aten.rnn_relu_cell")
+def rnn_cell(
+    op: Operation,
+    x: Value,
+    hx: Value,
+    w_ih: Value,
+    w_hh: Value,
+    b_ih: Value | None = None,
+    b_hh: Value | None = None,
+) -> Value:
+    """Take one step of a simple recurrent layer."""
+    return _single(op, x, [hx], (w_ih, w_hh, b_ih, b_hh), gates=1)

@@ -1,0 +1,170 @@
+"""Verification: run the network before and after random relabellings and compare what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isthmus.coupling import invert_permutation, random_permutation
+from isthmus.errors import VerificationError
+from isthmus.symmetry._discover import Outputs
+from isthmus.symmetry._runner import Runner
+from isthmus.symmetry._spec import SymmetrySpec
+
+__all__ = ["Verification", "function_change", "verify"]
+
+_TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-3}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was measured when a spec was tested on its network.
+
+    Attributes:
+        max_relative_error: largest ``max|f(θ) − f(πθ)| / max|f(θ)|`` over outputs and draws, no unit.
+        tolerance: largest error that passes.
+        draws: number of random relabellings, each of all groups together.
+        guilty: groups that alone change the function (empty when the spec passes).
+        errors: largest error of each output, by name.
+        dtype: the precision of the runs.
+        seed: of the generator that drew the relabellings.
+    """
+
+    max_relative_error: float
+    tolerance: float
+    draws: int
+    guilty: tuple[str, ...]
+    errors: Mapping[str, float]
+    dtype: torch.dtype
+    seed: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether the function stayed the same within the tolerance."""
+        return self.max_relative_error <= self.tolerance
+
+    def require(self) -> Verification:
+        """Return the verification itself if it passed.
+
+        Raises:
+            VerificationError: it failed; the message names the guilty groups.
+        """
+        if not self.passed:
+            guilty = ", ".join(self.guilty) if self.guilty else "no single group, only several together"
+            raise VerificationError(
+                f"The symmetry spec changes the function of the network: relative error "
+                f"{self.max_relative_error:.3g}, at most {self.tolerance:.0e} allowed. Guilty: {guilty}. "
+                "Correct these groups or remove them with spec.restrict([...])."
+            )
+        return self
+
+    def __str__(self) -> str:
+        """Return one line with the verdict."""
+        verdict = "preserved" if self.passed else f"CHANGED by {', '.join(self.guilty) or 'groups together'}"
+        return (
+            f"function {verdict}: largest relative error {self.max_relative_error:.2e} over {self.draws} random "
+            f"relabellings in {str(self.dtype).removeprefix('torch.')} (tolerance {self.tolerance:.0e})"
+        )
+
+
+def verify(
+    spec: SymmetrySpec,
+    model: nn.Module,
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    outputs: Outputs = None,
+    generator: torch.Generator | None = None,
+    draws: int = 2,
+    tolerance: float | None = None,
+) -> Verification:
+    """Relabel a network at random and measure how far its outputs move.
+
+    The weights are perturbed first (every entry of every floating tensor by its own random amount), so that
+    nothing passes because norms still have unit gain, zero shift or equal running statistics; inputs that are
+    the same everywhere get noise too. Everything is computed in float64, also where the model casts to float32.
+    All groups move together; if that fails, each moves alone, and those that fail are named.
+
+    Args:
+        spec: what is tested.
+        model: the network, in evaluation mode; not mutated.
+        args: example positional inputs.
+        kwargs: example keyword inputs.
+        outputs: which outputs must be preserved; default: those of the spec.
+        generator: source of randomness; default: seed 0.
+        draws: number of random relabellings.
+        tolerance: default 1e-10 in float64; 1e-3 for a model that only runs in float32.
+
+    Returns:
+        The measured errors. :meth:`Verification.require` turns a failure into an exception.
+
+    Raises:
+        ModelError: the model is in training mode, has no weights (meta device), fails on the inputs, returns
+            nothing finite, or two identical runs differ.
+        SymmetryError: the spec does not fit the model.
+    """
+    args = (args,) if isinstance(args, Tensor) else tuple(args)
+    source = generator if generator is not None else torch.Generator().manual_seed(0)
+    runner = Runner(model, args, dict(kwargs or {}), spec.outputs if outputs is None else outputs, source)
+    allowed = _TOLERANCES.get(runner.dtype, 1e-1) if tolerance is None else tolerance
+    worst: dict[str, float] = {}
+    for draw in range(max(draws, 1)):
+        permutations = {name: _moving(group.size, source, draw) for name, group in spec.groups.items()}
+        for name, error in runner.errors(spec, permutations).items():
+            worst[name] = max(worst.get(name, 0.0), error)
+    largest = max(worst.values(), default=0.0)
+    guilty: tuple[str, ...] = ()
+    if not largest <= allowed:
+
+        def alone(name: str, draw: int) -> float:
+            moved = {name: _moving(spec.groups[name].size, source, draw)}
+            return max(runner.errors(spec, moved).values(), default=0.0)
+
+        guilty = tuple(n for n in spec.groups if any(not alone(n, draw) <= allowed for draw in range(2)))
+    return Verification(largest, allowed, max(draws, 1), guilty, worst, runner.dtype, source.initial_seed())
+
+
+def function_change(
+    spec: SymmetrySpec,
+    permutations: Mapping[str, Tensor],
+    model: nn.Module,
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    outputs: Outputs = None,
+) -> float:
+    """Return how far given relabellings move the outputs of a network with its own weights.
+
+    Args:
+        spec: the symmetries.
+        permutations: from group name to index tensor.
+        model: the network, in evaluation mode; not mutated.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        outputs: which outputs count; default: those of the spec.
+
+    Returns:
+        Largest ``max|f(θ) − f(πθ)| / max|f(θ)|`` over the outputs, run in float64, no unit.
+
+    Raises:
+        ModelError: the model fails on the inputs, or two identical runs differ.
+    """
+    args = (args,) if isinstance(args, Tensor) else tuple(args)
+    wanted = spec.outputs if outputs is None else outputs
+    runner = Runner(model, args, dict(kwargs or {}), wanted, None)
+    return max(runner.errors(spec, permutations).values(), default=0.0)
+
+
+def _moving(size: int, generator: torch.Generator, draw: int) -> Tensor:
+    """Draw a permutation: in even draws a single cycle, which moves every unit; else any but the identity.
+
+    Few units may be alive on the example inputs, so all should move; but with three units cycles are rotations.
+    """
+    drawn = random_permutation(size, generator)
+    if draw % 2 == 0:
+        return drawn.roll(1)[invert_permutation(drawn)]
+    return drawn.roll(1) if torch.equal(drawn, torch.arange(size)) else drawn

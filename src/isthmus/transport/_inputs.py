@@ -1,0 +1,49 @@
+"""Reading matrices: torch tensors or numpy arrays in, checked torch tensors out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isthmus.errors import DataError, ShapeError
+
+
+def as_real(value: Any, name: str) -> Tensor:
+    """Return ``value`` as a detached tensor on its own device and in its own dtype; refuse complex numbers."""
+    if isinstance(value, np.ndarray) and (not value.flags.writeable or min(value.strides, default=0) < 0):
+        value = value.copy()  # torch takes neither as it is
+    tensor = torch.as_tensor(value).detach()
+    if tensor.is_complex():
+        raise DataError(f"{name}: expected real entries, found {tensor.dtype}. Pass real costs or features.")
+    return tensor
+
+
+def as_float64_matrix(value: Any, name: str, *, ndim: int = 2) -> Tensor:
+    """Return a finite matrix (or vector) in float64, as every numeric here is (theory note, section 0).
+
+    Args:
+        value: tensor, numpy array or nested sequence of numbers.
+        name: how the error message calls it.
+        ndim: number of axes expected.
+
+    Raises:
+        ShapeError: another number of axes.
+        DataError: complex, NaN or infinite entries.
+    """
+    tensor = as_real(value, name)
+    if tensor.ndim != ndim:
+        raise ShapeError(
+            f"{name}: expected {ndim} axes, found shape {tuple(tensor.shape)}. "
+            "Rows list the units of A (or the samples), columns those of B (or the features)."
+        )
+    bad = ~torch.isfinite(tensor)
+    if bool(bad.any()):
+        where = tuple(torch.nonzero(bad)[0].tolist())
+        raise DataError(
+            f"{name}: {int(bad.sum())} of {tensor.numel()} entries are NaN or infinite, the first at {where}. "
+            "Look for a network that diverged or a division by zero upstream."
+        )
+    return tensor.to(torch.float64)

@@ -1,0 +1,376 @@
+"""The command line as a user meets it: results, JSON, exit codes, and nothing half-written on bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from isthmus import Alignment
+from isthmus.checkpoints import load_state, save_state
+from isthmus.cli._target import load_target
+from isthmus.errors import ModelError
+from isthmus.matching import METHODS
+from isthmus.symmetry import SymmetrySpec
+from isthmus.testing import mlp
+
+Cli = Callable[..., Any]
+SMALL = ("--width", "24", "--depth", "2", "--epochs", "8")
+
+
+def test_help_lists_the_commands(isthmus: Cli) -> None:
+    result = isthmus("--help")
+    assert result.code == 0
+    for command in ("demo", "symmetry", "align", "line", "merge"):
+        assert command in result.out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["demo", "--points", "one"], ["align", "a"], ["demo", "--no-such-option"]]
+)
+def test_bad_use_exits_with_2(isthmus: Cli, arguments: list[str]) -> None:
+    result = isthmus(*arguments)
+    assert result.code == 2
+    assert result.err
+
+
+def test_symmetry_prints_groups_pins_and_error(isthmus: Cli, project: Path) -> None:
+    result = isthmus("symmetry", "mynet:with_inputs")
+    assert result.code == 0
+    assert "layers.0" in result.out
+    assert "the model's output" in result.out
+    assert "function preserved" in result.out
+
+
+def test_symmetry_as_json_and_saved(isthmus: Cli, project: Path) -> None:
+    result = isthmus("symmetry", "mynet:build(width=5)", "--shape", "3,64", "--json", "--save", "spec.json")
+    assert result.code == 0
+    assert [g["size"] for g in result.json["groups"]] == [5, 5]
+    assert result.json["verification"]["passed"]
+    assert SymmetrySpec.from_json((project / "spec.json").read_text()).groups.keys() == {
+        "layers.0",
+        "layers.1",
+    }
+
+
+def test_symmetry_needs_inputs(isthmus: Cli, project: Path) -> None:
+    result = isthmus("symmetry", "mynet:build")
+    assert result.code == 2
+    assert "No example inputs" in result.err
+    assert isthmus("symmetry", "mynet:build", "--shape", "3,x").code == 2
+
+
+def test_a_random_model_is_refused(isthmus: Cli, project: Path) -> None:
+    result = isthmus("symmetry", "mynet:noisy")
+    assert result.code == 2
+    assert "random in evaluation mode" in result.err
+
+
+def test_a_failed_check_exits_with_1(isthmus: Cli, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import isthmus.symmetry as symmetry
+
+    found = symmetry.discover(*load_target_pair("mynet:with_inputs"))
+    group = found.groups["layers.0"]
+    wrong = found.without_slot("layers.0", group.slots[0])
+    monkeypatch.setattr(symmetry, "discover", lambda *_, **__: wrong)
+    result = isthmus("symmetry", "mynet:with_inputs")
+    assert result.code == 1
+    assert "layers.0" in result.err
+
+
+def load_target_pair(text: str) -> tuple[torch.nn.Module, tuple[object, ...]]:
+    target = load_target(text)
+    assert target.example is not None
+    return target.model, target.example.args
+
+
+def test_align_line_and_merge(isthmus: Cli, project: Path) -> None:
+    pair = ("a.safetensors", "b.pt", "--model", "mynet:build")
+    data = ("--data", "mynet:batches")
+    aligned = isthmus("align", *pair, *data, "--method", "covariance", "--out", "ab.safetensors", "--json")
+    assert aligned.code == 0, aligned.err
+    assert aligned.json["verification_error"] < 1e-10
+    assert set(Alignment.load("ab.safetensors").permutations) == {"layers.0", "layers.1"}
+
+    measured = isthmus(
+        "line", *pair, *data, "--alignment", "ab.safetensors", "--points", "5", "--out", "line", "--json"
+    )
+    assert measured.code == 0, measured.err
+    assert measured.json == json.loads((project / "line" / "line.json").read_text())
+    assert len(measured.json["curves"]["data"]["loss"]) == 5
+    assert (project / "line" / "line.png").read_bytes().startswith(b"\x89PNG")
+
+    merged = isthmus("merge", *pair, "--align", "weights", "--shape-free", "--out", "m.safetensors")
+    assert merged.code == 2  # an unknown option, and nothing is written
+    assert not (project / "m.safetensors").exists()
+    merged = isthmus("merge", *pair, *data, "--align", "weights", "--out", "m.safetensors", "--json")
+    assert merged.code == 0, merged.err
+    expected = Alignment.load("ab.safetensors").spec
+    assert set(load_state("m.safetensors")) == set(expected.shapes)
+
+
+def test_align_writes_b_relabelled(isthmus: Cli, project: Path) -> None:
+    result = isthmus(
+        "align",
+        "a.safetensors",
+        "b.pt",
+        "--model",
+        "mynet:with_inputs",
+        "--out",
+        "w.safetensors",
+        "--apply",
+        "b2.pt",
+    )
+    assert result.code == 0, result.err
+    assert "matched cost" in result.out
+    alignment, before, after = Alignment.load("w.safetensors"), load_state("b.pt"), load_state("b2.pt")
+    moved = alignment.apply(before)
+    assert all(torch.equal(moved[k], after[k]) for k in after)
+    inputs = torch.randn(7, 64)
+    one, two = mlp(64, 12, 2, 10), mlp(64, 12, 2, 10)
+    one.load_state_dict(before)
+    two.load_state_dict(after)
+    torch.testing.assert_close(one(inputs), two(inputs))
+
+
+def test_merge_without_alignment_is_the_average(isthmus: Cli, project: Path) -> None:
+    result = isthmus(
+        "merge",
+        "a.safetensors",
+        "b.pt",
+        "--model",
+        "mynet:build",
+        "--weight",
+        "0.25",
+        "--out",
+        "m.safetensors",
+    )
+    assert result.code == 0, result.err
+    a, b, m = (load_state(name) for name in ("a.safetensors", "b.pt", "m.safetensors"))
+    for key in m:
+        torch.testing.assert_close(m[key], 0.75 * a[key] + 0.25 * b[key])
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.system, ("touch executed",))
+
+
+def damage(project: Path, kind: str) -> None:
+    path = project / "b.pt"
+    state = load_state(path)
+    if kind == "missing":
+        path.unlink()
+    elif kind == "truncated":
+        path.write_bytes(path.read_bytes()[:200])
+    elif kind == "not a checkpoint":
+        path.write_bytes(b"hello, world")
+    elif kind == "code":
+        path.write_bytes(pickle.dumps(Evil()))
+    elif kind == "nan":
+        state["layers.0.weight"][0, 0] = float("nan")
+        save_state(path, state)
+    elif kind == "missing key":
+        del state["layers.0.bias"]
+        save_state(path, state)
+    elif kind == "extra key":
+        save_state(path, {**state, "layers.9.bias": torch.zeros(1)})
+    elif kind == "other width":
+        save_state(path, mlp(64, 13, 2, 10).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("missing", "b.pt"),
+        ("truncated", "b.pt"),
+        ("not a checkpoint", "b.pt"),
+        ("code", "b.pt"),
+        ("nan", "NaN"),
+        ("missing key", "layers.0.bias"),
+        ("extra key", "layers.9.bias"),
+        ("other width", "shape"),
+    ],
+)
+def test_a_bad_checkpoint_is_one_clear_error(isthmus: Cli, project: Path, kind: str, words: str) -> None:
+    damage(project, kind)
+    result = isthmus("merge", "a.safetensors", "b.pt", "--model", "mynet:build", "--out", "m.safetensors")
+    assert result.code == 2
+    assert words in result.err
+    assert "Traceback" not in result.err
+    assert not (project / "m.safetensors").exists()
+    assert not (project / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("mynet:no_batches", "at least one batch"),
+        ("mynet:wild_labels", "Labels run from 0 to 10"),
+        ("mynet:missing", "missing"),
+        ("nonsense", "Unknown data"),
+        ("mnist", "mnist"),
+    ],
+)
+def test_bad_data_is_one_clear_error(isthmus: Cli, project: Path, data: str, words: str) -> None:
+    (project / "empty").mkdir()
+    result = isthmus(
+        "line",
+        "a.safetensors",
+        "b.pt",
+        "--model",
+        "mynet:build",
+        "--data",
+        data,
+        "--data-dir",
+        "empty",
+        "--out",
+        "o",
+    )
+    assert result.code == 2
+    assert words in result.err
+    assert not (project / "o" / "line.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("mynet", "package.module:factory"),
+        ("no.such.module:f", "no"),
+        ("mynet:absent", "absent"),
+        ("mynet:broken", "no such weights"),
+        ("mynet:no_module", "expected a torch.nn.Module"),
+        ("mynet:build(1+x)", "literals"),
+        ("mynet:build(", "literals"),
+    ],
+)
+def test_a_bad_target_is_one_clear_error(project: Path, target: str, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        load_target(target)
+
+
+def test_target_forms(project: Path) -> None:
+    assert load_target("mynet:build(7)").model.layers[0].weight.shape == (7, 64)  # type: ignore[union-attr, index]
+    assert not load_target("mynet:build").model.training
+    example = load_target("mynet:with_inputs").example
+    assert example is not None
+    assert example.args[0].shape == (2, 64)
+
+
+def test_an_output_path_that_is_a_file_is_refused_before_any_work(isthmus: Cli, project: Path) -> None:
+    (project / "taken").write_text("mine")
+    result = isthmus("demo", "--out", "taken/inside")
+    assert result.code == 2
+    assert "Cannot write to the output folder" in result.err
+    assert (project / "taken").read_text() == "mine"
+
+
+def test_ctrl_c_during_training_writes_nothing(
+    isthmus: Cli, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import isthmus.study._demo as module
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "train", interrupted)
+    result = isthmus("demo", "--out", "demo")
+    assert result.code == 130
+    assert "Interrupted" in result.err
+    assert list((project / "demo").iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "isthmus",
+            "demo",
+            "--width",
+            "24",
+            "--depth",
+            "2",
+            "--epochs",
+            "8",
+            "--out",
+            str(folder),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "140"},
+    )
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout.txt").write_text(done.stdout)
+    return folder
+
+
+def test_the_demo_writes_all_its_files(demo_folder: Path) -> None:
+    names = {p.name for p in demo_folder.iterdir()}
+    assert {
+        "report.html",
+        "result.json",
+        "relabelling.npz",
+        "a.safetensors",
+        "b.safetensors",
+        "loss.png",
+    } <= names
+    table = (demo_folder / "stdout.txt").read_text()
+    for method in ("none", *METHODS):
+        assert method in table
+
+
+def test_the_demo_record_holds_what_is_promised(demo_folder: Path) -> None:
+    record = json.loads((demo_folder / "result.json").read_text())
+    assert list(record["methods"]) == ["none", *METHODS]
+    for name, method in record["methods"].items():
+        assert {
+            "barrier",
+            "midpoint_loss",
+            "midpoint_accuracy",
+            "verification_error",
+            "seconds",
+        } <= method.keys()
+        if name != "none":
+            assert method["verification_error"] <= 1e-10
+            assert bool(method["dimension"]) == (name != "correlation")
+    assert record["settings"]["width"] == 24
+    assert 0 < record["endpoints"]["a"]["test"]["loss"] < 2.3
+
+
+def test_the_demo_checkpoints_give_the_recorded_line(demo_folder: Path, isthmus: Cli) -> None:
+    record = json.loads((demo_folder / "result.json").read_text())
+    result = isthmus(
+        "line",
+        demo_folder / "a.safetensors",
+        demo_folder / "b.safetensors",
+        "--model",
+        "isthmus.testing:mlp(64, 24, 2, 10)",
+        "--data",
+        "digits",
+        "--out",
+        demo_folder / "line",
+        "--json",
+    )
+    assert result.code == 0, result.err
+    test = result.json["curves"]["test"]
+    assert test["barrier"] == pytest.approx(record["methods"]["none"]["barrier"], rel=1e-6)
+
+
+def test_the_demo_repeats_itself(demo_folder: Path, tmp_path: Path, isthmus: Cli) -> None:
+    result = isthmus("demo", *SMALL, "--out", tmp_path, "--json")
+    assert result.code == 0, result.err
+    old, new = json.loads((demo_folder / "result.json").read_text()), result.json
+    for method in old["methods"]:
+        assert new["methods"][method]["barrier"] == pytest.approx(old["methods"][method]["barrier"], rel=1e-4)

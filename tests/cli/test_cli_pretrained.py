@@ -1,0 +1,152 @@
+"""Model folders on the command line, from their symmetries to a merged folder that ``from_pretrained`` loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from isthmus import Alignment, merge
+from isthmus.pretrained import open_model
+from isthmus.symmetry import SymmetrySpec
+
+transformers = pytest.importorskip("transformers")
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+Cli = Callable[..., "object"]
+
+BATCHES = """
+import torch
+
+def batches():
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 19, (24, 5), generator=generator)
+    return [{"input_ids": ids[:12], "labels": ids[:12, 0] % 3}, {"input_ids": ids[12:], "labels": ids[12:, 0] % 3}]
+"""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        config = transformers.BertConfig(
+            vocab_size=19,
+            hidden_size=8,
+            intermediate_size=6,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=8,
+            num_labels=3,
+        )
+        model = transformers.BertForSequenceClassification(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.2 * torch.randn(parameter.shape)
+        model.save_pretrained(root / name)
+    return root
+
+
+@pytest.fixture
+def models(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in "ab":
+        shutil.copytree(saved / name, tmp_path / name)
+    (tmp_path / "mydata.py").write_text(BATCHES, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    sys.modules.pop("mydata", None)
+    return tmp_path
+
+
+def test_symmetry_of_a_folder(isthmus: Cli, models: Path) -> None:
+    result = isthmus("symmetry", "a", "--json", "--save", "spec.json")
+    assert result.code == 0, result.err
+    assert result.json["verification"]["passed"]
+    assert result.json["outputs"] == ["logits"]
+    assert 6 in [g["size"] for g in result.json["groups"]]
+    assert SymmetrySpec.from_json((models / "spec.json").read_text()).groups
+
+
+def test_align_and_merge_folders(isthmus: Cli, models: Path) -> None:
+    aligned = isthmus(
+        "align", "a", "b", "--out", "ab.safetensors", "--apply", "b2", "--max-shard-size", "1KB", "--json"
+    )
+    assert aligned.code == 0, aligned.err
+    assert aligned.json["method"] == "weights"
+    assert aligned.json["verification_error"] < 1e-12
+    assert len(list((models / "b2").glob("model-*.safetensors"))) > 1
+    merged = isthmus("merge", "a", "b", "--align", "weights", "--weight", "0.25", "--out", "m", "--json")
+    assert merged.code == 0, merged.err
+    assert merged.json["tensors"] == len(open_model("a").file)
+    alignment = Alignment.load("ab.safetensors")
+    expected = merge([open_model("a").load(), alignment.apply(open_model("b").load())], [3, 1])
+    found = transformers.BertForSequenceClassification.from_pretrained("m").state_dict()
+    assert all(torch.equal(found[n], v) for n, v in expected.items())
+    assert "tags:\n- merge" in (models / "m" / "README.md").read_text()
+    assert (models / "m" / "isthmus" / "alignment.safetensors").exists()
+
+
+def test_methods_that_run_the_networks(isthmus: Cli, models: Path) -> None:
+    aligned = isthmus(
+        "align",
+        "a",
+        "b",
+        "--method",
+        "activations",
+        "--data",
+        "mydata:batches",
+        "--out",
+        "ab.safetensors",
+        "--json",
+    )
+    assert aligned.code == 0, aligned.err
+    assert aligned.json["verification_error"] < 1e-10
+    line = isthmus("line", "a", "b", "--data", "mydata:batches", "--alignment", "ab.safetensors", "--points", "3",
+                   "--out", "line", "--json")  # fmt: skip
+    assert line.code == 0, line.err
+    assert len(line.json["curves"]["data"]["loss"]) == 3
+
+
+def test_plain_merge(isthmus: Cli, models: Path) -> None:
+    merged = isthmus("merge", "a", "b", "--out", "m")
+    assert merged.code == 0, merged.err
+    assert "without alignment" in merged.out
+    assert not (models / "m" / "isthmus").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["align", "a", "none", "--out", "x.safetensors"], "Give --model TARGET"),
+        (["merge", "a", "b", "--out", "b"], "it is there already"),
+        (["merge", "a", "b", "--out", "m", "--max-shard-size", "much"], "Shard size"),
+        (
+            ["merge", "a", "b", "--out", "m", "--refresh", "batchnorm", "--data", "mydata:batches"],
+            "--refresh runs",
+        ),
+        (["align", "a", "b", "--out", "x.safetensors", "--method", "covariance"], "compares activations"),
+    ],
+)
+def test_bad_use(isthmus: Cli, models: Path, arguments: list[str], message: str) -> None:
+    result = isthmus(*arguments)
+    assert result.code == 2
+    assert message in result.err
+    assert not (models / "m").exists()
+
+
+def test_remote_code_is_refused(isthmus: Cli, models: Path) -> None:
+    path = models / "a" / "config.json"
+    config = json.loads(path.read_text()) | {
+        "architectures": ["Mine"],
+        "auto_map": {"AutoModel": "mine.Mine"},
+    }
+    path.write_text(json.dumps(config), encoding="utf-8")
+    result = isthmus("symmetry", "a")
+    assert result.code == 2
+    assert "--trust-remote-code" in result.err

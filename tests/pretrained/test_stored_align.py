@@ -1,0 +1,97 @@
+"""Streamed weight matching: the permutations that the networks in memory give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pretrained_models import KINDS, save, tiny
+
+import isthmus
+from isthmus import pretrained
+from isthmus.coupling import random_permutation
+from isthmus.errors import CheckpointError, ShapeError, VerificationError
+from isthmus.matching import CoordinateDescent
+from isthmus.pretrained import _align, open_model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("piece", [2**23, 7])
+def test_the_same_as_in_memory(
+    pair_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, kind: str, piece: int
+) -> None:
+    monkeypatch.setattr(_align, "_PIECE", piece)
+    pair = pair_of(kind)
+    found = pretrained.align(pair.a, pair.b, spec=pair.spec)
+    expected = isthmus.align(
+        pair.a.load(), pair.b.load(), method="weights", args=(), kwargs=pair.b.example.kwargs, spec=pair.spec
+    )
+    assert found.permutations.keys() == expected.permutations.keys()
+    assert all(torch.equal(p, expected.permutations[n]) for n, p in found.permutations.items())
+    assert any(not torch.equal(p, torch.arange(len(p))) for p in found.permutations.values())
+    assert found.sweeps == pytest.approx(expected.sweeps, rel=1e-12)
+    assert found.status == expected.status
+    for name, costs in expected.costs.items():
+        assert found.costs[name] == pytest.approx(costs, rel=1e-9)
+    assert found.verification_error is not None
+    assert 0 < found.verification_error < 1e-12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_planted_relabelling_is_found(pair_of: Callable[..., Any], tmp_path: Path, kind: str) -> None:
+    """Relabel at random, add 1 % noise, and align: every permutation comes back."""
+    pair = pair_of(kind)
+    generator = torch.Generator().manual_seed(3)
+    planted = {n: random_permutation(g.size, generator) for n, g in pair.spec.groups.items()}
+    state = isthmus.symmetry.apply(pair.spec, planted, pair.a.load().state_dict())
+    model = type(pair.a.model)(pair.a.model.config)
+    model.load_state_dict(state)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += (
+                0.01 * parameter.std().nan_to_num(1.0) * torch.randn(parameter.shape, generator=generator)
+            )
+    moved = open_model(save(model.eval(), tmp_path / "moved"))
+    found = pretrained.align(pair.a, moved, spec=pair.spec, check=False)
+    assert found.verification_error is None
+    for name, permutation in pair.spec.invert(planted).items():
+        assert torch.equal(found.permutations[name], permutation), name
+    back = found.apply(moved.load()).state_dict()
+    for name, tensor in pair.a.load().state_dict().items():
+        assert torch.allclose(back[name], tensor, atol=0.1 * float(tensor.std().nan_to_num(1.0)) + 1e-6), name
+
+
+def test_a_schedule_of_ones_own(pair_of: Callable[..., Any]) -> None:
+    pair = pair_of("bert")
+    schedule = CoordinateDescent(max_sweeps=0)
+    found = pretrained.align(pair.a, pair.b, spec=pair.spec, schedule=schedule, check=False)
+    assert found.status == "sweep limit reached"
+    assert all(torch.equal(p, torch.arange(len(p))) for p in found.permutations.values())
+
+
+def test_a_wrong_spec_is_refused(pair_of: Callable[..., Any]) -> None:
+    pair = pair_of("bert")
+    name, group = next(iter(pair.spec.groups.items()))
+    with pytest.raises(VerificationError, match="changes the function"):
+        pretrained.align(pair.a, pair.b, spec=pair.spec.without_slot(name, group.slots[0]))
+
+
+def test_values_that_are_not_finite(pair_of: Callable[..., Any], tmp_path: Path) -> None:
+    model = tiny("bert")
+    with torch.no_grad():
+        model.bert.pooler.dense.bias[2] = float("inf")
+    broken = open_model(save(model, tmp_path / "broken"))
+    with pytest.raises(CheckpointError, match="has 1 NaN or infinite"):
+        pretrained.align(pair_of("bert").a, broken, spec=pair_of("bert").spec)
+
+
+def test_networks_that_do_not_fit(pair_of: Callable[..., Any], tmp_path: Path) -> None:
+    pair = pair_of("bert")
+    with pytest.raises(CheckpointError, match="are different architectures"):
+        pretrained.align(pair.a, pair_of("gpt2").a)
+    wide = open_model(save(tiny("bert", intermediate_size=11), tmp_path / "wide"))
+    with pytest.raises(ShapeError, match="Networks of different widths"):
+        pretrained.align(pair.a, wide)

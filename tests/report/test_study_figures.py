@@ -1,0 +1,137 @@
+"""Figures of a study: summaries are right, and every file is written, the same at each run."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isthmus.errors import DataError
+from isthmus.report import write_study_figures
+from isthmus.report._study_summary import Point, exponent, rank_correlation, summarise, swept_columns
+
+FIXED: dict[str, Any] = {
+    "width": 8.0,
+    "depth": 2,
+    "epochs": 3,
+    "batch_size": 10,
+    "family": "mlp",
+    "optimiser": "sgd",
+    "schedule": "cosine",
+    "momentum": 0.9,
+    "weight_decay": 0.0,
+    "warmup_steps": 1,
+    "precision": "float32",
+    "initialisation": "torch",
+    "network_settings": "{}",
+    "data": "digits",
+    "statistics": 10,
+    "refresh": "none",
+}
+
+
+def rows(**changes: list[Any]) -> list[dict[str, Any]]:
+    """Return rows whose dimension rises with the barrier."""
+    found: list[dict[str, Any]] = []
+    for rate in changes.get("learning_rate", [0.01, 0.1]):
+        for pair in range(3):
+            for method in ("none", "weights"):
+                for split in ("train", "test"):
+                    value = (0.1 + pair / 10) * rate * (2 if method == "none" else 1)
+                    known = method == "weights"
+                    found.append(
+                        {
+                            **FIXED,
+                            "learning_rate": rate,
+                            "seed_a": 2 * pair,
+                            "seed_b": 2 * pair + 1,
+                            "method": method,
+                            "split": split,
+                            "midpoint_loss": 1 + value,
+                            "barrier": value,
+                            "loss_a": 0.9,
+                            "loss_b": 1.1,
+                            "dimension": 10 * value if known else None,
+                            "dimension_centred": 1 / value if known else None,
+                        }
+                    )
+    return found
+
+
+def test_all_figures_are_written_the_same_at_each_run(tmp_path: Path) -> None:
+    first, second = (write_study_figures(rows(), tmp_path / name) for name in "ab")
+    stems = ("midpoint", "barrier", "dimension-uncentred", "dimension-centred")
+    assert [p.name for p in first] == [f"{s}.{f}" for s in stems for f in ("png", "svg", "pdf")]
+    for a, b in zip(first, second, strict=True):
+        assert a.read_bytes() == b.read_bytes()
+    svg = (tmp_path / "a" / "barrier.svg").read_text(encoding="utf-8")
+    for words in ("no relabelling", "weights, both sides", "n = 3 pairs", "highest learning rate", "nats"):
+        assert words in svg
+    listed = json.loads((tmp_path / "a" / "correlations.json").read_text())
+    assert [(c["method"], c["dimension"], c["overall"]["value"]) for c in listed] == [
+        ("weights", "dimension", pytest.approx(1.0)),
+        ("weights", "dimension_centred", pytest.approx(-1.0)),
+    ]
+    assert listed[0]["within"]["value"] == pytest.approx(1.0)
+    assert listed[0]["overall"]["n"] == 6
+
+
+def test_what_else_is_swept_gets_figures_of_its_own(tmp_path: Path) -> None:
+    both = [{**r, "depth": d, "dimension": None, "dimension_centred": None} for d in (1, 2) for r in rows()]
+    names = {p.stem for p in write_study_figures(both, tmp_path)}
+    assert names == {"midpoint-1", "midpoint-2", "barrier-1", "barrier-2"}
+    assert not (tmp_path / "correlations.json").exists()
+
+
+def test_widths_get_a_fitted_exponent(tmp_path: Path) -> None:
+    wide = [
+        {**r, "width": w, "barrier": r["barrier"] / w}
+        for w in (8.0, 16.0, 32.0)
+        for r in rows(learning_rate=[0.1])
+    ]
+    write_study_figures(wide, tmp_path)
+    assert "width^-1.00" in (tmp_path / "barrier.svg").read_text(encoding="utf-8")
+
+
+def test_no_rows(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected rows, found none"):
+        write_study_figures([], tmp_path)
+
+
+def test_means_and_standard_errors() -> None:
+    table = [{"x": 2, "y": 1.0}, {"x": 2, "y": 3.0}, {"x": 1, "y": 5.0}, {"x": 1, "y": None}]
+    assert summarise(table, "x", "y") == [Point(1.0, 5.0, None, 1), Point(2.0, 2.0, 1.0, 2)]
+    assert summarise(table[:1], "x", lambda r: 2 * r["y"]) == [Point(2.0, 2.0, None, 1)]
+    assert swept_columns(rows()) == ("learning_rate",)
+
+
+def test_rank_correlation_within_strata_ignores_what_lies_between_them() -> None:
+    # Between strata both rise together; within each, one falls as the other rises.
+    x, y = [1, 2, 3, 11, 12, 13], [3, 2, 1, 13, 12, 11]
+    pairs = [0, 1, 2, 0, 1, 2]
+    overall = rank_correlation(x, y, pairs)
+    within = rank_correlation(x, y, pairs, strata=[0, 0, 0, 1, 1, 1])
+    assert overall.value is not None
+    assert overall.value > 0.5
+    assert within.value == pytest.approx(-1.0)
+    assert within.low == pytest.approx(-1.0)
+    assert within.n == 6
+
+
+def test_rank_correlation_of_what_never_varies_is_undefined() -> None:
+    assert rank_correlation([1, 1, 1], [1, 2, 3], [0, 1, 2]).value is None
+    single = rank_correlation([1, 2, 3], [1, 2, 3], [0, 0, 0])
+    assert (single.value, single.low) == (pytest.approx(1.0), None)
+
+
+def test_exponent() -> None:
+    points = [Point(x, 3 * x**-0.5, None, 1) for x in (1.0, 4.0, 9.0)]
+    fitted = exponent(points)
+    assert fitted is not None
+    assert fitted == (pytest.approx(-0.5), pytest.approx(0.0, abs=1e-12))
+    assert exponent(points[:2]) is None
+    assert exponent([*points[:2], Point(3.0, 0.0, None, 1)]) is None
+    assert not math.isnan(fitted[1])

@@ -1,0 +1,114 @@
+"""Imports flow one way, the core needs few packages, and importing has no side effects."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import isthmus
+
+ROOT = Path(isthmus.__file__).parent
+
+# Each package may import those listed before it in the text below, and itself.
+LOW = {"errors", "coupling", "batches", "states", "evaluation", "checkpoints"}
+ALLOWED = {
+    "symmetry": LOW,
+    "transport": LOW,
+    "moments": LOW | {"symmetry", "transport"},
+    "matching": LOW | {"symmetry", "transport", "moments"},
+    "connectivity": LOW | {"symmetry", "transport", "moments", "matching"},
+    "merging": LOW | {"symmetry", "transport", "moments", "matching"},
+    "pretrained": LOW | {"symmetry", "transport", "moments", "matching", "connectivity", "merging"},
+    "theory": LOW | {"symmetry", "transport"},
+    "testing": LOW | {"symmetry", "transport", "moments", "matching"},
+    "study": LOW
+    | {"symmetry", "transport", "moments", "matching", "connectivity", "merging", "theory", "testing"},
+    "report": LOW,
+    "cli": LOW
+    | {
+        "symmetry",
+        "transport",
+        "moments",
+        "matching",
+        "connectivity",
+        "merging",
+        "theory",
+        "pretrained",
+        "testing",
+        "study",
+        "report",
+    },
+    **dict.fromkeys(LOW, LOW),
+}
+
+
+def imported_packages(path: Path) -> set[str]:
+    """Return the first parts of all ``isthmus.…`` names a file imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+            if node.module == "isthmus":
+                names = [f"isthmus.{alias.name}" for alias in node.names]
+        found |= {n.split(".")[1] for n in names if n.startswith("isthmus.")}
+    return found
+
+
+def violations(files: list[Path], root: Path) -> list[str]:
+    bad: list[str] = []
+    for path in files:
+        relative = path.relative_to(root)
+        own = relative.parts[0].removesuffix(".py")
+        if own in ("__init__", "__main__"):
+            continue
+        bad += [
+            f"{relative} imports {other}"
+            for other in sorted(imported_packages(path) - {own} - {"__version__"})
+            if other not in ALLOWED[own]
+        ]
+    return bad
+
+
+def test_imports_flow_one_way() -> None:
+    assert violations(sorted(ROOT.rglob("*.py")), ROOT) == []
+
+
+def test_the_check_sees_a_wrong_import(tmp_path: Path) -> None:
+    (tmp_path / "transport").mkdir()
+    wrong = tmp_path / "transport" / "_wrong.py"
+    wrong.write_text("from isthmus.matching import align\nimport isthmus.study._demo\n", encoding="utf-8")
+    assert violations([wrong], tmp_path) == [
+        "transport/_wrong.py imports matching",
+        "transport/_wrong.py imports study",
+    ]
+
+
+def test_every_package_has_a_rule() -> None:
+    names = {p.name for p in ROOT.iterdir() if p.is_dir() and (p / "__init__.py").exists()}
+    assert names <= set(ALLOWED)
+
+
+@pytest.mark.parametrize(
+    "package", ["isthmus", "isthmus.theory", "isthmus.report", "isthmus.study", "isthmus.cli"]
+)
+def test_importing_brings_no_optional_package(package: str) -> None:
+    code = (
+        f"import sys, {package}; "
+        "extras = {'matplotlib', 'jinja2', 'typer', 'rich', 'sklearn', 'pooch', 'pyarrow', 'PIL', 'ot', "
+        "'safetensors', 'numba', 'pydantic', 'yaml', 'ray', 'transformers'}; "
+        "sys.exit(' '.join(sorted(extras & set(sys.modules))) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_public_names_exist_and_are_documented() -> None:
+    for name in isthmus.__all__:
+        assert getattr(isthmus, name).__doc__ or name == "METHODS", name

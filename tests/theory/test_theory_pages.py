@@ -1,0 +1,49 @@
+"""The examples of the theory pages run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import isthmus.theory
+
+PAGES = Path(__file__).parents[2] / "docs" / "theory"
+NAMES = [
+    "01-transport",
+    "02-rates",
+    "04-widths",
+    "05-dimension",
+    "06-mean-field",
+    "07-dropout",
+    "08-approximate-dimension",
+    "09-corrections",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_examples_run(name):
+    blocks = re.findall(r"^```python\n(.*?)^```", (PAGES / f"{name}.md").read_text("utf-8"), re.M | re.S)
+    assert blocks
+    for block in blocks:
+        assert "assert" in block
+        exec(compile(block, name, "exec"), {})
+
+
+def test_docstring_examples_run():
+    attempted = 0
+    for info in pkgutil.iter_modules(isthmus.theory.__path__):
+        result = doctest.testmod(importlib.import_module(f"isthmus.theory.{info.name}"))
+        assert result.failed == 0
+        attempted += result.attempted
+    assert attempted >= 2
+
+
+def test_public_names_are_listed_once_and_documented():
+    names = isthmus.theory.__all__
+    assert len(names) == len(set(names))
+    assert all(getattr(isthmus.theory, name).__doc__ for name in names)
