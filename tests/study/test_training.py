@@ -286,7 +286,7 @@ def test_models_that_do_not_fit(model: nn.Module, message: str) -> None:
         ({"optimiser": "lion"}, "optimiser: expected one of sgd, adam, found 'lion'"),
         ({"schedule": "linear"}, "schedule: expected one of cosine, constant"),
         ({"precision": "float16"}, "precision: expected one of float32, bfloat16"),
-        ({"initialisation": "zeros"}, "initialisation: expected one of lecun_normal, torch, keep"),
+        ({"initialisation": "zeros"}, "initialisation: expected one of lecun_normal, he_normal, torch, keep"),
         ({"learning_rate": 0.0}, "learning_rate: expected a positive number, found 0.0"),
         ({"learning_rate": float("nan")}, "learning_rate: expected a positive number, found nan"),
         ({"momentum": 1.0}, r"momentum: expected a number in \[0, 1\), found 1.0"),
@@ -305,7 +305,8 @@ def test_settings_out_of_range(changes: dict[str, Any], message: str) -> None:
 # --- Initial values ----------------------------------------------------------------------------------------
 
 
-def test_lecun_normal_has_the_right_spread_and_is_cut_off() -> None:
+@pytest.mark.parametrize(("how", "gain"), [("lecun_normal", 1.0), ("he_normal", 2**0.5)])
+def test_normal_initial_values_have_the_right_spread_and_are_cut_off(how: Any, gain: float) -> None:
     model = nn.ModuleDict(
         {
             "linear": nn.Linear(400, 300),
@@ -313,12 +314,13 @@ def test_lecun_normal_has_the_right_spread_and_is_cut_off() -> None:
             "up": nn.ConvTranspose2d(60, 80, 4, groups=2),
         }
     )
-    fresh = initialise(model, 0)
+    fresh = initialise(model, 0, how)
     for name, fan_in in (("linear", 400), ("conv", 16 * 9), ("up", 30 * 16)):
         weight = fresh.get_parameter(f"{name}.weight").detach()
-        assert float(weight.std()) * fan_in**0.5 == pytest.approx(1, rel=0.02)
-        assert float(weight.abs().max()) * fan_in**0.5 <= 2 / 0.8796256610342398 + 1e-5
-        assert float(weight.abs().max()) * fan_in**0.5 > 2.2
+        scale = fan_in**0.5 / gain
+        assert float(weight.std()) * scale == pytest.approx(1, rel=0.02)
+        assert float(weight.abs().max()) * scale <= 2 / 0.8796256610342398 + 1e-5
+        assert float(weight.abs().max()) * scale > 2.2
         assert not fresh.get_parameter(f"{name}.bias").any()
 
 
@@ -328,7 +330,7 @@ def test_initialising_is_seeded_pure_and_resets_norms() -> None:
         nn.init.constant_(p, 3.0)
     model.get_buffer("bn1.running_var").fill_(5.0)
     before, rng = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
-    for how in ("lecun_normal", "torch"):
+    for how in ("lecun_normal", "he_normal", "torch"):
         fresh, again, other = (initialise(model, s, how) for s in (1, 1, 2))
         assert states_equal(fresh, again)
         assert not states_equal(fresh, other)
@@ -343,7 +345,8 @@ def test_initialising_is_seeded_pure_and_resets_norms() -> None:
 def test_layers_of_other_kinds_reset_themselves_from_the_seed() -> None:
     model = nn.Sequential(nn.Embedding(5, 4), nn.LSTM(4, 3))
     with pytest.raises(
-        StudyError, match="initialisation: expected one of lecun_normal, torch, keep, found 'zeros'"
+        StudyError,
+        match="initialisation: expected one of lecun_normal, he_normal, torch, keep, found 'zeros'",
     ):
         initialise(model, 0, "zeros")  # type: ignore[arg-type]
     assert states_equal(initialise(model, 1), initialise(model, 1))
