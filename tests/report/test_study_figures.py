@@ -11,7 +11,14 @@ import pytest
 
 from isthmus.errors import DataError
 from isthmus.report import write_study_figures
-from isthmus.report._study_summary import Point, exponent, rank_correlation, summarise, swept_columns
+from isthmus.report._study_summary import (
+    Point,
+    exponent,
+    rank_correlation,
+    summarise,
+    summarise_lines,
+    swept_columns,
+)
 
 FIXED: dict[str, Any] = {
     "width": 8.0,
@@ -51,7 +58,12 @@ def rows(**changes: list[Any]) -> list[dict[str, Any]]:
                             "method": method,
                             "split": split,
                             "midpoint_loss": 1 + value,
+                            "midpoint_accuracy": 0.9 - value,
+                            "accuracy_a": 0.92,
+                            "accuracy_b": 0.94,
                             "barrier": value,
+                            "lmc_error_sup": 2 * value,
+                            "loss_at": [0.9, 1 + value, 1.1],
                             "loss_a": 0.9,
                             "loss_b": 1.1,
                             "dimension": 10 * value if known else None,
@@ -61,15 +73,25 @@ def rows(**changes: list[Any]) -> list[dict[str, Any]]:
     return found
 
 
+def svg_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw in one format: the others show the same."""
+    monkeypatch.setattr("isthmus.report._draw_study.FORMATS", ("svg",))
+
+
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
 def test_all_figures_are_written_the_same_at_each_run(tmp_path: Path) -> None:
     first, second = (write_study_figures(rows(), tmp_path / name) for name in "ab")
-    stems = ("midpoint", "barrier", "dimension-uncentred", "dimension-centred")
+    stems = ("midpoint", "barrier", "accuracy", "line", "dimension-uncentred", "dimension-centred")
     assert [p.name for p in first] == [f"{s}.{f}" for s in stems for f in ("png", "svg", "pdf")]
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes()
-    svg = (tmp_path / "a" / "barrier.svg").read_text(encoding="utf-8")
+    svg = text_of(tmp_path / "a" / "barrier.svg")
     for words in ("no relabelling", "weights, both sides", "n = 3 pairs", "highest learning rate", "nats"):
         assert words in svg
+    assert "accuracy at t = ½ (%)" in text_of(tmp_path / "a" / "accuracy.svg")
     listed = json.loads((tmp_path / "a" / "correlations.json").read_text())
     assert [(c["method"], c["dimension"], c["overall"]["value"]) for c in listed] == [
         ("weights", "dimension", pytest.approx(1.0)),
@@ -79,21 +101,80 @@ def test_all_figures_are_written_the_same_at_each_run(tmp_path: Path) -> None:
     assert listed[0]["overall"]["n"] == 6
 
 
-def test_what_else_is_swept_gets_figures_of_its_own(tmp_path: Path) -> None:
+def test_what_else_is_swept_gets_figures_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    svg_only(monkeypatch)
     both = [{**r, "depth": d, "dimension": None, "dimension_centred": None} for d in (1, 2) for r in rows()]
     names = {p.stem for p in write_study_figures(both, tmp_path)}
-    assert names == {"midpoint-1", "midpoint-2", "barrier-1", "barrier-2"}
+    assert names == {f"{s}-{d}" for s in ("midpoint", "barrier", "accuracy", "line") for d in (1, 2)}
     assert not (tmp_path / "correlations.json").exists()
 
 
-def test_widths_get_a_fitted_exponent(tmp_path: Path) -> None:
+def test_widths_get_fitted_exponents_beside_the_theory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    svg_only(monkeypatch)
     wide = [
-        {**r, "width": w, "barrier": r["barrier"] / w}
+        {**r, "width": w, "barrier": r["barrier"] / w, "lmc_error_sup": r["lmc_error_sup"] * w**-0.25}
         for w in (8.0, 16.0, 32.0)
         for r in rows(learning_rate=[0.1])
     ]
-    write_study_figures(wide, tmp_path)
-    assert "width^-1.00" in (tmp_path / "barrier.svg").read_text(encoding="utf-8")
+    asked: list[tuple[list[float], float]] = []
+
+    def rate(widths: Any, dimension: float) -> float:
+        asked.append((list(widths), dimension))
+        return -0.6
+
+    write_study_figures(wide, tmp_path, rate=rate)
+    assert "width^−1.00 ± 0.00" in text_of(tmp_path / "barrier.svg")
+    assert "theory" not in text_of(tmp_path / "barrier.svg")
+    # The bound of the error goes with the root of the squared distance; `none` has no dimension to go by.
+    assert text_of(tmp_path / "error.svg").count("width^−0.25 ± 0.00 (theory −0.30)") == 2
+    known = [r["dimension_centred"] for r in wide if r["width"] == 32 and r["method"] == "weights"]
+    assert asked[0] == ([8.0, 16.0, 32.0], pytest.approx(sum(known) / len(known)))
+
+
+def test_without_a_sweep_values_are_shown_method_by_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    svg_only(monkeypatch)
+    one = [
+        {**r, "refresh": how, "midpoint_accuracy": r["midpoint_accuracy"] / 2 if how == "none" else 0.91}
+        for how in ("none", "batchnorm")
+        for r in rows(learning_rate=[0.1])
+        if r["seed_a"] == 0
+    ]
+    names = [p.stem for p in write_study_figures(one, tmp_path)]
+    assert names == ["methods", "line", "line-batchnorm"]
+    shown = text_of(tmp_path / "methods.svg")
+    for words in (
+        "as it is",
+        "BatchNorm statistics recomputed",
+        "one pair",
+        "mean of the endpoints",
+        "accuracy",
+    ):
+        assert words in shown
+
+
+def test_states_as_they_are_and_refreshed_stand_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    svg_only(monkeypatch)
+    both = [{**r, "refresh": how} for how in ("none", "batchnorm") for r in rows()]
+    write_study_figures(both, tmp_path)
+    shown = text_of(tmp_path / "accuracy.svg")
+    assert "test, as it is" in shown
+    assert "test, BatchNorm statistics recomputed" in shown
+    assert len(json.loads((tmp_path / "correlations.json").read_text())) == 2
+
+
+def test_epochs_from_zero_have_a_place_on_the_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    svg_only(monkeypatch)
+    times = [{**r, "epochs": e} for e in (0, 1, 32) for r in rows(learning_rate=[0.1])]
+    write_study_figures(times, tmp_path)
+    shown = text_of(tmp_path / "barrier.svg")
+    assert "epochs of training" in shown
+    assert all(f">{e}</text>" in shown for e in (0, 1, 32))
 
 
 def test_no_rows(tmp_path: Path) -> None:
@@ -106,6 +187,12 @@ def test_means_and_standard_errors() -> None:
     assert summarise(table, "x", "y") == [Point(1.0, 5.0, None, 1), Point(2.0, 2.0, 1.0, 2)]
     assert summarise(table[:1], "x", lambda r: 2 * r["y"]) == [Point(2.0, 2.0, None, 1)]
     assert swept_columns(rows()) == ("learning_rate",)
+    lines = [{"loss_at": [1.0, 2.0, 3.0]}, {"loss_at": [3.0, None, 5.0]}]
+    assert summarise_lines(lines, "loss_at") == [
+        Point(0.0, 2.0, 1.0, 2),
+        Point(0.5, 2.0, None, 1),
+        Point(1.0, 4.0, 1.0, 2),
+    ]
 
 
 def test_rank_correlation_within_strata_ignores_what_lies_between_them() -> None:

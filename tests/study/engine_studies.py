@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
-from isthmus.study import StudyConfig
+import torch
+
+from isthmus.study import Job, Outcome, StudyConfig
 from isthmus.study._config import parse_study
+from isthmus.study._executors import run_job
 
 TINY = """\
 name: tiny
@@ -45,3 +51,27 @@ def start(study: Path, out: Path, *arguments: str) -> subprocess.Popen[bytes]:
         "1",
     ]
     return subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def greedy(job: Job) -> Outcome:
+    """Do a unit's work, but take 2 GiB first if it trains the network of seed 3 at the higher rate."""
+    if _is_chosen(job):
+        with mock.patch("isthmus.study._executors.run_content", _take_two_gibibytes):
+            return run_job(job)
+    return run_job(job)
+
+
+def deadly(job: Job) -> Outcome:
+    """Do a unit's work, but kill the worker if it trains the network of seed 3 at the higher rate."""
+    if _is_chosen(job):
+        os._exit(1)
+    return run_job(job)
+
+
+def _is_chosen(job: Job) -> bool:
+    networks = job.unit.content.get("networks", [])
+    return {"learning_rate": 0.1, "seed": 3} in networks
+
+
+def _take_two_gibibytes(*_: Any) -> dict[str, Any]:
+    return {"sum": float(torch.ones(2**29).sum())}

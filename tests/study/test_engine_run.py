@@ -7,12 +7,13 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_studies import TINY, records, start, tiny
+from engine_studies import TINY, deadly, greedy, records, start, tiny
 
 from isthmus.errors import OutputError
 from isthmus.study import (
@@ -22,9 +23,11 @@ from isthmus.study import (
     StudyError,
     export_study,
     read_rows,
+    read_run,
     run_study,
     study_status,
 )
+from isthmus.study._export import _busy
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,7 @@ def test_everything_is_recorded(finished: Path) -> None:
         "measure": {"done": 4, "failed": 0, "all": 4},
     }
     assert status.seconds > 0
+    assert status.left == 0
     assert len(list((finished / "networks").glob("*.safetensors"))) == 8
     assert not list(finished.rglob("*.tmp"))
     for path in (finished / "units").glob("*.json"):
@@ -125,7 +129,7 @@ def records_text(folder: Path) -> list[str]:
 
 
 def test_the_table_has_a_row_per_pair_rate_method_and_split(finished: Path, tmp_path: Path) -> None:
-    table, text = export_study(finished, tmp_path)
+    table, text, _ = export_study(finished, tmp_path)
     rows = read_rows(tmp_path)
     assert rows == read_rows(finished)
     assert len(rows) == 2 * 2 * 2 * 2
@@ -144,6 +148,29 @@ def test_the_table_has_a_row_per_pair_rate_method_and_split(finished: Path, tmp_
     assert table.name == "records.parquet"
 
 
+def test_what_the_run_took_is_exported_beside_the_records(finished: Path, tmp_path: Path) -> None:
+    _, _, path = export_study(finished, tmp_path)
+    run = read_run(tmp_path)
+    assert path.name == "run.json"
+    assert run == read_run(finished)
+    assert run is not None
+    timings = [json.loads(p.read_text()) for p in (finished / "timings").glob("*.json")]
+    assert run["unit_seconds"] == pytest.approx(sum(t["seconds"] for t in timings))
+    assert run["cpu_seconds"] == pytest.approx(sum(t["cpu_seconds"] for t in timings))
+    assert 0 < run["busy_seconds"] <= run["unit_seconds"] + 1e-6
+    assert run["at_once"] == pytest.approx(1.0, abs=0.05)
+    assert (run["study"], run["machines"], run["threads"]) == ("tiny", 1, [1])
+    assert run["units"]["train"] == {"done": 3, "failed": 0, "all": 3}
+    assert run["yaml"] == TINY
+    assert len(run["versions"]["torch"]) == len(run["processors"]) == 1
+    assert read_run(tmp_path / "units") is None
+
+
+def test_overlapping_units_are_counted_once() -> None:
+    assert _busy([(0, 10), (5, 12), (6, 7), (20, 21)]) == 13
+    assert _busy([]) == 0
+
+
 def test_folders_without_a_study(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"holds no study \(no plan.json\)"):
         study_status(tmp_path)
@@ -154,6 +181,22 @@ def test_folders_without_a_study(tmp_path: Path) -> None:
         run_study(tiny(), tmp_path / "file" / "folder")
     with pytest.raises(StudyError, match="workers: expected at least 1, found -1"):
         LocalProcesses(-1)
+
+
+def test_memory_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    if sys.platform.startswith("linux"):
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        with LocalProcesses(memory=0.9 * there) as executor:
+            assert executor.slots == 1
+        with pytest.raises(
+            StudyError, match=r"memory: .* GiB for each worker is more than the .* GiB there are"
+        ):
+            LocalProcesses(memory=2 * there)
+        with pytest.raises(StudyError, match="memory: expected more than 0 GiB, found -1"):
+            LocalProcesses(memory=-1)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(StudyError, match="is enforced on Linux only, and this is darwin"):
+        LocalProcesses(memory=1)
 
 
 def test_nothing_measured_yet(finished: Path, tmp_path: Path) -> None:
@@ -191,24 +234,59 @@ def test_a_killed_worker_is_replaced_and_its_unit_tried_again(finished: Path, tm
 def test_killed_at_random_moments_it_ends_with_the_same_records(finished: Path, tmp_path: Path) -> None:
     study = tmp_path / "tiny.yaml"
     study.write_text(TINY, encoding="utf-8")
-    out, moments, kills = tmp_path / "out", random.Random(0), 0
-    for _ in range(4):
-        seen = len(list(out.glob("units/*.json")))
+    out, moments = tmp_path / "out", random.Random(0)
+    folders = ("networks", "timings", "units")
+
+    def written() -> int:
+        """Count files, temporary ones too: a moment is when so many are there, on a machine of any speed."""
+        return sum(len(list((out / f).iterdir())) for f in folders if (out / f).is_dir())
+
+    # 8 checkpoints, 7 timings and 7 records in all.
+    for count in sorted(moments.sample(range(1, 21), 4)):
+        seen = {p.name: p.read_bytes() for p in out.glob("units/*.json")}
         run = start(study, out)
-        # Wait for the start of the work, then strike at a random moment.
-        while run.poll() is None and not (out / "plan.json").exists():
-            time.sleep(0.05)
-        time.sleep(moments.uniform(0.2, 4))
-        if run.poll() is None:
-            run.kill()
-            kills += 1
+        while run.poll() is None and written() < count:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.05))
+        run.kill()
         run.communicate()
-        assert len(list(out.glob("units/*.json"))) >= seen
+        assert run.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+        kept = {p.name: p.read_bytes() for p in out.glob("units/*.json")}
+        assert kept.items() >= seen.items()
     last = start(study, out)
     _, errors = last.communicate()
     assert last.returncode == 0, errors.decode()
-    assert kills > 0
     assert records(out) == records(finished)
+
+
+@pytest.mark.slow
+def test_a_unit_that_kills_its_workers_is_recorded_and_its_neighbours_are_not_blamed(tmp_path: Path) -> None:
+    class Deadly(LocalProcesses):
+        _function = staticmethod(deadly)
+
+    with Deadly(2, 1) as executor:
+        status = run_study(tiny(), tmp_path, executor=executor)
+    assert status.counts["train"] == {"done": 2, "failed": 1, "all": 3}
+    assert list(status.failed.values()) == [
+        "The worker died in each of 3 tries: killed, or out of memory? Use fewer workers."
+    ]
+    # The pair of seeds 0 and 1 at each rate does not need the unit that kills; nothing else may be missing.
+    assert status.counts["measure"]["failed"] == 0
+    assert status.counts["measure"]["done"] + status.blocked == 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits are enforced on Linux only")
+def test_a_unit_that_wants_more_memory_than_allowed_fails_alone(tmp_path: Path) -> None:
+    class Greedy(LocalProcesses):
+        _function = staticmethod(greedy)
+
+    with Greedy(1, 1, memory=1.5) as executor:
+        status = run_study(tiny(), tmp_path, executor=executor)
+    assert status.counts["train"] == {"done": 2, "failed": 1, "all": 3}
+    assert "memory" in next(iter(status.failed.values()))
+    with LocalProcesses(1, 1) as executor:
+        assert run_study(tiny(), tmp_path, executor=executor).finished
 
 
 @pytest.mark.slow

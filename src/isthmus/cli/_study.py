@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,7 +13,7 @@ import typer
 from isthmus.cli import _console as console
 
 if TYPE_CHECKING:
-    from isthmus.study import AbstractExecutor, Progress, StudyStatus
+    from isthmus.study import AbstractExecutor, AbstractSink, Progress, StudyConfig, StudyStatus
 
 __all__ = ["study"]
 
@@ -19,6 +22,14 @@ study = typer.Typer(
     no_args_is_help=True,
     help="Run a study written in YAML, or a preset: train, align and measure many pairs, and go on where it stopped.",
 )
+
+
+class Log(StrEnum):
+    """Where a run can be shown."""
+
+    TENSORBOARD = "tensorboard"
+    WANDB = "wandb"
+
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the study.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, for machines.")]
@@ -42,11 +53,18 @@ def run(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of each unit; default the cores shared out.")
     ] = None,
-    memory: Annotated[float | None, typer.Option(help="GiB that each unit reserves (`ray`).")] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(help="GiB that each unit may use (`processes`, Linux) or reserves (`ray`)."),
+    ] = None,
     address: Annotated[
         str | None, typer.Option(help="Of the Ray cluster; default a fresh one on this machine.")
     ] = None,
     device: Annotated[str, typer.Option(help="`cpu` or `cuda`.")] = "cpu",
+    log: Annotated[
+        list[Log] | None,
+        typer.Option(help="Show the run there too; repeat for both. `events.jsonl` is always written."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Run what is not yet recorded of a study; stop it whenever you like and run the same command to go on."""
@@ -54,14 +72,19 @@ def run(
 
     config = read_study(file)
     console.usable_folder(out)
-    with console.progress() as bar, _executor(executor, workers, threads, memory, address) as chosen:
+    with (
+        console.progress() as bar,
+        _executor(executor, workers, threads, memory, address) as chosen,
+        _sinks(log or (), config, out) as sinks,
+    ):
         task = bar.add_task("reading data", total=None)
 
         def tell(progress: Progress) -> None:
-            text = "running" if progress.unit is None else f"{progress.outcome.status}: {progress.unit.label}"  # type: ignore[union-attr]
-            bar.update(task, description=text, completed=progress.done, total=progress.total)
+            bar.update(task, description=_words(progress), completed=progress.done, total=progress.total)
 
-        status = run_study(config, out, data_dir=data_dir, executor=chosen, device=device, on_progress=tell)
+        status = run_study(
+            config, out, data_dir=data_dir, executor=chosen, device=device, on_progress=tell, sinks=sinks
+        )
     _finish(status, json)
 
 
@@ -79,13 +102,14 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Folder to write to; default the study's.")] = None,
     json: Json = False,
 ) -> None:
-    """Write records.parquet and records.csv: a row per pair, method and split."""
+    """Write records.parquet and records.csv, a row per pair, method and split, and run.json: what it took."""
     from isthmus.study import export_study
 
     if out is not None:
         console.usable_folder(out)
-    table, text = export_study(folder, out)
-    console.emit({"parquet": str(table), "csv": str(text)}, json, f"Written to {table} and {text}")
+    table, text, took = export_study(folder, out)
+    written = {"parquet": str(table), "csv": str(text), "run": str(took)}
+    console.emit(written, json, "\n".join(f"Written to {path}" for path in written.values()))
 
 
 @study.command()
@@ -98,10 +122,11 @@ def figures(
 ) -> None:
     """Draw what the records hold, as PNG, SVG and PDF."""
     from isthmus.report import write_study_figures
-    from isthmus.study import read_rows
+    from isthmus.study import read_rows, transport_exponent
 
     rows = read_rows(folder)
-    paths = write_study_figures(rows, console.usable_folder(folder / "figures" if out is None else out))
+    target = console.usable_folder(folder / "figures" if out is None else out)
+    paths = write_study_figures(rows, target, rate=transport_exponent)
     console.emit({"figures": [str(p) for p in paths]}, json, "\n".join(f"Written to {p}" for p in paths))
 
 
@@ -117,11 +142,48 @@ def presets(json: Json = False) -> None:
 def _executor(
     name: str, workers: int | None, threads: int | None, memory: float | None, address: str | None
 ) -> AbstractExecutor:
-    from isthmus.study import InProcess, LocalProcesses, OnRay
+    from isthmus.study import InProcess, LocalProcesses, OnRay, StudyError
 
     if name == "ray":
         return OnRay(address, threads, memory)
-    return LocalProcesses(workers, threads) if name == "processes" else InProcess(threads)
+    if name == "processes":
+        return LocalProcesses(workers, threads, memory)
+    if memory is not None:
+        raise StudyError(
+            "--memory needs --executor processes or ray: this process cannot limit a part of itself."
+        )
+    return InProcess(threads)
+
+
+@contextmanager
+def _sinks(names: Sequence[Log], config: StudyConfig, out: Path) -> Iterator[list[AbstractSink]]:
+    from isthmus.study import TensorBoard, WeightsAndBiases
+
+    with ExitStack() as stack:
+        opened: list[AbstractSink] = []
+        for name in dict.fromkeys(names):
+            sink = (
+                TensorBoard(out / "tensorboard")
+                if name is Log.TENSORBOARD
+                else WeightsAndBiases(config.name, out, config.text)
+            )
+            opened.append(stack.enter_context(sink))
+        yield opened
+
+
+def _words(progress: Progress) -> str:
+    """Return what just ended and the time left; the bar's own guess forgets units of half an hour."""
+    if progress.unit is None or progress.outcome is None:
+        return "running"
+    left = "" if progress.left is None else f"; {_duration(progress.left)} left"
+    return f"{progress.outcome.status}: {progress.unit.label}{left}"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _finish(status: StudyStatus, json: bool) -> None:
@@ -129,7 +191,8 @@ def _finish(status: StudyStatus, json: bool) -> None:
     lines = [
         f"{status.study}: "
         + ", ".join(f"{c['done']} of {c['all']} {kind} units done" for kind, c in status.counts.items())
-        + f"; {status.seconds:.0f} s of work recorded"
+        + f"; {_duration(status.seconds)} of work recorded"
+        + ("" if not status.left else f"; {_duration(status.left)} left when the last unit ended")
     ]
     lines += [f"failed: {unit}: {message}" for unit, message in status.failed.items()]
     if status.blocked:

@@ -1,4 +1,4 @@
-"""Figures of a study: a value against what was swept, per method; and dimension against barrier."""
+"""Figures of a study: curves per method, values method by method, and dimension against barrier."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["CurvePanel", "Scatter", "write_curves", "write_scatter"]
+__all__ = ["CurvePanel", "Dot", "DotPanel", "Scatter", "write_curves", "write_dots", "write_scatter"]
 
 FORMATS = ("png", "svg", "pdf")
+
+_LONG: dict[str, Any] = {"handlelength": 3.2}
+"""Legends show a whole period of the longest dashes."""
 
 Curve = Sequence[tuple[float, float, float | None]]
 """Places ``x``, means and standard errors (``None`` for a single pair)."""
@@ -35,13 +38,42 @@ class CurvePanel:
         title: of the panel.
         y: label with unit.
         curves: per method.
-        notes: per method, words added to its place in the legend; may lack any.
+        notes: per method, words added to its place in the legend; may lack any. A panel with notes has a legend
+            of its own; the others share one.
+        logarithmic: whether the vertical axis is.
     """
 
     title: str
     y: str
     curves: Mapping[str, Curve]
     notes: Mapping[str, str]
+    logarithmic: bool = True
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One value with its standard error (``None`` for a single pair); dots of one ``kind`` look alike."""
+
+    kind: str
+    value: float
+    error: float | None
+
+
+@dataclass(frozen=True)
+class DotPanel:
+    """One panel of values, method by method.
+
+    Attributes:
+        title: of the panel.
+        x: label with unit.
+        dots: per method, from the top.
+        reference: drawn as a dotted line, such as the mean of the endpoints; or ``None``.
+    """
+
+    title: str
+    x: str
+    dots: Mapping[str, Sequence[Dot]]
+    reference: float | None
 
 
 @dataclass(frozen=True)
@@ -66,15 +98,52 @@ class Scatter:
 def write_curves(
     folder: Path, name: str, title: str, x: str, panels: Sequence[CurvePanel], methods: Sequence[str]
 ) -> list[Path]:
-    """Draw curves on logarithmic axes, with bands of one standard error, and write PNG, SVG and PDF.
+    """Draw curves with bands of one standard error, and write PNG, SVG and PDF.
 
     Args:
         folder: where to.
         name: stem of the files.
         title: of the figure; says how many pairs each point is the mean of.
         x: label of the horizontal axis.
-        panels: side by side.
+        panels: up to three to a row.
         methods: fixes colours, markers and dashes: the method at place ``i`` looks the same in every figure.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        OutputError: a file cannot be written.
+    """
+    columns = min(len(panels), 2 if len(panels) == 4 else 3)
+    rows = -(-len(panels) // columns)
+    own = any(p.notes for p in panels)
+
+    def draw(figure: Figure) -> None:
+        grid = np.ravel(figure.subplots(rows, columns, squeeze=False))
+        for axes, panel in zip(grid, panels, strict=False):
+            _curves(axes, panel, x, methods)
+            if own:
+                axes.legend(
+                    loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False, fontsize=8, **_LONG
+                )
+        for axes in grid[len(panels) :]:
+            axes.set_visible(False)
+        if not own:
+            _shared_legend(figure, grid[0].get_legend_handles_labels(), columns)
+        figure.suptitle(literal(title), fontsize=11, x=0.01, ha="left")
+
+    return _write(folder, name, (4.8 * columns, (5.6 if own else 3.9) * rows + (0 if own else 0.7)), draw)
+
+
+def write_dots(
+    folder: Path, name: str, title: str, panels: Sequence[DotPanel], methods: Sequence[str]
+) -> list[Path]:
+    """Draw values method by method, with bars of one standard error, and write PNG, SVG and PDF.
+
+    Args:
+        folder: where to.
+        name: stem of the files.
+        title: of the figure; says how many pairs each value is the mean of.
+        panels: side by side.
+        methods: as for :func:`write_curves`.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -82,11 +151,14 @@ def write_curves(
     """
 
     def draw(figure: Figure) -> None:
-        for axes, panel in zip(np.ravel(figure.subplots(1, len(panels), squeeze=False)), panels, strict=True):
-            _curves(axes, panel, x, methods)
+        grid = np.ravel(figure.subplots(1, len(panels), squeeze=False, sharey=True))
+        for axes, panel in zip(grid, panels, strict=True):
+            _dots(axes, panel, methods)
+        found = {text: h for axes in grid for h, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+        _shared_legend(figure, (list(found.values()), list(found)), 3)
         figure.suptitle(literal(title), fontsize=11, x=0.01, ha="left")
 
-    return _write(folder, name, (4.8 * len(panels), 5.6), draw)
+    return _write(folder, name, (4.0 * len(panels), 0.42 * len(methods) + 2.2), draw)
 
 
 def write_scatter(
@@ -118,7 +190,11 @@ def write_scatter(
             drawn = _points(axes, panel, axes_labels, norm)
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
-        figure.colorbar(drawn, ax=list(grid), label=axes_labels[2], shrink=0.8)
+        bar = figure.colorbar(drawn, ax=list(grid), label=axes_labels[2], shrink=0.8)
+        marked = sorted(set(shades))
+        if len(marked) <= 8:
+            bar.set_ticks(marked, labels=[f"{v:.3g}" for v in marked])
+            bar.minorticks_off()
         figure.suptitle(literal(title), fontsize=11, x=0.01, ha="left")
 
     return _write(folder, name, (4.0 * columns + 1, 3.4 * rows + 0.4), draw)
@@ -142,19 +218,60 @@ def _curves(axes: Axes, panel: CurvePanel, x: str, methods: Sequence[str]) -> No
                 place, np.maximum(mean - error, floor), mean + error, color=look.colour, alpha=0.18, lw=0
             )
         axes.plot(place, mean, label=text, **style)
-    axes.set_yscale("log")
-    if len({c[0] for curve in panel.curves.values() for c in curve}) > 1:
-        axes.set_xscale("log" if min(c[0] for v in panel.curves.values() for c in v) > 0 else "linear")
+    if panel.logarithmic:
+        axes.set_yscale("log")
+    places = sorted({c[0] for curve in panel.curves.values() for c in curve})
+    _scale(axes, places)
     tidy(axes, literal(panel.title), x, panel.y)
     _plain_ticks(axes)
-    axes.legend(
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.18),
-        ncols=1 if panel.notes else 2,
-        frameon=False,
-        fontsize=8,
-        handlelength=3.2,
-    )
+    if len(places) <= 8 and all(float(p).is_integer() for p in places) and places[-1] > 1:
+        axes.set_xticks(places, [f"{p:g}" for p in places], minor=False)
+        axes.set_xticks([], minor=True)
+
+
+def _scale(axes: Axes, places: Sequence[float]) -> None:
+    """Make the horizontal axis logarithmic where its places spread; near 0, where there is one, linear."""
+    if len(places) < 2 or (places[-1] <= 1 and places[0] <= 0):
+        return
+    if places[0] > 0:
+        axes.set_xscale("log")
+    elif places[-1] > 10:
+        axes.set_xscale("symlog", linthresh=1)
+
+
+def _shared_legend(figure: Figure, handles: tuple[list[Any], list[str]], columns: int) -> None:
+    figure.legend(*handles, loc="outside lower left", ncols=2 * columns, frameon=False, fontsize=8.5, **_LONG)
+
+
+def _dots(axes: Axes, panel: DotPanel, methods: Sequence[str]) -> None:
+    """Draw one row per method, the first on top; the kinds of dots differ in fill and shape, not in colour alone."""
+    kinds = list(dict.fromkeys(d.kind for dots in panel.dots.values() for d in dots))
+    for row, method in enumerate(methods):
+        for dot in panel.dots.get(method, ()):
+            kind = kinds.index(dot.kind)
+            axes.errorbar(
+                dot.value,
+                row + 0.16 * (kind - (len(kinds) - 1) / 2),
+                xerr=dot.error,
+                color=look_of(row).colour,
+                marker="os^D"[kind % 4],
+                markerfacecolor="white" if kind % 2 else look_of(row).colour,
+                markersize=7,
+                capsize=3,
+                linestyle="none",
+            )
+    for kind, text in enumerate(kinds if len(kinds) > 1 else ()):
+        fill = "white" if kind % 2 else "0.3"
+        axes.plot(
+            [], [], "os^D"[kind % 4], color="0.3", markerfacecolor=fill, markersize=7, label=literal(text)
+        )
+    if panel.reference is not None:
+        axes.axvline(
+            panel.reference, color="0.5", linestyle=":", linewidth=1.4, label="mean of the endpoints"
+        )
+    axes.set_yticks(range(len(methods)), [literal(label(m)) for m in methods])
+    axes.set_ylim(len(methods) - 0.5, -0.5)
+    tidy(axes, literal(panel.title), panel.x, "", grid="both")
 
 
 def _points(axes: Axes, panel: Scatter, labels: tuple[str, str, str], norm: Any) -> Any:

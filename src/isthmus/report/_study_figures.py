@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from isthmus.errors import DataError
-from isthmus.report._draw_study import CurvePanel, Scatter, write_curves, write_scatter
+from isthmus.report._draw_study import (
+    CurvePanel,
+    Dot,
+    DotPanel,
+    Scatter,
+    write_curves,
+    write_dots,
+    write_scatter,
+)
 from isthmus.report._format import label
 from isthmus.report._study_summary import (
     Correlation,
@@ -16,12 +24,16 @@ from isthmus.report._study_summary import (
     exponent,
     rank_correlation,
     summarise,
+    summarise_lines,
     swept_columns,
 )
 
-__all__ = ["correlations", "write_study_figures"]
+__all__ = ["Rate", "correlations", "write_study_figures"]
 
 Row = Mapping[str, Any]
+
+Rate = Callable[[Sequence[float], float], float]
+"""From widths and a dimension to the exponent of the squared transport distance."""
 
 _AXES = {
     "learning_rate": "highest learning rate",
@@ -35,19 +47,31 @@ _AXES = {
     "statistics": "examples of the statistics",
 }
 _DIMENSIONS = {"dimension": "uncentred", "dimension_centred": "centred"}
+_ENDPOINTS = "mean of the endpoints"
+_MEASURES = {
+    "midpoint_loss": ("Loss at the midpoint", "loss at t = ½ (nats per example)"),
+    "barrier": ("Barrier", "barrier (nats per example)"),
+    "midpoint_accuracy": ("Accuracy at the midpoint", "accuracy at t = ½ (%)"),
+    "lmc_error_sup": ("Error of linear connectivity", "largest mean error on the line (norm of outputs)"),
+}
+_SCALES = {"midpoint_accuracy": 100.0}
+_REFRESHED = {"none": "as it is", "batchnorm": "BatchNorm statistics recomputed"}
 
 
-def write_study_figures(rows: Sequence[Row], folder: str | Path) -> list[Path]:
+def write_study_figures(rows: Sequence[Row], folder: str | Path, *, rate: Rate | None = None) -> list[Path]:
     """Draw everything a study's rows hold, one set of figures for each combination of what else was swept.
 
-    ``midpoint-…`` and ``barrier-…``: loss at the midpoint and barrier against the first swept number (learning
-    rate, width, depth, epochs, …), train and test, mean over pairs with a band of one standard error; the
-    dotted line is the mean of the endpoints. ``dimension-…``: approximate dimension against test barrier with
-    Spearman's correlation. Every figure as PNG, SVG and PDF; ``correlations.json`` beside them.
+    ``midpoint``, ``accuracy``, ``barrier``: values at the midpoint and barrier against the first swept number
+    (learning rate, width, depth, epochs, …), mean over pairs with a band of one standard error; the dotted line is the
+    mean of the endpoints. ``error``: the error of linear connectivity against width, with fitted exponents and the
+    theory's. Where nothing numeric was swept, ``methods`` shows these values method by method instead. ``line``: the
+    loss along the line. ``dimension-…``: approximate dimension against test barrier with Spearman's correlation.
+    Every figure as PNG, SVG and PDF; ``correlations.json`` beside them.
 
     Args:
         rows: as :func:`isthmus.study.read_rows` returns them.
         folder: where to; made if need be.
+        rate: the theory's exponent (:func:`isthmus.study.transport_exponent`), drawn beside the fitted ones.
 
     Returns:
         The paths of the figures.
@@ -63,17 +87,20 @@ def write_study_figures(rows: Sequence[Row], folder: str | Path) -> list[Path]:
     target.mkdir(parents=True, exist_ok=True)
     swept = swept_columns(rows)
     x = next((c for c in swept if c in _AXES), "learning_rate")
-    others = [c for c in (*swept, "refresh") if c != x]
+    others = [c for c in swept if c != x]
     paths: list[Path] = []
     listed: list[dict[str, Any]] = []
     for chosen, part in _split(rows, others).items():
-        about = ", ".join(f"{c} {v}" for c, v in zip(others, chosen, strict=True) if v != "none")
-        name = "-".join(str(v) for v in chosen if v != "none")
-        paths += _curve_figures(part, x, about, name, target)
+        about = ", ".join(f"{c} {v}" for c, v in zip(others, chosen, strict=True))
+        set_of = _Set(part, x, about, "-".join(map(str, chosen)), target, rate)
+        paths += set_of.curves() if x in swept else set_of.methods()
+        for refresh in set_of.refreshed:
+            paths += set_of.lines(refresh)
         for column in _DIMENSIONS:
-            found = correlations(part, x, column)
-            listed += [{"figure": name, "dimension": column, **c} for c in found]
-            paths += _scatter_figure(part, x, column, found, about, name, target)
+            unrefreshed = [r for r in part if r["refresh"] == set_of.refreshed[0]]
+            found = correlations(unrefreshed, x, column)
+            listed += [{"figure": set_of.name, "dimension": column, **c} for c in found]
+            paths += set_of.scatter(unrefreshed, column, found)
     if listed:
         (target / "correlations.json").write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
     return paths
@@ -104,91 +131,176 @@ def correlations(rows: Sequence[Row], x: str, column: str) -> list[dict[str, Any
     return found
 
 
-def _curve_figures(rows: Sequence[Row], x: str, about: str, name: str, folder: Path) -> list[Path]:
-    methods = list(dict.fromkeys(r["method"] for r in rows))
-    splits = sorted({r["split"] for r in rows}, reverse=True)
-    paths: list[Path] = []
-    for column, title, y in (
-        ("midpoint_loss", "Loss at the midpoint", "loss at t = ½ (nats per example)"),
-        ("barrier", "Barrier", "barrier (nats per example)"),
-    ):
-        panels = [_panel(rows, x, column, y, split, methods) for split in splits]
-        counts = {p.n for s in splits for m in methods for p in _points(rows, x, column, s, m)}
-        n = f"n = {min(counts)} pairs" if len(counts) == 1 else f"n = {min(counts)}–{max(counts)} pairs"
-        text = f"{title}: mean over {n}, band ± 1 standard error" + (f"\n{about}" if about else "")
-        stem = f"{column.replace('_loss', '')}-{name}" if name else column.replace("_loss", "")
-        paths += write_curves(folder, stem, text, _AXES[x], panels, methods)
-    return paths
+class _Set:
+    """The figures of one combination of what was swept beside the horizontal axis."""
 
+    def __init__(
+        self, rows: Sequence[Row], x: str, about: str, name: str, folder: Path, rate: Rate | None
+    ) -> None:
+        self.rows, self.x, self.about, self.name, self.folder, self.rate = rows, x, about, name, folder, rate
+        self.all_methods = list(dict.fromkeys(r["method"] for r in rows))
+        self.refreshed = list(dict.fromkeys(r["refresh"] for r in rows))
+        self.splits = sorted({r["split"] for r in rows}, reverse=True)
 
-def _panel(
-    rows: Sequence[Row], x: str, column: str, y: str, split: str, methods: Sequence[str]
-) -> CurvePanel:
-    curves: dict[str, list[tuple[float, float, float | None]]] = {}
-    notes: dict[str, str] = {}
-    for method in methods:
-        points = _points(rows, x, column, split, method)
-        curves[method] = _plain(points)
-        fitted = exponent(points) if x == "width" else None
-        if fitted is not None:
-            notes[method] = f"∝ width^{fitted[0]:.2f} ± {fitted[1]:.2f}"
-    if column == "midpoint_loss":
-        ends = [r for r in rows if r["split"] == split and r["method"] == methods[0]]
-        curves["mean of the endpoints"] = _plain(
-            summarise(ends, x, lambda r: (r["loss_a"] + r["loss_b"]) / 2)
+    def curves(self) -> list[Path]:
+        """Draw what is measured against what was swept."""
+        paths = self._curves("midpoint_loss", "midpoint") + self._curves("barrier", "barrier")
+        if all(r["midpoint_accuracy"] is not None for r in self.rows):
+            paths += self._curves("midpoint_accuracy", "accuracy")
+        return paths + (self._curves("lmc_error_sup", "error") if self.x == "width" else [])
+
+    def methods(self) -> list[Path]:
+        """Draw what is measured, method by method, where nothing numeric was swept."""
+        panels = [
+            self._dots(column, split)
+            for column in ("midpoint_loss", "barrier", "midpoint_accuracy")
+            for split in self.splits[-1:]
+            if all(r[column] is not None for r in self.rows)
+        ]
+        title = self._title("Midpoint and barrier, test", self._count(self.rows), "bar")
+        return write_dots(self.folder, self._stem("methods"), title, panels, self.all_methods)
+
+    def lines(self, refresh: str) -> list[Path]:
+        """Draw the test loss along the line, a panel for each place of the horizontal axis."""
+        rows = [r for r in _test(self.rows) if r["refresh"] == refresh]
+        panels: list[CurvePanel] = []
+        for (place,), part in sorted(_split(rows, [self.x]).items()):
+            curves = {
+                method: _plain(summarise_lines([r for r in part if r["method"] == method], "loss_at"))
+                for method in self.all_methods
+            }
+            panels.append(
+                CurvePanel(f"{_AXES[self.x]} {place:g}", "test loss (nats per example)", curves, {})
+            )
+        how = "" if refresh == "none" else f", {_REFRESHED[refresh]}"
+        title = self._title(f"Test loss along the line{how}", self._count(rows), "band")
+        stem = self._stem("line" if refresh == "none" else f"line-{refresh}")
+        return write_curves(self.folder, stem, title, "t, weight of B", panels, self.all_methods)
+
+    def scatter(self, rows: Sequence[Row], column: str, found: Sequence[Mapping[str, Any]]) -> list[Path]:
+        """Draw dimension against barrier, a panel for each method."""
+        panels: list[Scatter] = []
+        for entry in found:
+            part = [r for r in _test(rows) if r["method"] == entry["method"] and r[column] is not None]
+            text = "\n".join(
+                f"{words}: {_correlation_text(Correlation(**entry[key]))}"
+                for key, words in (
+                    ("overall", "ρ"),
+                    ("within", f"ρ at fixed {_AXES[self.x].rpartition(' ')[2]}"),
+                )
+            )
+            panels.append(
+                Scatter(
+                    label(entry["method"]),
+                    text,
+                    [r[column] for r in part],
+                    [r["barrier"] for r in part],
+                    [max(float(r[self.x]), 1e-12) for r in part],
+                )
+            )
+        if not panels:
+            return []
+        which = _DIMENSIONS[column]
+        title = f"Approximate dimension ({which}, mean over layers) against test barrier" + (
+            f"\n{self.about}" if self.about else ""
         )
-    return CurvePanel(split, y, curves, notes)
+        labels = (f"dimension ({which})", "barrier (nats per example)", _AXES[self.x])
+        return write_scatter(self.folder, self._stem(f"dimension-{which}"), title, labels, panels)
+
+    def _curves(self, column: str, stem: str) -> list[Path]:
+        refreshed = self.refreshed
+        splits = self.splits if len(refreshed) == 1 else self.splits[-1:]
+        panels = [self._panel(column, split, refresh) for refresh in refreshed for split in splits]
+        title = self._title(_MEASURES[column][0], self._count(self.rows), "band")
+        return write_curves(self.folder, self._stem(stem), title, _AXES[self.x], panels, self.all_methods)
+
+    def _panel(self, column: str, split: str, refresh: str) -> CurvePanel:
+        rows = [r for r in self.rows if r["split"] == split and r["refresh"] == refresh]
+        scale = _SCALES.get(column, 1.0)
+        curves: dict[str, list[tuple[float, float, float | None]]] = {}
+        notes: dict[str, str] = {}
+        for method in self.all_methods:
+            part = [r for r in rows if r["method"] == method]
+            points = summarise(part, self.x, lambda r: None if r[column] is None else scale * r[column])
+            curves[method] = _plain(points)
+            if self.x == "width" and column in ("barrier", "lmc_error_sup"):
+                notes[method] = self._exponents(column, part, points)
+        ends = _ends(column)
+        if ends is not None:
+            shown = [r for r in rows if r["method"] == self.all_methods[0]]
+            curves[_ENDPOINTS] = _plain(summarise(shown, self.x, lambda r: scale * ends(r)))
+        title = split if len(self.refreshed) == 1 else f"{split}, {_REFRESHED[refresh]}"
+        notes = {k: v for k, v in notes.items() if v}
+        return CurvePanel(title, _MEASURES[column][1], curves, notes, column != "midpoint_accuracy")
+
+    def _exponents(self, column: str, rows: Sequence[Row], points: Sequence[Point]) -> str:
+        fitted = exponent(points)
+        if fitted is None:
+            return ""
+        text = f"∝ width^{_signed(fitted[0])} ± {fitted[1]:.2f}"
+        widest = [r["dimension_centred"] for r in rows if float(r["width"]) == points[-1].x]
+        if column != "lmc_error_sup" or self.rate is None or not widest or None in widest:
+            return text
+        expected = self.rate([p.x for p in points], sum(widest) / len(widest)) / 2
+        return f"{text} (theory {_signed(expected)})"
+
+    def _dots(self, column: str, split: str) -> DotPanel:
+        scale = _SCALES.get(column, 1.0)
+        dots: dict[str, list[Dot]] = {}
+        rows = [r for r in self.rows if r["split"] == split]
+        for method in self.all_methods:
+            for refresh in self.refreshed:
+                part = [r for r in rows if r["method"] == method and r["refresh"] == refresh]
+                for point in summarise(part, self.x, lambda r: scale * r[column]):
+                    dots.setdefault(method, []).append(Dot(_REFRESHED[refresh], point.mean, point.error))
+        ends = _ends(column)
+        reference = None
+        if ends is not None:
+            shown = [r for r in rows if r["method"] == self.all_methods[0]]
+            reference = scale * sum(map(ends, shown)) / len(shown)
+        title, axis = _MEASURES[column]
+        return DotPanel(title, axis, dots, reference)
+
+    def _count(self, rows: Sequence[Row]) -> str:
+        kept = [c for c in (self.x, "method", "split", "refresh") if rows]
+        counts = {len(part) for part in _split(rows, kept).values()}
+        low, high = min(counts), max(counts)
+        return f"{low}" if low == high else f"{low}–{high}"
+
+    def _title(self, what: str, count: str, spread: str) -> str:
+        one = count == "1"
+        text = (
+            f"{what}: one pair"
+            if one
+            else f"{what}: mean over n = {count} pairs, {spread} ± 1 standard error"
+        )
+        return text + (f"\n{self.about}" if self.about else "")
+
+    def _stem(self, what: str) -> str:
+        return f"{what}-{self.name}" if self.name else what
 
 
-def _points(rows: Sequence[Row], x: str, column: str, split: str, method: str) -> list[Point]:
-    return summarise([r for r in rows if r["split"] == split and r["method"] == method], x, column)
+def _ends(column: str) -> Callable[[Row], float] | None:
+    """Return the mean of the endpoints that goes with a measure at the midpoint."""
+    what = {"midpoint_loss": "loss", "midpoint_accuracy": "accuracy"}.get(column)
+    return None if what is None else lambda r: (r[f"{what}_a"] + r[f"{what}_b"]) / 2
 
 
 def _plain(points: Sequence[Point]) -> list[tuple[float, float, float | None]]:
     return [(p.x, p.mean, p.error) for p in points]
 
 
-def _scatter_figure(
-    rows: Sequence[Row],
-    x: str,
-    column: str,
-    found: Sequence[Mapping[str, Any]],
-    about: str,
-    name: str,
-    folder: Path,
-) -> list[Path]:
-    panels: list[Scatter] = []
-    for entry in found:
-        part = [r for r in _test(rows) if r["method"] == entry["method"] and r[column] is not None]
-        text = "\n".join(
-            f"{words}: {_correlation_text(Correlation(**entry[key]))}"
-            for key, words in (("overall", "ρ"), ("within", f"ρ at fixed {_AXES[x].rpartition(' ')[2]}"))
-        )
-        panels.append(
-            Scatter(
-                label(entry["method"]),
-                text,
-                [r[column] for r in part],
-                [r["barrier"] for r in part],
-                [max(float(r[x]), 1e-12) for r in part],
-            )
-        )
-    if not panels:
-        return []
-    which = _DIMENSIONS[column]
-    title = f"Approximate dimension ({which}, mean over layers) against test barrier" + (
-        f"\n{about}" if about else ""
-    )
-    stem = f"dimension-{which}-{name}" if name else f"dimension-{which}"
-    labels = (f"dimension ({which})", "barrier (nats per example)", _AXES[x])
-    return write_scatter(folder, stem, title, labels, panels)
-
-
 def _correlation_text(found: Correlation) -> str:
     if found.value is None:
         return f"undefined, n = {found.n}"
-    interval = "" if found.low is None else f" [{found.low:.2f}, {found.high:.2f}]"
-    return f"{found.value:.2f}{interval}, n = {found.n}"
+    interval = (
+        "" if found.low is None or found.high is None else f" [{_signed(found.low)}, {_signed(found.high)}]"
+    )
+    return f"{_signed(found.value)}{interval}, n = {found.n}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
 
 
 def _test(rows: Iterable[Row]) -> list[Row]:

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-__all__ = ["Correlation", "Point", "exponent", "rank_correlation", "summarise", "swept_columns"]
+__all__ = [
+    "Correlation",
+    "Point",
+    "exponent",
+    "rank_correlation",
+    "summarise",
+    "summarise_lines",
+    "swept_columns",
+]
 
 Row = Mapping[str, Any]
 
@@ -75,19 +83,38 @@ def swept_columns(rows: Iterable[Row]) -> tuple[str, ...]:
     return tuple(c for c in SWEEPABLE if len({r[c] for r in listed}) > 1)
 
 
-def summarise(rows: Iterable[Row], x: str, y: str | Callable[[Row], float]) -> list[Point]:
+def summarise(rows: Iterable[Row], x: str, y: str | Callable[[Row], float | None]) -> list[Point]:
     """Return the mean of ``y`` at every value of the numeric column ``x``, rising.
 
     Args:
         rows: of one method, refresh and split.
         x: name of the column.
-        y: name of a column, or a function of a row.
+        y: name of a column, or a function of a row; rows where it is ``None`` are left out.
     """
     groups: dict[float, list[float]] = {}
     for row in rows:
         value = row[y] if isinstance(y, str) else y(row)
         if value is not None:
             groups.setdefault(float(row[x]), []).append(float(value))
+    return _points(groups)
+
+
+def summarise_lines(rows: Iterable[Row], column: str) -> list[Point]:
+    """Return the mean over pairs of values along the line, at evenly spaced positions from 0 to 1.
+
+    Args:
+        rows: of one method, refresh, split and place, one per pair.
+        column: of lists, such as ``"loss_at"``; values that were not finite (``None``) are left out.
+    """
+    groups: dict[float, list[float]] = {}
+    for row in rows:
+        for i, value in enumerate(row[column]):
+            if value is not None:
+                groups.setdefault(i / (len(row[column]) - 1), []).append(float(value))
+    return _points(groups)
+
+
+def _points(groups: Mapping[float, Sequence[float]]) -> list[Point]:
     points: list[Point] = []
     for place, values in sorted(groups.items()):
         n = len(values)

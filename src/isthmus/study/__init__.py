@@ -33,9 +33,11 @@ if TYPE_CHECKING:
         read_study,
     )
     from isthmus.study._executors import AbstractExecutor, InProcess, Job, LocalProcesses, OnRay, Outcome
-    from isthmus.study._export import export_study, read_rows
+    from isthmus.study._export import export_study, read_rows, read_run
     from isthmus.study._plan import NetworkRef, Plan, Unit
+    from isthmus.study._rate import transport_exponent
     from isthmus.study._runner import Progress, StudyStatus, make_plan, run_study, study_status
+    from isthmus.study._sinks import AbstractSink, Scalar, TensorBoard, WeightsAndBiases
 
 __all__ = [
     "DATASETS",
@@ -85,6 +87,12 @@ __all__ = [
     "Outcome",
     "export_study",
     "read_rows",
+    "read_run",
+    "transport_exponent",
+    "AbstractSink",
+    "Scalar",
+    "TensorBoard",
+    "WeightsAndBiases",
 ]
 
 _ENGINE = {
@@ -99,9 +107,11 @@ _ENGINE = {
         "read_study",
     ),
     "_executors": ("AbstractExecutor", "InProcess", "Job", "LocalProcesses", "OnRay", "Outcome"),
-    "_export": ("export_study", "read_rows"),
+    "_export": ("export_study", "read_rows", "read_run"),
     "_plan": ("NetworkRef", "Plan", "Unit"),
+    "_rate": ("transport_exponent",),
     "_runner": ("Progress", "StudyStatus", "make_plan", "run_study", "study_status"),
+    "_sinks": ("AbstractSink", "Scalar", "TensorBoard", "WeightsAndBiases"),
 }
 _HOME = {name: module for module, names in _ENGINE.items() for name in names}
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from isthmus.errors import MissingExtraError
 from isthmus.matching import METHODS
+from isthmus.study._augment import Augmentation
 from isthmus.study._datasets import DATASETS
 from isthmus.study._errors import StudyError
 from isthmus.study._initialise import Initialisation
@@ -82,6 +83,8 @@ class NetworkConfig(_Strict):
 class TrainingConfig(_Strict):
     """How networks are trained: the fields of :class:`isthmus.study.TrainSettings` but its seed."""
 
+    # A field that is added later goes into `content`, or every address of every study would change.
+
     optimiser: Optimiser = "sgd"
     learning_rate: float = Field(default=0.1, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -93,6 +96,14 @@ class TrainingConfig(_Strict):
     weight_decay: float = Field(default=0.0, ge=0)
     precision: Precision = "float32"
     initialisation: Initialisation = "lecun_normal"
+    augment: Augmentation = "none"
+
+    def content(self) -> dict[str, Any]:
+        """Return what enters the address of a unit: all fields, but for later ones at their default."""
+        values = self.model_dump(mode="json")
+        if self.augment == "none":
+            del values["augment"]
+        return values
 
 
 class MeasureConfig(_Strict):

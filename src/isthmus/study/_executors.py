@@ -10,16 +10,18 @@ import multiprocessing
 import os
 import platform
 import socket
+import sys
 import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,7 @@ def run_job(job: Job) -> Outcome:
         "seconds": seconds,
         "cpu_seconds": time.process_time() - cpu,
         "host": socket.gethostname(),
+        "processor": _processor(),
         "pid": os.getpid(),
     }
     _write(job, result, trace, timing)
@@ -115,6 +118,17 @@ def _write(job: Job, result: dict[str, Any], trace: str | None, timing: dict[str
         "source": source_state(),
     }
     Store(Path(job.folder)).write_record(record, timing)
+
+
+@cache
+def _processor() -> str:
+    """Return the processor's model where the system tells it (Linux), and what torch makes of it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{model or platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _versions() -> dict[str, str]:
@@ -195,59 +209,102 @@ class InProcess(AbstractExecutor):
 class LocalProcesses(AbstractExecutor):
     """Several processes on this machine, freshly started, so that none inherits another's state.
 
+    When a worker dies, all jobs that were running are lost with it, and nothing tells which of them killed it. They
+    are then started again one at a time, so that a job is only blamed for a death that it was alone with.
+
     Args:
-        workers: processes; default: one per core.
+        workers: processes; default: one per core, or fewer if ``memory`` does not suffice for so many.
         threads: of each; default: the cores shared out.
+        memory: GiB of data that each may hold, torch itself included (about 0.5); a unit that wants more fails, and
+            its record says so. Linux only.
+
+    Raises:
+        StudyError: a number below 1, a limit that this system cannot enforce, or more memory than there is.
     """
 
-    def __init__(self, workers: int | None = None, threads: int | None = None) -> None:
+    _function: Callable[[Job], Outcome] = staticmethod(run_job)
+
+    def __init__(
+        self, workers: int | None = None, threads: int | None = None, memory: float | None = None
+    ) -> None:
         cores = _cores()
-        self.slots = _at_least_one("workers", workers or (max(cores // threads, 1) if threads else cores))
+        most = cores if memory is None else min(cores, _fitting(memory))
+        self.slots = _at_least_one(
+            "workers", workers or (max(min(cores // threads, most), 1) if threads else most)
+        )
         self.threads = _at_least_one("threads", threads or max(cores // self.slots, 1))
+        self._memory = memory
         self._pool = self._start()
         self._running: dict[Future[Outcome], Job] = {}
-        self._tries: dict[str, int] = {}
-        self._lost: deque[Job] = deque()
+        self._deaths: dict[str, int] = {}
+        self._suspects: deque[Job] = deque()
+        self._waiting: deque[Job] = deque()
+        self._alone = False
 
     def _start(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self.slots, mp_context=context, initializer=_end_with_parent)
+        return ProcessPoolExecutor(
+            self.slots, mp_context=context, initializer=_prepare_worker, initargs=(self._memory,)
+        )
 
     def submit(self, job: Job) -> None:
-        """Start a job, or queue it when all workers are busy."""
-        self._tries[job.unit.address] = self._tries.get(job.unit.address, 0) + 1
-        try:
-            self._running[self._pool.submit(run_job, job)] = job
-        except BrokenProcessPool:
-            self._restart()
-            self._running[self._pool.submit(run_job, job)] = job
+        """Start a job, or queue it when all workers are busy or suspects are run one at a time."""
+        self._waiting.append(job)
+        self._fill()
 
     def next_outcome(self) -> Outcome:
         """Wait for a job; start jobs again whose worker died, up to three times in all."""
         while True:
-            if self._lost:
-                job = self._lost.popleft()
-                if self._tries[job.unit.address] >= TRIES:
-                    return record_failure(job, _died(TRIES))
-                self.submit(job)
-                continue
+            self._fill()
             done, _ = wait(self._running, return_when=FIRST_COMPLETED)
             future = next(iter(done))
             job = self._running.pop(future)
             try:
-                return future.result()
+                outcome = future.result()
             except BrokenProcessPool:
-                self._lost.append(job)
-                self._restart()
+                failed = self._restart(job)
+                if failed is not None:
+                    return failed
+                continue
+            self._alone = False
+            return outcome
 
-    def _restart(self) -> None:
-        """Replace a pool that lost a worker: every job it held is lost with it, unless it had ended."""
+    def _fill(self) -> None:
+        """Start what may be started: all that waits, or, while there are suspects, one of them alone."""
+        if self._suspects:
+            if not self._running:
+                self._alone = True
+                self._run(self._suspects.popleft())
+        elif not self._alone:
+            while self._waiting:
+                self._run(self._waiting.popleft())
+
+    def _run(self, job: Job) -> None:
+        try:
+            future = self._pool.submit(self._function, job)
+        except BrokenProcessPool:  # an idle worker was killed; next_outcome() finds the jobs that ran
+            self._suspects.append(job)
+            if not self._running:
+                self._pool.shutdown(wait=True, cancel_futures=True)
+                self._pool = self._start()
+            return
+        self._running[future] = job
+
+    def _restart(self, job: Job) -> Outcome | None:
+        """Replace a pool that lost a worker; return the outcome of a job that is to blame too often."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        for future, job in list(self._running.items()):
+        lost = [job]
+        for future, other in list(self._running.items()):
             if future.cancelled() or isinstance(future.exception(), BrokenProcessPool):
                 del self._running[future]
-                self._lost.append(job)
-        self._pool = self._start()
+                lost.append(other)
+        self._pool, self._alone = self._start(), False
+        if len(lost) == 1:
+            deaths = self._deaths[job.unit.address] = self._deaths.get(job.unit.address, 0) + 1
+            if deaths >= TRIES:
+                return record_failure(job, _died(TRIES))
+        self._suspects.extendleft(reversed(lost))
+        return None
 
     def close(self) -> None:
         """Stop the workers at once."""
@@ -255,6 +312,32 @@ class LocalProcesses(AbstractExecutor):
             for process in list((self._pool._processes or {}).values()):
                 process.terminate()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _prepare_worker(memory: float | None) -> None:
+    _end_with_parent()
+    if memory is not None:
+        import resource
+
+        size = int(memory * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+
+def _fitting(memory: float) -> int:
+    """Return how many workers of so many GiB this machine holds."""
+    if not sys.platform.startswith("linux"):
+        raise StudyError(
+            f"memory: a limit of {memory:g} GiB on local processes is enforced on Linux only, and this is "
+            f"{sys.platform}. Use fewer workers, or Ray."
+        )
+    if memory <= 0:
+        raise StudyError(f"memory: expected more than 0 GiB, found {memory:g}.")
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    if memory > there:
+        raise StudyError(
+            f"memory: {memory:g} GiB for each worker is more than the {there:.1f} GiB there are."
+        )
+    return int(there // memory)
 
 
 def _end_with_parent() -> None:

@@ -11,11 +11,12 @@ from isthmus.checkpoints import atomic_path
 from isthmus.errors import MissingExtraError
 from isthmus.study._errors import StudyError
 from isthmus.study._plan import Plan, Unit
-from isthmus.study._store import Store
+from isthmus.study._store import Store, write_json
 
-__all__ = ["RECORDS", "collect_rows", "export_study", "read_rows"]
+__all__ = ["RECORDS", "RUN", "collect_rows", "export_study", "read_rows", "read_run", "summarise_run"]
 
 RECORDS = "records.parquet"
+RUN = "run.json"
 
 _MEASURED = (
     "examples",
@@ -39,15 +40,16 @@ _MEASURED = (
 _DIMENSIONS = {"dimension": "uncentred", "dimension_centred": "centred"}
 
 
-def export_study(folder: str | Path, out: str | Path | None = None) -> tuple[Path, Path]:
-    """Write ``records.parquet`` and ``records.csv`` of what is recorded so far.
+def export_study(folder: str | Path, out: str | Path | None = None) -> tuple[Path, Path, Path]:
+    """Write ``records.parquet``, ``records.csv`` and ``run.json`` of what is recorded so far.
 
     Args:
         folder: of the study.
         out: folder to write to; default the study's.
 
     Returns:
-        The two paths. Lists (values per layer or along the line) are JSON in the CSV.
+        The three paths. Lists (values per layer or along the line) are JSON in the CSV; ``run.json`` says how long
+        the work took and on what (:func:`summarise_run`), and holds the study's YAML.
 
     Raises:
         StudyError: the folder holds no study, or no pair has been measured yet.
@@ -59,13 +61,83 @@ def export_study(folder: str | Path, out: str | Path | None = None) -> tuple[Pat
         raise StudyError(f"{folder}: no pair has been measured yet. Run the study further.")
     pa, parquet, csv = _arrow("pyarrow"), _arrow("pyarrow.parquet"), _arrow("pyarrow.csv")
     target = Path(folder if out is None else out)
-    paths = target / RECORDS, target / "records.csv"
+    paths = target / RECORDS, target / "records.csv", target / RUN
     with atomic_path(paths[0]) as temporary:
         parquet.write_table(pa.Table.from_pylist(rows), temporary, compression="zstd")
     flat = [{k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows]
     with atomic_path(paths[1]) as temporary:
         csv.write_csv(pa.Table.from_pylist(flat), temporary)
+    write_json(paths[2], summarise_run(folder))
     return paths
+
+
+def summarise_run(folder: str | Path) -> dict[str, Any]:
+    """Return what the records of a study took: plain values.
+
+    ``cpu_seconds`` and ``unit_seconds`` are sums over units; ``busy_seconds`` is the time during which at least one
+    unit ran, so pauses between two runs do not count; ``at_once`` is how many units ran at a time, on average.
+    Units are counted by kind and status. Versions and machines are those of the records.
+
+    Args:
+        folder: of the study.
+
+    Raises:
+        StudyError: the folder holds no study.
+    """
+    store = Store(Path(folder))
+    plan = store.plan()
+    units: dict[str, dict[str, int]] = {}
+    versions: dict[str, set[str]] = {}
+    timings: list[dict[str, Any]] = []
+    threads: set[int] = set()
+    for unit in plan.units:
+        record, count = (
+            store.record(unit.address),
+            units.setdefault(unit.kind, {"done": 0, "failed": 0, "all": 0}),
+        )
+        count["all"] += 1
+        if record is None:
+            continue
+        count[record["status"]] += 1
+        threads.add(record["threads"])
+        for name, version in record["versions"].items():
+            versions.setdefault(name, set()).add(version)
+        timing = store.timing(unit.address)
+        if timing is not None and timing["started"] is not None:
+            timings.append(timing)
+    spent = sum(t["seconds"] for t in timings)
+    busy = _busy([(t["started"], t["started"] + t["seconds"]) for t in timings])
+    text = store.folder / "study.yaml"
+    return {
+        "study": plan.study,
+        "units": units,
+        "unit_seconds": spent,
+        "cpu_seconds": sum(t["cpu_seconds"] for t in timings),
+        "busy_seconds": busy,
+        "at_once": spent / busy if busy else 0.0,
+        "machines": len({t["host"] for t in timings}),
+        "processors": sorted({t["processor"] for t in timings if t.get("processor")}),
+        "threads": sorted(threads),
+        "versions": {name: sorted(found) for name, found in versions.items()},
+        "yaml": text.read_text(encoding="utf-8") if text.is_file() else "",
+    }
+
+
+def read_run(folder: str | Path) -> dict[str, Any] | None:
+    """Return what :func:`summarise_run` says of a study's folder, or the ``run.json`` of a results folder, if any."""
+    if (Path(folder) / "plan.json").is_file():
+        return summarise_run(folder)
+    path = Path(folder) / RUN
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _busy(spans: list[tuple[float, float]]) -> float:
+    """Return the length of the union of intervals."""
+    total, end = 0.0, float("-inf")
+    for first, last in sorted(spans):
+        total += max(last - max(first, end), 0.0)
+        end = max(end, last)
+    return total
 
 
 def read_rows(folder: str | Path) -> list[dict[str, Any]]:
@@ -115,6 +187,7 @@ def _rows_of(
         "study": study,
         **{k: v for k, v in content["network"].items() if k != "settings"},
         "network_settings": json.dumps(content["network"]["settings"], sort_keys=True),
+        "augment": "none",  # left out of contents where it is the default
         **content["training"],
         "data": content["data"]["name"],
         "statistics": content["data"]["statistics"],

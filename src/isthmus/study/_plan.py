@@ -120,7 +120,7 @@ def _groups(variants: Iterable[Variant]) -> list[list[Variant]]:
 
 
 def _train_unit(variant: Variant, chunk: Iterable[tuple[float, int]], digest: Digest) -> Unit:
-    training = variant.training.model_dump(mode="json")
+    training = variant.training.content()
     del training["learning_rate"]
     networks = [{"learning_rate": rate, "seed": seed} for rate, seed in chunk]
     content = {
@@ -154,7 +154,7 @@ def _measurements(
     for a, b in study.all_pairs:
         ends = {"a": {**asdict(places[rate, a]), "seed": a}, "b": {**asdict(places[rate, b]), "seed": b}}
         content = {"kind": "measure", **shared, "data": data, **ends, "measure": measure}
-        content["training"] = variant.training.model_dump(mode="json")
+        content["training"] = variant.training.content()
         needs = tuple(dict.fromkeys(end["unit"] for end in ends.values()))
         cost = 2.0 * len(measure["methods"]) * len(measure["refresh"]) * measure["points"] / 11
         yield Unit(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from isthmus.study._config import StudyConfig, Variant
 from isthmus.study._executors import AbstractExecutor, InProcess, Job, Outcome
 from isthmus.study._measure import build_network, load_split
 from isthmus.study._plan import Plan, Unit, plan_study
+from isthmus.study._sinks import AbstractSink, scalars_of
 from isthmus.study._stacked import can_stack
 from isthmus.study._store import Store
 
 __all__ = ["Progress", "StudyStatus", "make_plan", "run_study", "study_status"]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class StudyStatus:
         failed: label and last line of the traceback of every failed unit.
         blocked: units that cannot be run because what they need has failed.
         seconds: work recorded, summed over units.
+        left: expected seconds that were left when the last unit ended, or ``None``; 0 when finished.
     """
 
     study: str
@@ -56,6 +61,7 @@ class StudyStatus:
     failed: dict[str, str]
     blocked: int
     seconds: float
+    left: float | None
 
     @property
     def finished(self) -> bool:
@@ -77,7 +83,8 @@ def make_plan(study: StudyConfig, data_dir: str | Path | None) -> Plan:
     where = None if data_dir is None else str(data_dir)
 
     def stackable(variant: Variant) -> bool:
-        return can_stack(build_network(variant.network, load_split(variant.data.name, where, "train")))
+        model = build_network(variant.network, load_split(variant.data.name, where, "train"))
+        return variant.training.augment == "none" and can_stack(model)
 
     return plan_study(study, lambda name, split: load_split(name, where, split).digest, stackable)
 
@@ -90,6 +97,7 @@ def run_study(
     executor: AbstractExecutor | None = None,
     device: str = "cpu",
     on_progress: Callable[[Progress], Any] | None = None,
+    sinks: Sequence[AbstractSink] = (),
 ) -> StudyStatus:
     """Run what is not yet recorded of a study.
 
@@ -104,6 +112,8 @@ def run_study(
         executor: where units run; by default in this process. It is left open.
         device: where tensors live, such as ``"cpu"`` or ``"cuda"``.
         on_progress: called at the start and after every unit.
+        sinks: told about every unit that ends, such as :class:`isthmus.study.TensorBoard`; they are left open.
+            One that fails is dropped, with a line in ``events.jsonl``, and the study goes on.
 
     Raises:
         DataError: the data cannot be had.
@@ -120,7 +130,7 @@ def run_study(
     jobs = [
         Job(u, str(store.folder), where, chosen.threads, device) for u in plan.units if u.address not in done
     ]
-    _Loop(store, plan, chosen, on_progress).run(jobs, done)
+    _Loop(store, plan, chosen, on_progress, sinks).run(jobs, done)
     return study_status(store.folder)
 
 
@@ -151,7 +161,9 @@ def study_status(folder: str | Path) -> StudyStatus:
             failed[unit.label] = (record["traceback"] or "").strip().splitlines()[-1]
         timing = store.timing(unit.address)
         seconds += 0.0 if timing is None else timing["seconds"] or 0.0
-    return StudyStatus(plan.study, counts, failed, blocked, seconds)
+    finished = all(c["done"] == c["all"] for c in counts.values())
+    left = 0.0 if finished else (store.last_event() or {}).get("seconds_left")
+    return StudyStatus(plan.study, counts, failed, blocked, seconds, left)
 
 
 def _is_done(store: Store, address: str) -> bool:
@@ -168,8 +180,10 @@ class _Loop:
         plan: Plan,
         executor: AbstractExecutor,
         on_progress: Callable[[Progress], Any] | None,
+        sinks: Sequence[AbstractSink],
     ) -> None:
         self.store, self.executor, self.on_progress = store, executor, on_progress
+        self.sinks, self.ended = list(sinks), 0
         self.units = {u.address: u for u in plan.units}
         self.start = time.perf_counter()
 
@@ -202,17 +216,29 @@ class _Loop:
         left = None if done <= skipped else (total - done) * seconds / (done - skipped)
         progress = Progress(unit, outcome, done, total, seconds, left)
         if unit is not None and outcome is not None:
-            self.store.log(
-                {
-                    "time": time.time(),
-                    "unit": unit.label,
-                    "address": unit.address,
-                    "status": outcome.status,
-                    "seconds": outcome.seconds,
-                    "message": outcome.message,
-                    "share_done": done / total if total else 1.0,
-                    "seconds_left": left,
-                }
-            )
+            event = {
+                "time": time.time(),
+                "unit": unit.label,
+                "address": unit.address,
+                "status": outcome.status,
+                "seconds": outcome.seconds,
+                "message": outcome.message,
+                "share_done": done / total if total else 1.0,
+                "seconds_left": left,
+            }
+            self.store.log(event)
+            self.ended += 1
+            self._fill_sinks(unit, event)
         if self.on_progress is not None:
             self.on_progress(progress)
+
+    def _fill_sinks(self, unit: Unit, event: dict[str, Any]) -> None:
+        scalars = scalars_of(unit, self.store.record(unit.address)) if self.sinks else []
+        for sink in list(self.sinks):
+            try:
+                sink.write(self.ended, event, scalars)
+            except Exception as error:  # a display that breaks must not cost hours of work
+                self.sinks.remove(sink)
+                text = f"{type(sink).__name__} was dropped: {type(error).__name__}: {error}"
+                self.store.log({"time": time.time(), "status": "sink dropped", "message": text})
+                _logger.warning("%s", text)

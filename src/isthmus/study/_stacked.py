@@ -67,7 +67,7 @@ def train_stacked(
         One result per entry, in order. ``seconds`` is the wall time of the whole stack.
 
     Raises:
-        StudyError: no settings, or settings that differ in more than seed and learning rate.
+        StudyError: no settings, settings that differ in more than seed and learning rate, or augmentation.
         ModelError: the model is no ReLU perceptron, or has another number of inputs or fewer outputs than
             there are classes.
 
@@ -276,6 +276,10 @@ def _shared(settings: Sequence[TrainSettings]) -> TrainSettings:
         raise StudyError(
             f"train_stacked: the networks of a stack may differ in {' and '.join(_OWN)} only. "
             "Train the others in a stack of their own."
+        )
+    if common[0].augment != "none":
+        raise StudyError(
+            f"train_stacked: augment {common[0].augment!r} is for images; a perceptron takes augment 'none' only."
         )
     return common[0]
 

@@ -93,6 +93,20 @@ class Store:
         with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(event, sort_keys=True) + "\n")
 
+    def last_event(self) -> dict[str, Any] | None:
+        """Return the last event of a unit, or ``None``; a line that was cut short by a kill is passed over."""
+        path = self.folder / "events.jsonl"
+        if not path.is_file():
+            return None
+        for line in reversed(path.read_text(encoding="utf-8").splitlines()):
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if "unit" in event:
+                return event
+        return None
+
 
 def write_json(path: Path, value: Any) -> None:
     """Write canonical JSON (sorted keys), whole or not at all."""
