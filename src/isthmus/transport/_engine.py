@@ -28,6 +28,7 @@ from isthmus.transport import _kernels as kernels
 from isthmus.transport._certificate import Infeasible, Solution, certify, finite_range
 
 _EASY = 0.97  # share of rows with a favourite of their own, from which on no scaled auction is needed
+_GLANCE = 4  # one row in so many shows whether nearly all have favourites of their own
 _VARIED = 0.5  # the same share, from which on no coarse sample is needed
 _KEPT = 0.95  # share of a warm start's pairs still optimal, from which on no scaled auction is needed
 _COARSE = ((8, (64.0, 16.0, 4.0, 1.0)), (2, (2.0, 0.5)))  # (every which row and column, epsilons)
@@ -90,20 +91,34 @@ class _Market:
         To be called whenever prices were set anew: lists and bounds only survive falling prices.
         """
         self.row_of.fill(kernels.FREE)
-        taken = np.zeros(len(self.prices), np.bool_)
         gaps = np.empty(len(self.active))
-        distinct = kernels.seed_rows(
-            self.costs, self.sign, _LANES, self.active, self.prices, self.row_of, self.minima, self.picked,
-            self.choices, self.offers, self.least, gaps, taken,
-        )  # fmt: skip
+        distinct = self._favourites(gaps)
+        if distinct < _EASY * len(self.active):
+            distinct = kernels.seed_rows(
+                self.costs, self.sign, _LANES, self.active, self.prices, self.row_of, self.picked,
+                self.choices, self.offers, self.least, gaps, np.zeros(len(self.prices), np.bool_),
+            )  # fmt: skip
         self.seeded = self.prices.copy()
         gaps = gaps[np.isfinite(gaps)]
         return distinct / len(self.active), float(gaps.mean()) if len(gaps) else 0.0
 
+    def _favourites(self, gaps: NDArray) -> int:
+        """Make lists of one; return how many favourites differ, 0 when few do among the first rows already."""
+        taken, distinct = np.zeros(len(self.prices), np.bool_), 0
+        first = len(self.active) // _GLANCE
+        for part in (slice(0, first), slice(first, None)):
+            distinct += kernels.favourites(
+                self.costs, self.sign, self.active[part], self.prices, self.choices, self.offers, self.least,
+                gaps[part], taken,
+            )  # fmt: skip
+            if distinct < _EASY * first:
+                return 0
+        return distinct
+
     def row_duals(self) -> NDArray[np.float64]:
         """Return the smallest reduced cost of each row at the present prices."""
         if len(self.active) < len(self.least) or not np.array_equal(self.prices, self.seeded):
-            kernels.row_minima(self.costs, self.sign, self.prices, self.minima, self.least)
+            kernels.row_minima(self.costs, self.sign, self.prices, self.least)
         return self.least
 
     def auction(self, epsilon: float, *, kept: NDArray | None = None) -> bool:

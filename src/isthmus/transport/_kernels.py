@@ -36,6 +36,7 @@ HEAP, PLACE, TREE, PARENT, ORDER, GOAL = 0, 1, 2, 3, 4, 5  # links
 _SETTLED = -2
 _TURN = 37  # each row looks at the groups from another one on
 _LARGEST = 1.7e308
+_UNCACHED = 2**20  # entries beyond the second cache of a core
 
 _compiled = njit(cache=True, nogil=True, error_model="numpy")
 
@@ -87,6 +88,54 @@ def _group_minima(costs, sign, i, prices, minima):
 
 
 @_compiled
+def _four_minima(costs, sign, i, k, l, m, prices, minima):  # noqa: E741
+    """Like ``_group_minima`` for four rows, one after the other in ``minima``.
+
+    Four streams from memory hide its delay, and prices are read once.
+    """
+    columns = costs.shape[1]
+    for g in range(4 * GROUPS):
+        minima[g] = np.inf
+    whole = columns // GROUPS
+    for t in range(whole):  # a fixed length is what makes the inner loop vectorise
+        start = t * GROUPS
+        for g in range(GROUPS):
+            price = prices[start + g]
+            a, b = sign * costs[i, start + g] - price, sign * costs[k, start + g] - price
+            c, d = sign * costs[l, start + g] - price, sign * costs[m, start + g] - price
+            minima[g] = a if a < minima[g] else minima[g]
+            minima[GROUPS + g] = b if b < minima[GROUPS + g] else minima[GROUPS + g]
+            minima[2 * GROUPS + g] = c if c < minima[2 * GROUPS + g] else minima[2 * GROUPS + g]
+            minima[3 * GROUPS + g] = d if d < minima[3 * GROUPS + g] else minima[3 * GROUPS + g]
+    start = whole * GROUPS
+    for g in range(columns - start):
+        price = prices[start + g]
+        a, b = sign * costs[i, start + g] - price, sign * costs[k, start + g] - price
+        c, d = sign * costs[l, start + g] - price, sign * costs[m, start + g] - price
+        minima[g] = a if a < minima[g] else minima[g]
+        minima[GROUPS + g] = b if b < minima[GROUPS + g] else minima[GROUPS + g]
+        minima[2 * GROUPS + g] = c if c < minima[2 * GROUPS + g] else minima[2 * GROUPS + g]
+        minima[3 * GROUPS + g] = d if d < minima[3 * GROUPS + g] else minima[3 * GROUPS + g]
+
+
+@_compiled
+def _next_minima(costs, sign, rows, k, prices, four, minima):
+    """Fill the group minima of row ``rows[k]``; called for all ``k`` in turn, it scans at every fourth.
+
+    Rows of a matrix that fits a core's cache are scanned one by one.
+    """
+    if costs.size < _UNCACHED:
+        _group_minima(costs, sign, rows[k], prices, minima)
+        return
+    if k % 4 == 0:
+        last = rows.shape[0] - 1
+        second, third, fourth = min(k + 1, last), min(k + 2, last), min(k + 3, last)
+        _four_minima(costs, sign, rows[k], rows[second], rows[third], rows[fourth], prices, four)
+    for g in range(GROUPS):
+        minima[g] = four[(k % 4) * GROUPS + g]
+
+
+@_compiled
 def _useful_minima(costs, sign, i, prices, floor, base, lengths, minima):
     """Like ``_group_minima``, over the reduced costs above ``floor`` that would shorten a column's path."""
     columns = costs.shape[1]
@@ -101,10 +150,12 @@ def _useful_minima(costs, sign, i, prices, floor, base, lengths, minima):
 
 
 @_compiled
-def row_minima(costs, sign, prices, minima, least):
+def row_minima(costs, sign, prices, least):
     """Fill ``least[i]`` with the smallest reduced cost of each row: the row duals."""
+    rows = np.arange(costs.shape[0])
+    four, minima = np.empty(4 * GROUPS), np.empty(GROUPS)
     for i in range(costs.shape[0]):
-        _group_minima(costs, sign, i, prices, minima)
+        _next_minima(costs, sign, rows, i, prices, four, minima)
         least[i] = _cut(minima, 1)
 
 
@@ -156,6 +207,12 @@ def _collect(costs, sign, i, prices, minima, cut, picked):
 def _shortlist(costs, sign, i, lanes, prices, row_of, minima, picked, choices, offers):
     """Scan row ``i`` and renew its shortlist and bound at the present prices."""
     _group_minima(costs, sign, i, prices, minima)
+    _list(costs, sign, i, lanes, prices, row_of, minima, picked, choices, offers)
+
+
+@_compiled
+def _list(costs, sign, i, lanes, prices, row_of, minima, picked, choices, offers):
+    """Renew the shortlist and bound of row ``i`` from the minima of its groups at the present prices."""
     bound = _cut(minima, lanes)
     count = _collect(costs, sign, i, prices, minima, min(bound, _LARGEST), picked)
     while count > CAPACITY and lanes > 1:
@@ -181,18 +238,18 @@ def _shortlist(costs, sign, i, lanes, prices, row_of, minima, picked, choices, o
 
 
 @_compiled
-def seed_rows(
-    costs, sign, lanes, active, prices, row_of, minima, picked, choices, offers, least, gaps, taken
-):
+def seed_rows(costs, sign, lanes, active, prices, row_of, picked, choices, offers, least, gaps, taken):
     """Make the shortlists of all active rows.
 
     Fills their smallest reduced costs (``least``) and the ``gaps`` from there to the second smallest; returns how
     many distinct columns are some row's favourite. Rows with several favourites name different ones.
     """
+    four, minima = np.empty(4 * GROUPS), np.empty(GROUPS)
     distinct = 0
     for k in range(active.shape[0]):
         i = active[k]
-        _shortlist(costs, sign, i, lanes, prices, row_of, minima, picked, choices, offers)
+        _next_minima(costs, sign, active, k, prices, four, minima)
+        _list(costs, sign, i, lanes, prices, row_of, minima, picked, choices, offers)
         best, second, choice = _best_two(i, prices, row_of, choices, offers)
         least[i] = best
         gaps[k] = min(second, offers[i, BOUND]) - best
@@ -234,6 +291,50 @@ def _best_two(i, prices, row_of, choices, offers):
 
 
 @_compiled
+def _two_groups(minima):
+    """Return the smallest minimum, its group, and the smallest minimum of the other groups, which it erases."""
+    best = _cut(minima, 1)
+    home = 0
+    for g in range(GROUPS):
+        home = g if minima[g] == best else home
+    minima[home] = np.inf
+    return best, home, _cut(minima, 1)
+
+
+@_compiled
+def favourites(costs, sign, rows, prices, choices, offers, least, gaps, taken):
+    """Make shortlists of one column, the best, for some rows: at half the cost of :func:`seed_rows`.
+
+    Fills and returns the same. Enough where nearly all rows get their favourites, and never wrong.
+    """
+    columns = costs.shape[1]
+    four, minima = np.empty(4 * GROUPS), np.empty(GROUPS)
+    distinct = 0
+    for k in range(rows.shape[0]):
+        i = rows[k]
+        _next_minima(costs, sign, rows, k, prices, four, minima)
+        best, home, second = _two_groups(minima)
+        choice = FREE
+        for j in range(home, columns, GROUPS):
+            reduced = sign * costs[i, j] - prices[j]
+            if reduced == best and choice == FREE and best < np.inf:
+                choice = j
+            else:
+                second = reduced if reduced < second else second
+        least[i] = best
+        gaps[k] = second - best
+        choices[i, SIZE] = 0
+        offers[i, BOUND] = second
+        if choice != FREE:
+            choices[i, 0] = choice
+            offers[i, 0] = sign * costs[i, choice]
+            choices[i, SIZE] = 1
+            distinct += 0 if taken[choice] else 1
+            taken[choice] = True
+    return distinct
+
+
+@_compiled
 def _dummies_best_two(prices, row_of, minima):
     """Like ``_best_two`` for a dummy: minus the two highest prices among the columns that no dummy holds."""
     columns = prices.shape[0]
@@ -243,12 +344,7 @@ def _dummies_best_two(prices, row_of, minima):
         for g in range(min(GROUPS, columns - start)):
             reduced = -prices[start + g] if row_of[start + g] != DUMMY else np.inf
             minima[g] = reduced if reduced < minima[g] else minima[g]
-    best = _cut(minima, 1)
-    home = 0
-    for g in range(GROUPS):
-        home = g if minima[g] == best else home
-    minima[home] = np.inf
-    second = _cut(minima, 1)
+    best, home, second = _two_groups(minima)
     choice = FREE
     for j in range(home, columns, GROUPS):
         if row_of[j] != DUMMY:
