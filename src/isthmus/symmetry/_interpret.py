@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from isthmus.symmetry import _axes
 from isthmus.symmetry._axes import ONE, Expression, Pin, UnsplittableError
+from isthmus.symmetry._ties import RANKINGS, Ties
 from isthmus.symmetry._trace import module_of, operator_of
 
 __all__ = ["Interpreter", "Mixing", "Operation", "Selection", "Step", "Value", "rule", "rule_of", "values_in"]
@@ -26,10 +27,14 @@ __all__ = ["Interpreter", "Mixing", "Operation", "Selection", "Step", "Value", "
 
 @dataclass(frozen=True)
 class Pointer:
-    """What the entries of an index tensor count: positions of an axis (``token`` tells two tensors apart)."""
+    """What the entries of an index tensor count: positions of an axis (``token`` tells two tensors apart).
+
+    ``tied`` is true when the ranked entries may be equal, so that their order decides which position is taken.
+    """
 
     axis: Expression
     token: int
+    tied: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ Rule = Callable[..., Any]
 Kind = Literal["moves", "local", "mixes"]
 _RULES: dict[str, tuple[Rule, Kind]] = {}
 _tokens = count()
+_TIED = "equal entries are told apart by their order"
+_UNREADABLE = "the rule does not know this form of the operator"
 _TAKE_INDICES = frozenset(
     f"aten.{name}"
     for name in ("index", "gather", "index_select", "embedding", "one_hot", "scatter", "scatter_add")
@@ -113,10 +120,14 @@ class Mixing:
 
 @dataclass(frozen=True)
 class Selection:
-    """An axis was looked up by an index tensor: its coordinate is known wherever all places are."""
+    """An axis was looked up by an index tensor: its coordinate is known wherever all places are.
+
+    ``moved`` says what the look-up mixes if the places turn out to be on that very axis.
+    """
 
     pointer: Pointer
     places: tuple[Expression, ...]
+    moved: Mixing
 
 
 @dataclass(frozen=True)
@@ -129,13 +140,20 @@ class Step:
     selections: tuple[Selection, ...] = ()
 
 
+def _mixing(value: Value, dims: Iterable[int]) -> Mixing:
+    mixed = {d % max(value.ndim, 1) for d in dims}
+    operand = tuple((str(k), axis) for k, axis in enumerate(value.axes))
+    return Mixing((operand,), frozenset(str(d) for d in mixed))
+
+
 class Operation:
     """The operator a rule is looking at: its output shapes, and the ways to constrain labels."""
 
-    def __init__(self, name: str, module: str, result: Any) -> None:
-        self.name = name
-        self.module = module
-        self.result = result
+    def __init__(self, node: fx.Node, module: str) -> None:
+        self.node = node
+        self.name = operator_of(node)
+        self.module = module_of(node) or module
+        self.result: Any = node.meta.get("val")
         self.mixings: list[Mixing] = []
         self.selections: list[Selection] = []
 
@@ -143,17 +161,21 @@ class Operation:
         """Return a new pointer to an axis: the positions found by this operator move with the axis."""
         return Pointer(axis, next(_tokens))
 
-    def look_up(self, axis: Expression, index: Value, places: Sequence[Expression], reason: str) -> None:
-        """Address an axis by an index tensor, whose axes become ``places``.
+    def look_up(self, x: Value, dim: int, index: Value, places: Sequence[Expression], reason: str) -> None:
+        """Address axis ``dim`` of ``x`` by an index tensor, whose axes become ``places``.
 
-        Positions that the index found on this very axis move along; any other index fixes them.
+        Positions that the index found on this very axis move along; any other index fixes them, and so does one
+        whose choice may be a tie. A fixed index brings entries to other positions, so it mixes along the axis.
         """
-        if index.points is None or index.points.axis.size != axis.size:
-            self.pin(axis, reason)
+        axis = x.axes[dim]
+        points = index.points
+        if points is None or points.axis.size != axis.size or points.tied:
+            self.pin(axis, reason if points is None or not points.tied else _TIED)
             self.use_as_numbers([index])
+            self.mix(x, [dim])
         else:
-            self.unify(axis, index.points.axis)
-            self.selections.append(Selection(index.points, tuple(places)))
+            self.unify(axis, points.axis)
+            self.selections.append(Selection(points, tuple(places), _mixing(x, [dim])))
 
     def use_as_numbers(self, values: Iterable[Value]) -> None:
         """Fix the axes that the entries of index tensors count."""
@@ -163,9 +185,7 @@ class Operation:
 
     def mix(self, value: Value, dims: Iterable[int]) -> None:
         """Say that entries are mixed along some axes of one operand, in a way that does not see their order."""
-        mixed = {d % max(value.ndim, 1) for d in dims}
-        operand = tuple((str(k), axis) for k, axis in enumerate(value.axes))
-        self.mixings.append(Mixing((operand,), frozenset(str(d) for d in mixed)))
+        self.mixings.append(_mixing(value, dims))
 
     def contract(self, operands: Sequence[tuple[Value, Sequence[str]]], joint: Iterable[str]) -> None:
         """Say that operands are aligned along equal letters, multiplied, and mixed along the joint letters."""
@@ -273,6 +293,7 @@ class Interpreter:
     def __init__(self) -> None:
         self.values: dict[fx.Node, Any] = {}
         self.steps: list[Step] = []
+        self._ties = Ties()
 
     def run(self, graph: fx.Graph, inputs: Mapping[str, Any], modules: Any = None, module: str = "") -> Any:
         """Interpret a graph.
@@ -312,9 +333,10 @@ class Interpreter:
 
     def _call(self, node: fx.Node, modules: Any, module: str) -> Any:
         args, kwargs = self._look_up(node.args), self._look_up(node.kwargs)
+        self._ties.note(node)
         if node.target is operator.getitem:
             return args[0][args[1]]
-        op = Operation(operator_of(node), module_of(node) or module, node.meta.get("val"))
+        op = Operation(node, module)
         if op.result is None and not node.users:
             return None  # an assertion: it computes nothing
         if not isinstance(node.target, torch._ops.OpOverload):
@@ -327,7 +349,9 @@ class Interpreter:
         known = _RULES.get(op.name)
         if known is not None:
             function, kind = known
-            result = function(op, **bound)
+            result = _attempt(function, op, bound, values)
+            if op.name in RANKINGS and self._ties.may_tie(node):
+                result = _tied(result)
             pointing = [v for v in values if v.points is not None]
             if pointing and kind == "moves" and len(pointing) == len(values) == 1:
                 result = _with_points(result, pointing[0].points)
@@ -376,6 +400,38 @@ class Interpreter:
         return tuple(result) if isinstance(op.result, (tuple, list)) else result
 
 
+def _attempt(function: Rule, op: Operation, bound: Mapping[str, Any], values: Sequence[Value]) -> Any:
+    """Return what a rule says; pin everything if it cannot read the call or its answer has another shape."""
+    try:
+        result = function(op, **bound)
+        if _fits(result, op.result):
+            return result
+    except (TypeError, ValueError, IndexError, AttributeError, UnsplittableError):
+        pass
+    op.mixings.clear()
+    op.selections.clear()
+    op.use_as_numbers(values)
+    op.pin_all(values, _UNREADABLE)
+    return op.fixed_result(_UNREADABLE)
+
+
+def _fits(result: Any, expected: Any) -> bool:
+    """Return whether labels have the shapes that were traced (segments of a recurrent state are not looked at)."""
+    if isinstance(result, (tuple, list)):
+        return isinstance(expected, (tuple, list)) and all(map(_fits, result, expected))
+    if isinstance(result, Value) and isinstance(expected, Tensor):
+        return result.shape == tuple(int(s) for s in expected.shape)
+    return True
+
+
+def _tied(result: Any) -> Any:
+    """Mark the positions that a ranking of entries found as possible ties."""
+    if isinstance(result, Value):
+        points = result.points
+        return result if points is None else replace(result, points=replace(points, tied=True))
+    return tuple(_tied(r) for r in result) if isinstance(result, (tuple, list)) else result
+
+
 def _with_points(result: Any, points: Pointer | None) -> Any:
     if isinstance(result, Value):
         return replace(result, points=points)
@@ -383,12 +439,19 @@ def _with_points(result: Any, points: Pointer | None) -> Any:
 
 
 def constant_value(tensor: Tensor, why: Pin) -> Value:
-    """Return the labels of a constant: free where all entries are equal, else fixed for the given reason."""
-    uniform = not tensor.is_meta and tensor.numel() > 0 and bool((tensor == tensor.reshape(-1)[0]).all())
-    run = _run_of(tensor)
-    if uniform:
-        return Value(tuple(_axes.equal_copies(int(s)) for s in tensor.shape), run, uniform=True)
-    return Value(tuple(_axes.immovable(int(s), why) for s in tensor.shape), run)
+    """Return the labels of a constant: free along axes on which all entries are equal, else fixed for a reason."""
+    equal = [_is_equal_along(tensor, k) for k in range(tensor.ndim)]
+    axes = (
+        _axes.equal_copies(int(s)) if same else _axes.immovable(int(s), why)
+        for s, same in zip(tensor.shape, equal, strict=True)
+    )
+    return Value(tuple(axes), _run_of(tensor), uniform=not tensor.is_meta and all(equal))
+
+
+def _is_equal_along(tensor: Tensor, axis: int) -> bool:
+    if tensor.is_meta or tensor.numel() == 0:
+        return False
+    return bool((tensor == tensor.narrow(axis, 0, 1)).all())
 
 
 def _run_of(tensor: Tensor) -> int | None:
@@ -414,13 +477,14 @@ def _bind(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[s
 
 
 def values_in(tree: Any) -> list[Value]:
+    """Return all labelled tensors in arguments or results, those of segments too."""
     if isinstance(tree, Value):
         return [tree]
     if isinstance(tree, Mapping):
         return [v for item in tree.values() for v in values_in(item)]
     if isinstance(tree, (tuple, list)):
         return [v for item in tree for v in values_in(item)]
-    return []
+    return list(getattr(tree, "parts", ()))
 
 
 def _decomposition(node: fx.Node) -> fx.GraphModule | None:

@@ -10,9 +10,10 @@ This holds when
    mixed along ``o``, they are mixed along ``d`` together with it; and where they are mixed along ``d``, all
    operands are aligned along ``o``.
 
-Operators that only move entries, or compute each entry from entries with the same coordinates, satisfy the second
-condition by themselves. Whether the units of ``o`` can move plays no role: dimensions of heads that are pinned
-(by slopes that differ, say) still move inside each head.
+Operators that give every entry back with its coordinates, or compute it from entries with the same coordinates,
+satisfy the second condition by themselves. One that brings entries to other positions of an axis (a flip, a look-up
+by numbers) mixes along it, even though each entry comes from a single one. Whether the units of ``o`` can move plays
+no role: dimensions of heads that are pinned (by slopes that differ, say) still move inside each head.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from isthmus.symmetry._axes import Atom, Expression, Fixed, Product, Sum, resolve
-from isthmus.symmetry._interpret import Mixing, Step, Value
+from isthmus.symmetry._interpret import Mixing, Selection, Step, Value
 
 __all__ = ["outer_atoms", "used_atoms"]
 
@@ -47,7 +48,8 @@ def outer_atoms(values: Iterable[Value], steps: Iterable[Step]) -> dict[Atom, tu
             seen.add(key)
             _restrict_by_value(value, allowed, found)
     for step in steps:
-        for mixing in step.mixings:
+        onto_itself = (s.moved for s in step.selections if _reads_its_own_axis(s))
+        for mixing in (*step.mixings, *onto_itself):
             _restrict_by_mixing(mixing, allowed, found)
     _close(allowed)
     return {d: tuple(sorted(outers, key=lambda o: (len(allowed.get(o, ())), o.serial)))
@@ -112,6 +114,12 @@ def _selected(steps: Iterable[Step]) -> _Selected:
     return {
         axis: next(iter(ways))[1] for axis, ways in given.items() if len(ways) == 1 and -1 not in dict(ways)
     }
+
+
+def _reads_its_own_axis(selection: Selection) -> bool:
+    """Return whether an axis was looked up at places of its own: entries of one unit come to stand at another."""
+    looked_up = set(_atoms(selection.pointer.axis))
+    return any(atom in looked_up for place in selection.places for atom in _atoms(place))
 
 
 def _identified(e: Expression) -> bool:

@@ -35,6 +35,7 @@ _KEEP = (
     "aten.alias",
     "aten.type_as",
 )
+_TAKE_SEGMENTS = ("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu")
 _MOST_SEGMENTS = 64
 
 
@@ -119,10 +120,7 @@ class SegmentingInterpreter(Interpreter):
 
     def all_values(self) -> list[Value]:
         """Return the labels of all nodes, those of segments too."""
-        found: list[Value] = []
-        for value in self.values.values():
-            found += value.parts if isinstance(value, Stacked) else values_in(value)
-        return found
+        return [v for value in self.values.values() for v in values_in(value)]
 
     def _higher_order(self, op: Operation, node: fx.Node, args: Any, kwargs: Any) -> Any:
         return super()._higher_order(op, node, joined(args), joined(kwargs))
@@ -138,7 +136,8 @@ class SegmentingInterpreter(Interpreter):
             moved = _move(op, x, bound)
             if moved is not None:
                 return moved
-        bound = {k: joined(v) for k, v in bound.items()}
+        apart = ("hx",) if op.name in _TAKE_SEGMENTS else ()
+        bound = {k: v if k in apart else joined(v) for k, v in bound.items()}
         result = super().call(node, op, bound)
         if op.name in _RESHAPES and isinstance(result, Value) and node not in self.known_cuts:
             self._reshaped[node] = _snapshot(bound["x"], result)

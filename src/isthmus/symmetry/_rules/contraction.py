@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from isthmus.symmetry._axes import ONE, Expression
 from isthmus.symmetry._interpret import Operation, Value, rule
 
@@ -188,10 +190,10 @@ def cdist(op: Operation, x1: Value, x2: Value, **_: Any) -> Value:
 @rule("aten.cosine_similarity", "aten.pairwise_distance")
 def similarity(op: Operation, x1: Value, x2: Value, dim: int = 1, **_: Any) -> Value:
     """Compare along one axis, which vanishes unless kept."""
-    shape = tuple(max(a, b) for a, b in zip(x1.shape, x2.shape, strict=True))
+    shape = torch.broadcast_shapes(x1.shape, x2.shape)
     joined = op.broadcast([x1, x2], shape)
     dim = (-1 if op.name.endswith("distance") else dim) % joined.ndim
     letters = [str(k) for k in range(joined.ndim)]
-    op.contract([(x1, letters), (x2, letters)], [str(dim)])
+    op.contract([(v, letters[joined.ndim - v.ndim :]) for v in (x1, x2)], [str(dim)])
     kept = (ONE,) if len(op.shape) == joined.ndim else ()
     return Value((*joined.axes[:dim], *kept, *joined.axes[dim + 1 :]))

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
+from isthmus.symmetry._axes import are_copies
 from isthmus.symmetry._interpret import Operation, Value, rule
 
 _INDEXED = "its positions are addressed by an index"
+_LAST = "the last of several entries for one position stays"
 
 
 @rule("aten.embedding", kind="local")
 def embedding(op: Operation, weight: Value, indices: Value, **_: Any) -> Value:
     """Look rows up: the vocabulary is fixed by the input, the embedding axis passes."""
-    op.look_up(weight.axes[0], indices, indices.axes, _INDEXED)
+    op.look_up(weight, 0, indices, indices.axes, _INDEXED)
     return Value((*indices.axes, *weight.axes[1:]), points=weight.points)
 
 
@@ -21,7 +25,7 @@ def embedding(op: Operation, weight: Value, indices: Value, **_: Any) -> Value:
 def index_select(op: Operation, x: Value, dim: int, index: Value) -> Value:
     """Select positions of one axis."""
     chosen = index.axes[0] if index.ndim else op.fixed(1, _INDEXED)
-    op.look_up(x.axes[dim], index, [chosen], _INDEXED)
+    op.look_up(x, dim, index, [chosen], _INDEXED)
     dim %= max(x.ndim, 1)
     return Value((*x.axes[:dim], chosen, *x.axes[dim + 1 :]), points=x.points)
 
@@ -49,7 +53,7 @@ def index(op: Operation, x: Value, indices: Sequence[Value | None]) -> Value:
         op.use_as_numbers([x, *values])
         return op.unknown([x, *values])
     for k, tensor in zip(used, values, strict=True):
-        op.look_up(x.axes[k], tensor, block.axes, _INDEXED)
+        op.look_up(x, k, tensor, block.axes, _INDEXED)
     return Value(axes, points=x.points)
 
 
@@ -80,7 +84,7 @@ def gather(op: Operation, x: Value, dim: int, index: Value, **_: Any) -> Value:
         return Value(index.axes)
     dim %= x.ndim
     _beside(op, x, index, dim)
-    op.look_up(x.axes[dim], index, index.axes, _INDEXED)
+    op.look_up(x, dim, index, index.axes, _INDEXED)
     return Value(index.axes, points=x.points)
 
 
@@ -98,8 +102,86 @@ def scatter(
     for v in given:
         for one, two in zip(v.axes, index.axes, strict=False):
             op.unify(one, two)
+        if op.name == "aten.scatter" and v.ndim and not are_copies(v.axes[dim]):
+            op.pin(v.axes[dim], _LAST)
     _beside(op, x, index, dim)
-    op.look_up(x.axes[dim], index, index.axes, _INDEXED)
+    op.look_up(x, dim, index, index.axes, _INDEXED)
+    return Value(x.axes)
+
+
+@rule("aten.index_add", "aten.index_copy", kind="local")
+def index_write(op: Operation, x: Value, dim: int, index: Value, source: Value, **_: Any) -> Value:
+    """Write (or add) slices of a source at positions of one axis; the other axes are joined."""
+    dim %= max(x.ndim, 1)
+    if x.ndim != source.ndim or x.ndim == 0:
+        op.use_as_numbers([x, index, source])
+        return op.unknown([x, index, source])
+    op.use_as_numbers([x, source])
+    for k in range(x.ndim):
+        if k != dim:
+            op.unify(x.axes[k], source.axes[k])
+    places = index.axes if index.ndim else (op.fixed(1, _INDEXED),)
+    op.unify(source.axes[dim], places[0])
+    if op.name == "aten.index_copy":
+        op.pin(source.axes[dim], _LAST)
+    op.look_up(x, dim, index, source.axes, _INDEXED)
+    return Value(x.axes)
+
+
+@rule("aten.index_fill", kind="local")
+def index_fill(op: Operation, x: Value, dim: int, index: Value, **_: Any) -> Value:
+    """Write one number at positions of one axis."""
+    op.use_as_numbers([x])
+    op.look_up(x, dim % x.ndim, index, [a for k, a in enumerate(x.axes) if k != dim % x.ndim], _INDEXED)
+    return Value(x.axes)
+
+
+@rule("aten.index_put", "aten._unsafe_index_put", kind="local")
+def index_put(op: Operation, x: Value, indices: Sequence[Value | None], values: Value, **_: Any) -> Value:
+    """Write (or add) at positions given by index tensors or by a mask: the indexed axes are fixed, slices joined.
+
+    A mask under which one number is written moves with what it covers.
+    """
+    used = [k for k, i in enumerate(indices) if i is not None]
+    tensors = [i for i in indices if i is not None]
+    op.use_as_numbers([x, *tensors, values])
+    masks = [_is_boolean(i) for i in op.node.args[1] if i is not None]  # type: ignore[union-attr]
+    if masks == [True] and used == [0]:
+        return _masked_write(op, x, tensors[0], values)
+    if any(masks):
+        return op.unknown([x, *tensors, values])
+    rank = max(t.ndim for t in tensors)
+    place = used[0] if used == list(range(used[0], used[-1] + 1)) else 0
+    kept = [a for k, a in enumerate(x.axes) if k not in used]
+    op.pin_all(tensors, _INDEXED)
+    for k in used:
+        op.pin(x.axes[k], _INDEXED)
+    op.mix(x, used)
+    written = [*kept[:place], *(op.fixed(2, _INDEXED),) * rank, *kept[place:]]
+    for k, (axis, target) in enumerate(zip(reversed(values.axes), reversed(written), strict=False)):
+        if place <= len(written) - 1 - k < place + rank:
+            op.pin(axis, _INDEXED)
+        elif axis.size == target.size and not are_copies(axis):
+            op.unify(axis, target)
+    return Value(x.axes)
+
+
+def _is_boolean(index: Any) -> bool:
+    return index.meta["val"].dtype in (torch.bool, torch.uint8)
+
+
+def _masked_write(op: Operation, x: Value, mask: Value, values: Value) -> Value:
+    """Write rows where a mask of the leading axes is true; several rows are told apart by their order."""
+    for one, two in zip(mask.axes, x.axes, strict=False):
+        op.unify(one, two)
+    rest = x.axes[mask.ndim :]
+    inner, outer = values.axes[max(values.ndim - len(rest), 0) :], values.axes[: values.ndim - len(rest)]
+    for one, two in zip(reversed(inner), reversed(rest), strict=False):
+        if one.size == two.size:
+            op.unify(one, two)
+    if any(axis.size > 1 for axis in outer):
+        op.pin_all([mask, Value(outer)], _INDEXED)
+        op.mix(x, range(mask.ndim))
     return Value(x.axes)
 
 

@@ -40,17 +40,32 @@ def _cell(
     return projection.axes[0], units[0]
 
 
-def _attach(op: Operation, state: Value, places: Sequence[Expression]) -> None:
-    """Join given initial states, shape (layers · directions, …, units); equal entries demand nothing."""
-    if not state.uniform:
-        for place in places:
-            op.unify(state.axes[-1], place)
+def _attach(
+    op: Operation, state: Value | Stacked, places: Sequence[Expression], batch: tuple[Expression, ...]
+) -> None:
+    """Join given initial states, shape (layers · directions, batch, units); equal entries demand nothing.
+
+    Segments (the final state of another recurrence) keep layers and directions apart; in a plain tensor they share
+    the order of their units.
+    """
+    if isinstance(state, Stacked) and state.dim == 0 and state.lengths == (1,) * len(places):
+        given = state.parts
+    else:
+        whole = state.join() if isinstance(state, Stacked) else state
+        if whole.uniform:
+            return
+        if len(places) > 1 and not _axes.are_copies(whole.axes[0]):
+            op.pin(whole.axes[0], "layers and directions of a recurrent state")
+        given = (whole,) * len(places)
+    for value, place in zip(given, places, strict=True):
+        for one, two in zip(value.axes[1:], (*batch, place), strict=True):
+            op.unify(one, two)
 
 
 def _recurrent(
     op: Operation,
     x: Value,
-    states: Sequence[Value],
+    states: Sequence[Value | Stacked],
     params: Sequence[Value],
     num_layers: int,
     bidirectional: bool,
@@ -74,9 +89,9 @@ def _recurrent(
             cells.append(cell)
         outputs += made
         features = _axes.resolve(Sum(tuple(made)))
-    for state, places in zip(states, (outputs, cells), strict=False):
-        _attach(op, state, places)
     batch = () if x.ndim == 2 else (x.axes[1 - time],)
+    for state, places in zip(states, (outputs, cells), strict=False):
+        _attach(op, state, places, batch)
     result = Value((*x.axes[:-1], features))
     final = [Stacked(0, tuple(Value((ONE, *batch, p)) for p in places)) for places in (outputs, cells)]
     return (result, *final[: len(states)])
@@ -86,7 +101,7 @@ def _recurrent(
 def lstm(
     op: Operation,
     x: Value,
-    hx: Sequence[Value],
+    hx: Sequence[Value | Stacked],
     params: Sequence[Value],
     num_layers: int = 1,
     bidirectional: bool = False,
@@ -101,7 +116,7 @@ def lstm(
 def gru(
     op: Operation,
     x: Value,
-    hx: Value,
+    hx: Value | Stacked,
     params: Sequence[Value],
     num_layers: int = 1,
     bidirectional: bool = False,
@@ -116,7 +131,7 @@ def gru(
 def rnn(
     op: Operation,
     x: Value,
-    hx: Value,
+    hx: Value | Stacked,
     params: Sequence[Value],
     num_layers: int = 1,
     bidirectional: bool = False,
@@ -133,7 +148,9 @@ def _single(
     given = [p for p in params if p is not None]
     out, _ = _cell(op, x.axes[-1], given, given[0].shape[0] // gates, gates)
     for state in states:
-        _attach(op, state, [out])
+        if not state.uniform:
+            for one, two in zip(state.axes, (*x.axes[:-1], out), strict=True):
+                op.unify(one, two)
     return Value((*x.axes[:-1], out))
 
 

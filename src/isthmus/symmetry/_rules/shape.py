@@ -180,6 +180,11 @@ def _bounds(start: int | None, end: int | None, size: int) -> tuple[int, int]:
     return first, max(first, last)
 
 
+def _is_phase(size: int, first: int, step: int, kept: int) -> bool:
+    """Return whether every ``step``-th position is the same place in each of equal blocks."""
+    return size % step == 0 and first < step and kept == size // step
+
+
 @rule("aten.slice", "aten.narrow", "aten.slice_copy", kind="moves")
 def slice_(
     op: Operation,
@@ -200,10 +205,11 @@ def slice_(
     first, last = _bounds(start, end, size)
     if step == 1:
         axis = op.segments(x.axes[dim], [first, last - first, size - last])[1]
-    elif size % step == 0 and first < step and op.shape[dim] == size // step:
+    elif _is_phase(size, first, step, op.shape[dim]):
         axis, phase = op.split_trailing(x.axes[dim], step)
         op.segments(phase, [first, 1, step - first - 1])
     else:
+        op.mix(x, [dim])
         op.pin(x.axes[dim], f"every {step}th position is kept")
         axis = op.fixed(op.shape[dim], f"every {step}th position is kept")
     return Value((*x.axes[:dim], axis, *x.axes[dim + 1 :]))
@@ -223,14 +229,20 @@ def slice_scatter(
     dim %= x.ndim
     size = x.shape[dim]
     first, last = _bounds(start, end, size)
-    if step != 1:
-        op.pin(x.axes[dim], f"every {step}th position is overwritten")
-        op.pin(src.axes[dim], f"every {step}th position is overwritten")
     axes = [op.join([x.axes[k], src.axes[k]], x.shape[k]) if k != dim else ONE for k in range(x.ndim)]
     if step == 1:
         before, _old, after = op.segments(x.axes[dim], [first, last - first, size - last])
         axes[dim] = _axes.resolve(Sum((before, src.axes[dim], after)))
+    elif _is_phase(size, first, step, src.shape[dim]):
+        axis, phase = op.split_trailing(x.axes[dim], step)
+        op.segments(phase, [first, 1, step - first - 1])
+        op.unify(axis, src.axes[dim])
+        axes[dim] = _axes.product_of((axis, phase))
     else:
+        op.mix(x, [dim])
+        op.mix(src, [dim])
+        op.pin(x.axes[dim], f"every {step}th position is overwritten")
+        op.pin(src.axes[dim], f"every {step}th position is overwritten")
         axes[dim] = x.axes[dim]
     return Value(tuple(axes))
 
@@ -257,6 +269,7 @@ def constant_pad(op: Operation, x: Value, pad: Sequence[int], **_: Any) -> Value
         kept = op.segments(axes[place], [low_cut, size - low_cut - high_cut, high_cut])[1]
         ends = [_axes.fresh(n) if n > 0 else op.fixed(0, "empty") for n in (low, high)]
         axes[place] = _axes.resolve(Sum((ends[0], kept, ends[1])))
+    op.use_as_numbers([x])
     return Value(tuple(axes))
 
 
@@ -269,6 +282,7 @@ def pad(op: Operation, x: Value, pad: Sequence[int], mode: str = "constant", **_
     for k in range(len(pad) // 2):
         place = len(axes) - 1 - k
         if pad[2 * k] or pad[2 * k + 1]:
+            op.mix(x, [place])
             op.pin(axes[place], f"{mode} padding")
             axes[place] = op.fixed(op.shape[place], f"{mode} padding")
     return Value(tuple(axes))
@@ -283,6 +297,7 @@ def diagonal(op: Operation, x: Value, offset: int = 0, dim1: int = 0, dim2: int 
     if offset == 0 and one.size == two.size:
         op.unify(one, two)
         return Value((*rest, one))
+    op.mix(x, [dim1, dim2])
     op.pin(one, "shifted diagonal")
     op.pin(two, "shifted diagonal")
     return Value((*rest, op.fixed(op.shape[-1], "shifted diagonal")))
@@ -293,4 +308,5 @@ def triangle(op: Operation, x: Value, **_: Any) -> Value:
     """Keep one triangle of the last two axes."""
     for axis in x.axes[-2:]:
         op.pin(axis, "triangular mask")
+    op.use_as_numbers([x])
     return x
