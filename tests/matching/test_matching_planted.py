@@ -14,7 +14,9 @@ from isthmus import SymmetrySpec, align, discover
 from isthmus.matching import METHODS
 from isthmus.testing import (
     PlantedPair,
+    bert,
     gpt,
+    llama,
     planted_pair,
     randomise_state,
     reference_inputs,
@@ -93,6 +95,20 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
         lambda: vit(classes=5, width=16, depth=1, heads=2, image_size=8, patch=4, channels=3),
         lambda: torch.randn(64, 3, 8, 8, generator=generator(5)),
     ),
+    **{
+        f"bert {depth}": (
+            lambda depth=depth: bert(vocabulary=31, classes=5, width=16, depth=depth, heads=2, context=8),
+            lambda: torch.randint(0, 31, (64, 8), generator=generator(5)),
+        )
+        for depth in (1, 2)
+    },
+    **{
+        f"llama {depth}": (
+            lambda depth=depth: llama(vocabulary=31, width=32, depth=depth, heads=4, kv_heads=2, hidden=24),
+            lambda: torch.randint(0, 31, (64, 8), generator=generator(5)),
+        )
+        for depth in (1, 2)
+    },
     "grouped queries": (GroupedQueries, lambda: torch.randn(64, 6, 8, generator=generator(5))),
     "experts": (Experts, lambda: torch.randn(128, 8, generator=generator(5))),
     "grouped convolution": (Grouped, lambda: torch.randn(32, 3, 8, 8, generator=generator(5))),
@@ -110,10 +126,11 @@ def planted(name: str) -> tuple[nn.Module, Tensor, SymmetrySpec, PlantedPair]:
     return model, x, spec, planted_pair(model, spec, 0.01, generator(1))
 
 
+SLOW = ("resnet20_zero_pad", "bert 2", "llama 2")
+
+
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "resnet20_zero_pad" else n for n in NETWORKS]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NETWORKS])
 def test_planted_permutations_are_recovered(name: str, method: str) -> None:
     model, x, spec, pair = planted(name)
     assert len(spec.groups) > 1

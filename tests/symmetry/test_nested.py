@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from isthmus.coupling import random_permutation
 from isthmus.errors import SymmetryError
 from isthmus.symmetry import AxisGroup, IndexMap, Slot, SymmetrySpec, apply, discover, verify
+from isthmus.testing import bert, llama
 
 X = normal(2, 5, 6)
 WIDTH, HEADS, EACH = 6, 3, 4
@@ -232,6 +233,31 @@ def test_grouped_convolutions_and_norms() -> None:
     outer, families = heads_of(spec)
     assert outer == [2]
     assert sorted([g.size for g in f] for f in families.values()) == [[2, 2], [3, 3]]
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "expected"),
+    [
+        (
+            lambda: bert(vocabulary=9, classes=2, width=12, depth=1, heads=3, context=5),
+            (
+                torch.tensor([[1, 4, 8, 2], [3, 3, 0, 7]]),
+                torch.tensor([[0, 0, 1, 1]] * 2),
+                torch.tensor([[1, 1, 1, 0]] * 2),
+            ),
+            {"stream": 12, "pooler": 12, "hidden": 48, "heads": 3, **{f"dimension {k}": 4 for k in range(6)}},
+        ),
+        (
+            lambda: llama(vocabulary=9, width=24, depth=1, heads=6, kv_heads=2, hidden=10),
+            (torch.tensor([[1, 4, 8, 2], [3, 3, 0, 7]]),),
+            {"stream": 24, "hidden": 10, "key heads": 2, "queries 0": 3, "queries 1": 3, "values 0": 4, "values 1": 4},
+        ),
+    ],
+    ids=["bert", "llama"],
+)  # fmt: skip
+def test_transformers_as_people_write_them(model: Any, inputs: Any, expected: dict[str, int]) -> None:
+    spec = check(build(model), inputs, every_slot=False)
+    assert sorted(g.size for g in spec.groups.values()) == sorted(expected.values())
 
 
 # --- Composition -------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from isthmus.testing._reference import (
     compare_with_reference,
 )
 from isthmus.testing._residual import groupnorm_resnet, resnet20
-from isthmus.testing._transformers import gpt, vit
+from isthmus.testing._transformers import bert, gpt, llama, vit
 
 __all__ = [
     "REFERENCE_NETWORKS",
@@ -43,4 +43,6 @@ __all__ = [
     "groupnorm_resnet",
     "gpt",
     "vit",
+    "bert",
+    "llama",
 ]
