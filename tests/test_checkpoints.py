@@ -15,7 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isthmus.checkpoints import atomic_path, load_metadata, load_state, save_state
+from isthmus.checkpoints import (
+    atomic_folder,
+    atomic_path,
+    check_format,
+    load_metadata,
+    load_state,
+    save_state,
+)
 from isthmus.errors import CheckpointError, MissingExtraError, OutputError
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -262,6 +269,95 @@ def test_interrupting_a_write_leaves_nothing_behind(tmp_path: Path) -> None:
         temporary.write_text("new")
         assert target.read_text() == "old"
     assert target.read_text() == "new"
+
+
+def test_files_of_a_folder_appear_together(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "results"
+    with atomic_folder(target) as temporary:
+        (temporary / "a.txt").write_text("a")
+        (temporary / "inside").mkdir()
+        (temporary / "inside" / "b.txt").write_text("b")
+        assert not (target / "a.txt").exists()
+    assert sorted(p.name for p in target.iterdir()) == ["a.txt", "inside"]
+    with atomic_folder(target) as temporary:
+        (temporary / "a.txt").write_text("again")
+        assert (target / "a.txt").read_text() == "a"
+    assert (target / "a.txt").read_text() == "again"
+    assert (target / "inside" / "b.txt").read_text() == "b"
+
+
+@pytest.mark.parametrize("existed", [False, True])
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), ValueError("x"), OSError(errno.ENOENT, "not ours")])
+def test_a_failure_leaves_a_folder_as_it_was(tmp_path: Path, existed: bool, failure: BaseException) -> None:
+    target = tmp_path / "new" / "results"
+    if existed:
+        target.mkdir(parents=True)
+        (target / "a.txt").write_text("old")
+
+    def fail() -> None:
+        with atomic_folder(target) as temporary:
+            (temporary / "a.txt").write_text("ne")
+            raise failure
+
+    with pytest.raises(type(failure)) as caught:
+        fail()
+    assert caught.value is failure
+    if existed:
+        assert [p.read_text() for p in target.iterdir()] == ["old"]
+    else:
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_and_an_unusable_folder_are_one_error(tmp_path: Path) -> None:
+    def fill() -> None:
+        with atomic_folder(tmp_path / "results") as temporary:
+            (temporary / "a.txt").write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OutputError, match=r"output folder .*results: No space left on device. Make room"):
+        fill()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    reached = False
+    with pytest.raises(OutputError, match=r"Cannot write to the output folder .*file"):  # noqa: SIM117
+        with atomic_folder(tmp_path / "file" / "inside"):
+            reached = True
+    assert not reached
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self").exists(), reason="no folder here that even the superuser cannot write"
+)
+def test_a_read_only_output_folder_is_found_before_any_work() -> None:
+    reached = False
+    with pytest.raises(OutputError, match=r"Cannot write to the output folder /proc/isthmus"):  # noqa: SIM117
+        with atomic_folder("/proc/isthmus/results"):
+            reached = True
+    assert not reached
+
+
+def test_formats_are_told_by_the_suffix() -> None:
+    for suffix in SUFFIXES:
+        check_format(f"a{suffix}")
+    with pytest.raises(CheckpointError, match=r"unknown checkpoint format '\.bin'"):
+        check_format("a.bin")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_the_reader_says_of_a_damaged_file_is_one_sentence(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"s{suffix}"
+    save_state(path, example())
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(CheckpointError, match=r"truncated or damaged \([^()]*\)\. Copy or make it again\.$"):
+        load_state(path)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_plain_pickle_is_refused_without_a_warning(tmp_path: Path, protocol: int) -> None:
+    (tmp_path / "s.pt").write_bytes(pickle.dumps({"w": 1.0}, protocol=protocol))
+    with pytest.raises(CheckpointError, match=r"needs code execution|truncated or damaged"):
+        load_state(tmp_path / "s.pt")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -143,6 +143,24 @@ def test_bind_refuses_outputs_that_are_labels() -> None:
         bind(Labels())(Batch((torch.ones(2, 3),)))
 
 
+def test_data_that_do_not_fit_the_model_are_named() -> None:
+    model = nn.Linear(3, 2)
+    for state in (None, snapshot(model.state_dict())):
+        with pytest.raises(
+            ModelError, match=r"Linear on a batch with inputs \(4, 5\) failed.*fit the model\?"
+        ):
+            bind(model, state)(Batch((torch.zeros(4, 5),)))
+    with pytest.raises(ModelError, match=r"inputs \(4, 3\), mask of int failed with TypeError"):
+        bind(model)(Batch((torch.zeros(4, 3),), {"mask": 1}))
+
+    class OutOfMemory(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        bind(OutOfMemory(3, 2))(Batch((torch.zeros(4, 3),)))
+
+
 def test_cross_entropy_by_hand() -> None:
     found = score(torch.tensor([[0.0, 0.0], [0.0, math.log(3.0)]]), torch.tensor([0, 0]))
     torch.testing.assert_close(found.losses, torch.tensor([math.log(2), math.log(4)]).double())

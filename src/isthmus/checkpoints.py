@@ -7,10 +7,13 @@ crash or Ctrl-C leaves either the old file or the new one, never half of it.
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import re
 import secrets
+import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.errors import CheckpointError, MissingExtraError, OutputError
+from isthmus.errors import CheckpointError, IsthmusError, MissingExtraError, OutputError
 from isthmus.states import State, state_of
 
-__all__ = ["atomic_path", "load_metadata", "load_state", "save_state"]
+__all__ = ["atomic_folder", "atomic_path", "check_format", "load_metadata", "load_state", "save_state"]
 
 _SAFETENSORS = (".safetensors",)
 _TORCH = (".pt", ".pth")
@@ -31,6 +34,8 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 # First bytes of a torch file: a zip archive or, before torch 1.6, a pickled magic number.
 _TORCH_HEADS = (b"PK", b"\x80\x02\x8a\x0a")
 _PICKLE_HEAD = b"\x80"
+# What a full or read-only disk answers.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def save_state(
@@ -158,11 +163,81 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         _remove(temporary)
 
 
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a fresh folder to write files to, and move them all into the folder ``path`` if all went well.
+
+    The fresh folder lies inside ``path``, which is made if need be, so that a folder that cannot be written is
+    found before any work is done. On any exception, Ctrl-C included, ``path`` is as it was before. Files of the same
+    names are replaced, once every new file is there.
+
+    Raises:
+        OutputError: the folder cannot be made or written, or is full.
+
+    Example:
+        >>> with atomic_folder("results") as temporary:  # doctest: +SKIP
+        ...     (temporary / "a.json").write_text("{}")
+    """
+    target = Path(path)
+    made = [folder for folder in (target, *target.parents) if not folder.exists()]
+    staging = target / f".isthmus-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    try:
+        with _writing(target):
+            target.mkdir(parents=True, exist_ok=True)
+            staging.mkdir()
+        try:
+            yield staging
+        except OSError as error:
+            if isinstance(error, IsthmusError) or error.errno not in _NO_ROOM:
+                raise
+            raise _unwritable(target, error) from error
+        with _writing(target):
+            for file in sorted(f for f in staging.rglob("*") if f.is_file()):
+                place = target / file.relative_to(staging)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(place)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        for folder in made:
+            _remove_if_empty(folder)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"Cannot write to the output folder {folder}: {error.strerror or error}. "
+        "Make room, allow writing, or choose another folder; nothing was changed."
+    )
+
+
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:  # results are in it, or it was never made
+        return
+
+
 def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError:  # the folder itself is gone or was never there: nothing to remove
         return
+
+
+def check_format(path: str | os.PathLike[str]) -> None:
+    """Check that the suffix of a path names a format that can be read and written.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    _suffix(Path(path))
 
 
 def _suffix(path: Path) -> str:
@@ -204,7 +279,9 @@ def _looks_like(head: bytes) -> str:
 def _load_torch(path: Path) -> Any:
     head = _head(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of a pickle that is refused anyway
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the reader fail in any way at all
         message = str(error)
         needs = re.search(r"GLOBAL ([\w.]+)", message)
@@ -240,8 +317,11 @@ def _damaged(path: Path, head: bytes, expected: str, message: str) -> Checkpoint
         return CheckpointError(
             f"{path}: expected {expected}, but it looks like {looks}. Give the file its right suffix."
         )
-    first = message.splitlines()[0] if message else "the file ends too early"
-    return CheckpointError(f"{path}: {expected} that is truncated or damaged: {first} Copy or make it again.")
+    # Only the reader's first sentence: what follows is its own advice.
+    first = message.split("\n")[0].split(". ")[0].rstrip(".") if message else "the file ends too early"
+    return CheckpointError(
+        f"{path}: {expected} that is truncated or damaged ({first}). Copy or make it again."
+    )
 
 
 def _safetensors() -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from isthmus.batches import Batch, Batches, device_of, iterate, main_output
-from isthmus.errors import CheckpointError, DataError, ModelError, ShapeError
+from isthmus.errors import CheckpointError, DataError, IsthmusError, ModelError, ShapeError
 from isthmus.states import State, check_finite, check_same_architecture, state_of
 
 __all__ = [
@@ -94,7 +94,8 @@ def bind(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> Callabl
     Raises:
         CheckpointError: the state's keys are not the module's, or tensors that the module ties differ.
         ShapeError: a tensor has another shape than in the module.
-        ModelError: (from the returned function) the outputs are no floating tensor.
+        ModelError: (from the returned function) the model cannot run on the batch, or its outputs are no
+            floating tensor.
     """
     tensors = None if state is None else _assignable(model, state)
     dtype = floating_dtype(state_of(model) if state is None else state)
@@ -102,10 +103,18 @@ def bind(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> Callabl
     @torch.no_grad()
     def call(batch: Batch) -> Tensor:
         moved = batch.to(device_of(model), dtype)
-        if tensors is None:
-            output = model(*moved.args, **moved.kwargs)
-        else:
-            output = functional_call(model, tensors, moved.args, dict(moved.kwargs), tie_weights=False)
+        try:
+            if tensors is None:
+                output = model(*moved.args, **moved.kwargs)
+            else:
+                output = functional_call(model, tensors, moved.args, dict(moved.kwargs), tie_weights=False)
+        except (IsthmusError, torch.OutOfMemoryError):
+            raise
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
+            raise ModelError(
+                f"Running {type(model).__name__} on a batch with {_shapes(moved)} failed with "
+                f"{type(error).__name__}: {error}. Do the data fit the model?"
+            ) from error
         found = main_output(output)
         if not found.is_floating_point():
             raise ModelError(
@@ -322,6 +331,16 @@ def class_axis_last(outputs: Tensor, targets: Tensor) -> Tensor | None:
     if outputs.shape[:1] + outputs.shape[2:] == targets.shape:
         return outputs.movedim(1, -1)
     return None
+
+
+def _shapes(batch: Batch) -> str:
+    """Name the inputs of a batch and their shapes."""
+    named = [(None, x) for x in batch.args] + list(batch.kwargs.items())
+    words = [
+        f"{name + ' of ' if name else ''}{tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}"
+        for name, x in named
+    ]
+    return "inputs " + ", ".join(words)
 
 
 def _assignable(model: nn.Module, state: Mapping[str, Tensor]) -> State:

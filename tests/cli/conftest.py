@@ -45,6 +45,9 @@ def batches():
 def no_batches():
     return []
 
+def too_wide():
+    return [(torch.zeros(3, 65), torch.tensor([0, 5, 1]))]
+
 def wild_labels():
     return [(torch.zeros(3, 64), torch.tensor([0, 5, 10]))]
 """

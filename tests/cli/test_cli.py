@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import pytest
 import torch
 
 from isthmus import Alignment
+from isthmus import __version__ as version
 from isthmus.checkpoints import load_state, save_state
 from isthmus.cli._target import load_target
 from isthmus.errors import ModelError
@@ -285,7 +289,122 @@ def test_ctrl_c_during_training_writes_nothing(
     result = isthmus("demo", "--out", "demo")
     assert result.code == 130
     assert "Interrupted" in result.err
-    assert list((project / "demo").iterdir()) == []
+    assert not (project / "demo").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_real_interrupt_during_training_leaves_nothing(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "isthmus",
+        "demo",
+        "--width",
+        "64",
+        "--epochs",
+        "100000",
+        "--out",
+        "new/demo",
+    ]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        started = time.monotonic()
+        while not (tmp_path / "new" / "demo").exists() and run.poll() is None:
+            assert time.monotonic() - started < 300
+            time.sleep(0.05)
+        time.sleep(1)
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate(timeout=300)
+    assert run.returncode == 130, err
+    assert err == "Interrupted; nothing was written.\n"
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_at_the_end_of_the_demo_leaves_nothing(
+    isthmus: Cli, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import isthmus.cli._demo as module
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module.np, "savez_compressed", full)
+    before = sorted(p.name for p in project.iterdir())
+    result = isthmus("demo", "--width", "8", "--depth", "1", "--epochs", "1", "--out", "demo")
+    assert result.code == 2
+    assert "output folder demo: No space left on device" in result.err
+    assert sorted(p.name for p in project.iterdir()) == before
+
+
+def test_a_width_that_is_no_number_of_units(isthmus: Cli, project: Path) -> None:
+    result = isthmus("demo", "--width", "1.5", "--out", "demo")
+    assert result.code == 2
+    assert "expected a whole number, found 1.5" in result.err
+    assert not (project / "demo").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--out", "m.bin"), "unknown checkpoint format '.bin'"),
+        (("--out", "ab.pt", "--apply", "b2.bin"), "unknown checkpoint format '.bin'"),
+        (("--out", "taken/ab.pt"), "Cannot write to the output folder taken"),
+        (("--out", "ab.pt", "--shape", "2,-1"), "numbers of at least 1"),
+        (("--out", "ab.pt", "--shape", "2,65"), "Cannot trace"),
+        (("--out", "ab.pt", "--method", "covariance", "--shape", "2,64"), "batches"),
+    ],
+)
+def test_a_bad_align_writes_nothing(
+    isthmus: Cli, project: Path, options: tuple[str, ...], words: str
+) -> None:
+    (project / "taken").write_text("mine")
+    before = sorted(p.name for p in project.iterdir())
+    result = isthmus("align", "a.safetensors", "b.pt", "--model", "mynet:build", *options)
+    assert result.code == 2
+    assert words in result.err
+    assert "Traceback" not in result.err
+    assert sorted(p.name for p in project.iterdir()) == before
+
+
+def test_checkpoints_are_written_together_into_new_folders(isthmus: Cli, project: Path) -> None:
+    command = ("align", "a.safetensors", "b.pt", "--model", "mynet:build", "--shape", "2,64")
+    result = isthmus(*command, "--out", "new/ab.safetensors", "--apply", "other/b2.pt")
+    assert result.code == 0, result.err
+    assert [p.name for p in (project / "new").iterdir()] == ["ab.safetensors"]
+    assert [p.name for p in (project / "other").iterdir()] == ["b2.pt"]
+    merged = isthmus("merge", *command[1:], "--align", "weights", "--out", "merged/m.pt")
+    assert merged.code == 0, merged.err
+    assert [p.name for p in (project / "merged").iterdir()] == ["m.pt"]
+
+
+def test_data_that_do_not_fit_the_network(isthmus: Cli, project: Path) -> None:
+    pair = ("a.safetensors", "b.pt", "--model", "mynet:build")
+    result = isthmus("line", *pair, "--data", "mynet:too_wide", "--out", "line")
+    assert result.code == 2
+    assert "inputs (3, 65) failed" in result.err
+    assert not (project / "line").exists()
+
+
+def test_the_version(isthmus: Cli) -> None:
+    result = isthmus("--version")
+    assert result.code == 0
+    assert result.out == f"isthmus {version}\n"
+    assert "Start with" in isthmus("--help").out
+
+
+def test_torch_does_not_talk_over_the_error(project: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "isthmus", "symmetry", "mynet:build", "--shape", "2,65"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=project,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: Cannot trace "), done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.fixture(scope="module")

@@ -97,6 +97,22 @@ def test_every_method_has_a_row_with_its_numbers() -> None:
     assert [row.count("lowest") for row in rows] == [0, 0, 0, 0, 0, 0, 1]
 
 
+def test_a_method_is_also_called_what_users_type() -> None:
+    html = html_of(make_record())
+    assert '<code class="under">weights-incoming</code>' in html
+    assert '<code class="under">weights</code>' in html
+    assert '<code class="under">none</code>' not in html
+    assert '<code class="under">correlation</code>' not in html
+
+
+def test_settings_that_say_nothing_are_left_out() -> None:
+    record = make_record()
+    record["settings"] = {"note": "", "refresh": None, "seed": 0}
+    words = words_of(record)
+    assert "refreshnone seed0" in words
+    assert "note" not in words[words.index("Settings and versions") :]
+
+
 def test_the_page_loads_nothing_from_elsewhere() -> None:
     html = html_of(make_record())
     assert "://" not in html

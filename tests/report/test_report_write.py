@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from report_samples import METHODS, make_arrays, make_record
 
-from isthmus.errors import CheckpointError, MissingExtraError
+from isthmus.errors import CheckpointError, MissingExtraError, OutputError
 from isthmus.report import check_record, write_report
 from isthmus.report._draw_layers import cost_picture, descent_picture, dimension_picture
 from isthmus.report._draw_lines import accuracy_picture, barrier_picture, loss_picture
@@ -280,7 +280,7 @@ def test_a_folder_that_is_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     _cheap(monkeypatch)
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     with pytest.raises(
-        CheckpointError, match=r"writing the report to .*file: .*Choose a folder that can be written"
+        OutputError, match=r"Writing the report to .*file: .*Choose a folder that can be written"
     ):
         write_report(small(), {}, tmp_path / "file")
     assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
@@ -296,7 +296,7 @@ def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_pa
         pass
     else:
         pytest.skip("this user may write to read-only folders")
-    with pytest.raises(CheckpointError, match="Permission denied"):
+    with pytest.raises(OutputError, match="Permission denied"):
         write_report(small(), {}, folder)
 
 
@@ -316,7 +316,7 @@ def test_a_full_disk_leaves_the_old_report_whole(
         return write_bytes(path, content)
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(CheckpointError, match=r"No space left on device.*No file was left half-written"):
+    with pytest.raises(OutputError, match=r"No space left on device.*No file was left half-written"):
         write_report(small(), {}, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == "old"

@@ -141,6 +141,13 @@ class Cumulative(nn.Module):
         return x.cumsum(-1)
 
 
+@pytest.mark.parametrize("shape", [(2, 12), (2, 3, 4), (2, 3, 2, 2), (2, 1, 12)])
+def test_pinned_positions_of_a_flattened_input_count_once(shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+    sizes = {(p.tensor, p.axis): p.size for p in discover(model, torch.zeros(shape)).pinned}
+    assert sizes == {("1.weight", 1): 12, ("1.weight", 0): 5, ("1.bias", 0): 5}
+
+
 def test_groups_are_named_after_modules() -> None:
     _, _, spec = reference("mlp")
     assert list(spec.groups) == ["layers.0", "layers.1", "layers.2"]

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from isthmus.batches import Batch
+from isthmus import __version__
+from isthmus.checkpoints import atomic_folder, atomic_path, check_format
 from isthmus.cli import _console as console
 from isthmus.cli._pair import data_for, example_for, load_pair
 from isthmus.cli._study import study
@@ -34,6 +35,22 @@ that brings it close to the other, proves that it changes nothing, measures the 
 Start with `isthmus demo`. For your own networks write a function that builds the module, and call its place TARGET:
 `package.module:factory`.""",
 )
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        console.out().print(f"isthmus {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Take the options that belong to no command."""
+
 
 app.add_typer(study)
 
@@ -62,6 +79,10 @@ MaxShardSize = Annotated[
 CheckpointB = Annotated[Path, typer.Argument(metavar="B", help="Checkpoint of B, which moves towards A.")]
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder that holds the data set; nothing is downloaded then.")
+]
+Shape = Annotated[
+    list[str] | None,
+    typer.Option(help="Shape of an example input such as `1,3,32,32`; repeat for several inputs."),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only so many examples, drawn at random.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Examples per batch.")]
@@ -132,10 +153,7 @@ def symmetry(
             help="`package.module:factory` (a module, or module and example inputs), or a model folder.",
         ),
     ],
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(help="Shape of an example input such as `1,3,32,32`; repeat for several inputs."),
-    ] = None,
+    shape: Shape = None,
     outputs: Annotated[
         list[str] | None, typer.Option(help="Outputs to preserve, by name or position; default all.")
     ] = None,
@@ -146,21 +164,29 @@ def symmetry(
 ) -> None:
     """Show which units of a network can be relabelled, what is pinned and why, and verify it by running."""
     from isthmus import pretrained
-    from isthmus.checkpoints import atomic_path
     from isthmus.pretrained import is_model_folder
     from isthmus.symmetry import discover, verify
 
     wanted = [int(o) if o.lstrip("-").isdigit() else o for o in outputs] if outputs else None
-    if is_model_folder(target):
-        opened = pretrained.open_model(target, trust_remote_code=trust_remote_code)
-        spec = opened.discover(wanted)
-        result = pretrained.verify(spec, opened, seed=seed)
-    else:
-        found = load_target(target)
-        example = _example_of_shapes(shape) if shape else example_for(found, {})
-        spec = discover(found.model, example.args, example.kwargs, outputs=wanted)
-        generator = torch.Generator().manual_seed(seed)
-        result = verify(spec, found.model, example.args, example.kwargs, outputs=wanted, generator=generator)
+    with console.progress() as bar:
+        tell = console.stages(bar)
+        tell("building the network", 0, 3)
+        if is_model_folder(target):
+            opened = pretrained.open_model(target, trust_remote_code=trust_remote_code)
+            tell("discovering symmetries", 1, 3)
+            spec = opened.discover(wanted)
+            tell("verifying by running", 2, 3)
+            result = pretrained.verify(spec, opened, seed=seed)
+        else:
+            found = load_target(target)
+            example = example_for(found, {}, shape)
+            tell("discovering symmetries", 1, 3)
+            spec = discover(found.model, example.args, example.kwargs, outputs=wanted)
+            tell("verifying by running", 2, 3)
+            generator = torch.Generator().manual_seed(seed)
+            result = verify(
+                spec, found.model, example.args, example.kwargs, outputs=wanted, generator=generator
+            )
     if save is not None:
         with atomic_path(save) as temporary:
             temporary.write_text(spec.to_json(), encoding="utf-8")
@@ -190,6 +216,7 @@ def align(
     method: Annotated[str, typer.Option(help=_METHODS)] = "weights",
     data: Annotated[str | None, typer.Option(help=_DATA)] = None,
     data_dir: DataDir = None,
+    shape: Shape = None,
     limit: Limit = 10_000,
     batch_size: BatchSize = 500,
     apply: Annotated[
@@ -206,21 +233,27 @@ def align(
     from isthmus.matching import align as find
     from isthmus.states import state_of
 
-    with console.progress() as bar:
+    in_folders = folders.are_folders(a, b, model)
+    with (
+        console.staged_files(out, None if in_folders else apply) as staged,
+        console.progress() as bar,
+    ):
         tell = console.stages(bar)
         tell("reading data", 0, 2)
-        found = data_for(data, data_dir, batch_size=batch_size, limit=limit)
+        found = data_for(
+            data, data_dir, batch_size=batch_size, limit=limit, on_progress=console.downloads(bar)
+        )
         batches = found.get("train", next(iter(found.values()), None))
         tell(f"aligning by {method}", 1, 2)
-        if folders.are_folders(a, b, model):
+        if in_folders:
             first, second = folders.open_pair(a, b, trust_remote_code)
             alignment = folders.align_folders(first, second, method=method, batches=batches, seed=seed)
-            alignment.save(out)
+            alignment.save(staged[0])
             if apply is not None:
                 folders.relabel_folder(alignment, second, apply, max_shard_size, bar)
         else:
             pair = load_pair(a, b, model)
-            example = example_for(pair.target, found)
+            example = example_for(pair.target, found, shape)
             alignment = find(
                 pair.a,
                 pair.b,
@@ -230,9 +263,9 @@ def align(
                 kwargs=example.kwargs,
                 seed=seed,
             )
-            alignment.save(out)
+            alignment.save(staged[0])
             if apply is not None:
-                save_state(apply, alignment.apply(state_of(pair.b)))
+                save_state(staged[1], alignment.apply(state_of(pair.b)))
     value = {
         "method": method,
         "status": alignment.status,
@@ -269,16 +302,19 @@ def line(
     """Measure loss and accuracy on the straight line from A to B (or to B relabelled)."""
     from isthmus.cli._line import write_line
 
-    folder = console.usable_folder(out)
-    pair = load_pair(a, b, model, trust_remote_code=trust_remote_code)
-    found = data_for(data, data_dir, batch_size=batch_size, limit=limit)
-    generator = torch.Generator().manual_seed(seed)
-    with console.progress() as bar:
-        console.stages(bar)("measuring the line", 0, 1)
+    with atomic_folder(out) as folder, console.progress() as bar:
+        tell = console.stages(bar)
+        tell("reading networks and data", 0, 2)
+        pair = load_pair(a, b, model, trust_remote_code=trust_remote_code)
+        found = data_for(
+            data, data_dir, batch_size=batch_size, limit=limit, on_progress=console.downloads(bar)
+        )
+        generator = torch.Generator().manual_seed(seed)
+        tell("measuring the line", 1, 2)
         measured = write_line(
             pair, found, folder, alignment, points=points, loss=loss, refresh=refresh, generator=generator
         )
-    console.emit(measured.to_dict(), json, f"{measured}\n\nWritten to {folder}")
+    console.emit(measured.to_dict(), json, f"{measured}\n\nWritten to {out}")
 
 
 @app.command()
@@ -293,6 +329,7 @@ def merge(
     weight: Annotated[float, typer.Option(min=0.0, max=1.0, help="Weight of B in the average.")] = 0.5,
     data: Annotated[str | None, typer.Option(help=_DATA)] = None,
     data_dir: DataDir = None,
+    shape: Shape = None,
     limit: Limit = 10_000,
     batch_size: BatchSize = 500,
     refresh: Annotated[
@@ -304,16 +341,20 @@ def merge(
     json: Json = False,
 ) -> None:
     """Average two networks, after relabelling B if asked to, and write an ordinary checkpoint."""
-    from isthmus.checkpoints import save_state
     from isthmus.cli import _folders as folders
-    from isthmus.matching import align as find
-    from isthmus.merging import merge as average
+    from isthmus.cli._merge import merge_checkpoints
 
-    found = data_for(data, data_dir, batch_size=batch_size, limit=limit)
+    in_folders = folders.are_folders(a, b, model)
+    if not in_folders:
+        check_format(out)
+    with console.progress() as bar:
+        found = data_for(
+            data, data_dir, batch_size=batch_size, limit=limit, on_progress=console.downloads(bar)
+        )
     batches = found.get("train", next(iter(found.values()), None))
     how = f"after aligning by {align}" if align else "without alignment"
     told = f"Merged {a} and {b} (weight of B {weight:g}, {how}) into {out}"
-    if folders.are_folders(a, b, model):
+    if in_folders:
         if refresh is not None:
             raise DataError("--refresh runs the network; model folders are merged without loading it.")
         with console.progress() as bar:
@@ -336,46 +377,19 @@ def merge(
         console.emit(value, json, told)
         return
     pair = load_pair(a, b, model)
-    if refresh is not None and batches is None:
-        raise DataError("--refresh recomputes statistics on data: give --data as well.")
-    with console.progress() as bar:
-        tell = console.stages(bar)
-        alignments: list[Any] | None = None
-        if align is not None:
-            tell(f"aligning by {align}", 0, 2)
-            example = example_for(pair.target, found)
-            alignments = [
-                find(
-                    pair.a,
-                    pair.b,
-                    batches=batches,
-                    method=align,
-                    args=example.args,
-                    kwargs=example.kwargs,
-                    seed=seed,
-                )
-            ]
-        tell("merging", 1, 2)
-        state = average(
-            [pair.a, pair.b],
-            [1 - weight, weight],
-            alignments=alignments,
-            batches=batches,
-            refresh=refresh,
-            model=pair.a,
-        )
-    save_state(out, state)
-    value = {"out": str(out), "weight": weight, "align": align, "refresh": refresh, "tensors": len(state)}
+    tensors = merge_checkpoints(
+        pair,
+        out,
+        found,
+        method=align,
+        weight=weight,
+        batches=batches,
+        refresh=refresh,
+        shapes=shape,
+        seed=seed,
+    )
+    value = {"out": str(out), "weight": weight, "align": align, "refresh": refresh, "tensors": tensors}
     console.emit(value, json, told)
-
-
-def _example_of_shapes(shapes: Sequence[str]) -> Batch:
-    try:
-        sizes = [tuple(int(n) for n in text.split(",")) for text in shapes]
-    except ValueError as error:
-        raise DataError(f"--shape {' '.join(shapes)}: expected numbers such as 1,3,32,32.") from error
-    generator = torch.Generator().manual_seed(0)
-    return Batch(tuple(torch.randn(s, generator=generator) for s in sizes))
 
 
 def _alignment_text(alignment: Any, out: Path, applied: Path | None) -> str:
@@ -396,6 +410,7 @@ _USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == 
 def run(arguments: Sequence[str]) -> int:
     """Run a command and return its exit code; errors are printed as one message, without a traceback."""
     command = typer.main.get_command(app)
+    console.quiet_torch()
     try:
         result = command.main(args=list(arguments), prog_name="isthmus", standalone_mode=False)
     except _USAGE_ERROR as error:

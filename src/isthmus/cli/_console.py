@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,21 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from torch._logging import set_logs  # pyright: ignore[reportPrivateImportUsage] (documented all the same)
 
-from isthmus.checkpoints import atomic_path
+from isthmus.checkpoints import atomic_folder, atomic_path, check_format
 from isthmus.errors import OutputError
 
 __all__ = [
     "CHECK_FAILED",
     "BAD_USE",
     "INTERRUPTED",
+    "downloads",
     "emit",
     "method_table",
     "progress",
+    "quiet_torch",
+    "staged_files",
     "stages",
     "usable_folder",
 ]
@@ -78,6 +83,41 @@ def stages(bar: Progress) -> Callable[[str, int, int], None]:
         bar.update(task, description=stage, completed=done, total=total)
 
     return tell
+
+
+def downloads(bar: Progress) -> Callable[[str, int, int | None], None]:
+    """Return a callback that shows how much of a file has been downloaded, one bar per file."""
+    tasks: dict[str, Any] = {}
+
+    def tell(name: str, have: int, total: int | None) -> None:
+        if name not in tasks:
+            tasks[name] = bar.add_task(f"downloading {name}", total=total)
+        bar.update(tasks[name], completed=have, total=total)
+
+    return tell
+
+
+def quiet_torch() -> None:
+    """Keep torch from logging the trace of what our own message says in one sentence (unless ``TORCH_LOGS`` is set)."""
+    if "TORCH_LOGS" not in os.environ:
+        set_logs(all=logging.CRITICAL)
+
+
+@contextmanager
+def staged_files(*targets: Path | None) -> Iterator[list[Path]]:
+    """Yield a path to write each checkpoint to; all of them take their places together, if all went well.
+
+    Formats and folders are checked at once, before any long work; ``None`` is left out.
+
+    Raises:
+        CheckpointError: an unknown format.
+        OutputError: a folder that cannot be made or written.
+    """
+    wanted = [target for target in targets if target is not None]
+    for target in wanted:
+        check_format(target)
+    with ExitStack() as stack:
+        yield [stack.enter_context(atomic_folder(target.parent)) / target.name for target in wanted]
 
 
 def emit(value: Mapping[str, Any], as_json: bool, text: Any) -> None:

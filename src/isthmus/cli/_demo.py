@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from isthmus.checkpoints import atomic_path, save_state
+from isthmus.checkpoints import atomic_folder, save_state
 from isthmus.cli import _console as console
 from isthmus.report import write_report
 from isthmus.states import state_of
@@ -28,8 +28,7 @@ def write_demo(
         OutputError: the folder cannot be written (checked before training).
         IsthmusError: whatever the demo raises; nothing is written then.
     """
-    folder = console.usable_folder(out)
-    with console.progress() as bar:
+    with atomic_folder(out) as folder, console.progress() as bar:
         training = bar.add_task("training", total=None)
         tasks: dict[str, Any] = {}
 
@@ -41,16 +40,19 @@ def write_demo(
             bar.update(tasks[name], completed=record.epoch, description=text)
 
         result = run_demo(
-            settings, data_dir, on_epoch=on_epoch, on_stage=console.stages(bar), on_download=None
+            settings,
+            data_dir,
+            on_epoch=on_epoch,
+            on_stage=console.stages(bar),
+            on_download=console.downloads(bar),
         )
         tell = console.stages(bar)
         tell("writing the report", 0, 1)
         record, arrays = result.comparison.record, result.comparison.arrays
         paths = write_report(record, arrays, folder)
         console.write_json(folder / "result.json", record)
-        with atomic_path(folder / "relabelling.npz") as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(folder / "relabelling.npz", **arrays)  # type: ignore[arg-type]
         for name, model in (("a", result.model_a), ("b", result.model_b)):
             save_state(folder / f"{name}.safetensors", state_of(model))
         tell("done", 1, 1)
-    return record, paths
+    return record, {name: out / path.name for name, path in paths.items()}

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from isthmus.batches import Batches
-from isthmus.checkpoints import atomic_path
 from isthmus.cli import _console as console
 from isthmus.cli._pair import NetworkPair
 from isthmus.connectivity import Line
@@ -30,7 +29,7 @@ def write_line(
     refresh: str | None,
     generator: torch.Generator,
 ) -> Line:
-    """Measure the line of a pair and write ``line.json`` and ``line.png`` into a folder."""
+    """Measure the line of a pair and write ``line.json`` and ``line.png`` into an existing folder."""
     found = None if alignment is None else Alignment.load(alignment)
     measured = measure(
         pair.a,
@@ -45,6 +44,5 @@ def write_line(
     name = "without relabelling" if found is None else found.method
     picture = draw_line({split: curve.to_dict() for split, curve in measured.curves.items()}, name)
     console.write_json(folder / "line.json", measured.to_dict())
-    with atomic_path(folder / "line.png") as temporary:
-        temporary.write_bytes(picture)
+    (folder / "line.png").write_bytes(picture)
     return measured

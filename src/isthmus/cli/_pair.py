@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from isthmus.errors import DataError
 from isthmus.states import check_finite, check_same_architecture, state_of
 from isthmus.study import resolve_data
 
-__all__ = ["NetworkPair", "data_for", "example_for", "load_pair"]
+__all__ = ["NetworkPair", "data_for", "example_for", "example_of_shapes", "load_pair"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +69,14 @@ def data_for(
     return resolve_data(name, data_dir, batch_size=batch_size, limit=limit, on_progress=on_progress)
 
 
-def example_for(target: Target, data: dict[str, Batches]) -> Batch:
-    """Return example inputs: the target's own, or the beginning of the data.
+def example_for(target: Target, data: dict[str, Batches], shapes: Sequence[str] | None = None) -> Batch:
+    """Return example inputs: random ones of the shapes given, the target's own, or the beginning of the data.
 
     Raises:
-        DataError: there are neither.
+        DataError: there are none, or a shape that cannot be read.
     """
+    if shapes:
+        return example_of_shapes(shapes)
     if target.example is not None:
         return target.example
     for batches in data.values():
@@ -81,3 +84,19 @@ def example_for(target: Target, data: dict[str, Batches]) -> Batch:
     raise DataError(
         "No example inputs: let the TARGET return (module, example inputs), or give --data or --shape."
     )
+
+
+def example_of_shapes(shapes: Sequence[str]) -> Batch:
+    """Return random inputs of the shapes given, such as ``1,3,32,32``, one each.
+
+    Raises:
+        DataError: a shape that cannot be read.
+    """
+    try:
+        sizes = [tuple(int(n) for n in text.split(",")) for text in shapes]
+    except ValueError:
+        sizes = []
+    if not sizes or any(n < 1 for size in sizes for n in size):
+        raise DataError(f"--shape {' '.join(shapes)}: expected numbers of at least 1 such as 1,3,32,32.")
+    generator = torch.Generator().manual_seed(0)
+    return Batch(tuple(torch.randn(s, generator=generator) for s in sizes))

@@ -134,7 +134,7 @@ def _loss_drawer(title: str, everything: Lines, shown: Lines) -> Callable[[Figur
             _curve(axes, line["t"], line["loss"], look, text)
             if line["loss_error"] is not None:
                 loss, error = np.array(line["loss"]), np.array(line["loss_error"])
-                axes.fill_between(line["t"], loss - error, loss + error, color=look.colour, alpha=0.15, lw=0)
+                axes.fill_between(line["t"], loss - error, loss + error, color=look.colour, alpha=0.09, lw=0)
             _bracket(axes, line, look)
         tidy(axes, literal(title), _POSITION, "loss (nats per example)")
         _legend(figure, "barrier, nats per example")

@@ -93,7 +93,7 @@ def page(record: Record, pictures: Sequence[tuple[Picture, Sequence[bytes]]]) ->
         groups=record["symmetry"]["groups"],
         pinned=record["symmetry"]["pinned"],
         pictures=[_picture(picture, images) for picture, images in pictures],
-        settings={key: _plain(value) for key, value in record["settings"].items()},
+        settings={key: _plain(v) for key, v in record["settings"].items() if v != ""},
     )
 
 
@@ -162,4 +162,6 @@ def _picture(picture: Picture, images: Sequence[bytes]) -> Mapping[str, Any]:
 
 def _plain(value: Any) -> str:
     """Print one setting: a text as it is, anything else as JSON."""
+    if value is None:
+        return "none"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from isthmus.errors import CheckpointError
+from isthmus.errors import CheckpointError, OutputError
 from isthmus.report._draw_layers import cost_picture, descent_picture, dimension_picture
 from isthmus.report._draw_lines import accuracy_picture, barrier_picture, loss_picture
 from isthmus.report._draw_relabelling import relabelling_picture
@@ -39,7 +39,8 @@ def write_report(
         ``matched-cost``, ``dimension``, ``relabelling`` and ``descent`` where the record has what they show.
 
     Raises:
-        CheckpointError: the record or an array does not fit the schema, or the folder cannot be written.
+        CheckpointError: the record or an array does not fit the schema.
+        OutputError: the folder cannot be written.
         MissingExtraError: matplotlib or jinja2 is not installed.
     """
     clean = check_record(record)
@@ -89,8 +90,8 @@ def _write_together(folder: Path, files: Mapping[str, tuple[str, bytes]]) -> dic
             for part, path in ready:
                 part.replace(path)
     except OSError as error:
-        raise CheckpointError(
-            f"writing the report to {folder}: {error.strerror or error}. "
+        raise OutputError(
+            f"Writing the report to {folder}: {error.strerror or error}. "
             "No file was left half-written. Choose a folder that can be written and has space."
         ) from error
     return paths

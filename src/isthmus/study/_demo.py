@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from isthmus.errors import ModelError
 from isthmus.study._compare import Comparison, OnStage, compare
 from isthmus.study._dataset import Dataset, to_batches
 from isthmus.study._datasets import load_dataset
@@ -89,12 +90,17 @@ def run_demo(
 
     Raises:
         DataError: the data cannot be had.
+        ModelError: an unknown family, or one that does not fit the settings or the data.
         StudyError: the training diverged.
         IsthmusError: whatever the comparison raises.
     """
     used = settings.filled()
     assert used.epochs is not None
     assert used.batch_size is not None
+    if used.family == "mlp" and used.width != int(used.width):
+        raise ModelError(
+            f"The mlp's width is its units per hidden layer: expected a whole number, found {used.width:g}."
+        )
     train_data = load_dataset(used.data, data_dir, split="train", on_progress=on_download)
     test_data = load_dataset(used.data, data_dir, split="test", on_progress=on_download)
     model_a, model_b = (_trained(used, name, train_data, on_epoch) for name in ("A", "B"))

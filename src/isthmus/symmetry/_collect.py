@@ -66,7 +66,10 @@ def _pinned_axis(name: str, axis: int, value: Value) -> Iterator[PinnedAxis]:
         totals[part.why] = totals.get(part.why, 0) + positions
     for why, positions in totals.items():
         if positions:
-            yield PinnedAxis(name, axis, positions, why.reason, why.operator, why.module)
+            # Factors of one product each count all of its positions.
+            yield PinnedAxis(
+                name, axis, min(positions, value.axes[axis].size), why.reason, why.operator, why.module
+            )
 
 
 class _Groups:
