@@ -1,14 +1,17 @@
-"""Exact assignment against SciPy and lapx's ``lapjvh``: cold on many kinds of matrices, warm in a real descent.
+"""Exact assignment against SciPy, lapx's ``lapjvh`` and POT: cold on many kinds of matrices, warm in a real descent.
 
-Run as ``python -m benchmarks.assignment --out benchmarks/results/assignment.json --mnist DIR``; ``--table FILE``
-prints the tables of a stored record. Solvers of one matrix take turns; times are medians of process CPU time on one
-thread, so that a shared machine disturbs them little. The floor is one read of the matrix at the speed of its
-minimum: no exact solver can do with less. Peak memory is that of a fresh process for each solver, above what it held
-before. Matrices are float32; every value is compared with SciPy's, every gap must be zero.
+Run as ``python -m benchmarks.assignment --out benchmarks/results/assignment.json --mnist DIR``, then
+``python -m benchmarks.assignment --table benchmarks/results/assignment.json --docs docs/assignment.md``, which also
+draws the growth. Peers run in a process of their own environment (:mod:`benchmarks.peers`). Solvers of one matrix take
+turns; times are medians of process CPU time on one thread, so that a shared machine disturbs them little. The floor is
+one read of the matrix at the speed of its minimum: no exact solver can do with less. Peak memory is that of a forked
+process for each solver, above what it held before. Matrices are float32; every value is compared with SciPy's, every
+gap must be zero. Rows already in the file are kept, so that a run may be cut short and resumed.
 
 Kinds: ``gaussian``; ``planted`` (permuted Gaussian weights plus noise of twice their size); ``low-rank`` (rank 5 plus
 noise); and from pairs of MNIST perceptrons with two hidden layers ``weights``, ``covariance`` and ``activations``
 (first layer / second layer), live units only, and ``dead`` (activations with 10 % of the units dead on both sides).
+Training takes longer than measuring: ``--matrices DIR`` keeps what comes of it for the next run.
 """
 
 from __future__ import annotations
@@ -19,17 +22,17 @@ import json
 import multiprocessing
 import resource
 import statistics
-import sys
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 
+from benchmarks.assignment_page import tables, write_page
 from benchmarks.line import cpu_seconds, machine
+from benchmarks.peers import Peers
 from isthmus.checkpoints import atomic_path
 from isthmus.study import TrainSettings, load_dataset, train
 from isthmus.testing import mlp
@@ -38,17 +41,8 @@ from isthmus.transport import assign
 Matrix = np.ndarray
 SYNTHETIC = ("gaussian", "planted", "low-rank")
 TRAINED = ("weights 1", "weights 2", "covariance 1", "covariance 2", "activations 1", "activations 2", "dead")
-
-
-def peers() -> tuple[dict[str, Callable[[Matrix], Any]], dict[str, str]]:
-    """Return the solvers to compare, and why any is left out."""
-    found: dict[str, Callable[[Matrix], Any]] = {"isthmus": assign, "scipy": linear_sum_assignment}
-    try:
-        import lap
-    except ImportError as failure:
-        return found, {"lapjvh": f"lapx is not installed ({failure})"}
-    found["lapjvh"] = lap.lapjvh
-    return found, {}
+SOLVERS = {"scipy": "scipy", "lapjvh": "lapx", "pot": "POT"}  # and the packages they belong to
+POT_LARGEST = 1024  # a network simplex; slower than both others from the smallest size on
 
 
 def synthetic(kind: str, size: int) -> Matrix:
@@ -139,36 +133,73 @@ class Pair:
                 orders[k] = best
 
 
-@cache
-def pair(width: int, options: tuple[tuple[str, Any], ...]) -> Pair:
-    """Return a trained pair, kept for the next use."""
-    return Pair(width, argparse.Namespace(**dict(options)))
+class Problems:
+    """Matrices of one width, trained ones made when first asked for and kept in a folder if there is one."""
+
+    def __init__(self, width: int, args: argparse.Namespace) -> None:
+        self.width, self.args = width, args
+
+    def _stored(self, names: list[str]) -> dict[str, Path]:
+        folder = self.args.matrices
+        return (
+            {} if folder is None else {n: folder / f"{self.width}-{n.replace(' ', '_')}.npy" for n in names}
+        )
+
+    def cold(self) -> Iterator[tuple[str, Matrix]]:
+        """Yield the kinds asked for."""
+        for kind in SYNTHETIC:
+            if kind in self.args.kinds:
+                yield kind, synthetic(kind, self.width)
+        wanted = [kind for kind in TRAINED if kind in self.args.kinds]
+        if not wanted or self.width > self.args.largest_trained:
+            return
+        paths = self._stored(wanted)
+        if not all(path.exists() for path in paths.values()) or not paths:
+            made = dict(Pair(self.width, self.args).matrices())
+            for kind, path in paths.items():
+                np.save(path, made[kind])
+            yield from ((kind, made[kind]) for kind in wanted)
+        else:
+            yield from ((kind, np.load(path)) for kind, path in paths.items())
+
+    def descent(self) -> Iterator[tuple[str, Matrix]]:
+        """Yield the problems of one descent, in order."""
+        folder = self.args.matrices
+        paths = [] if folder is None else sorted(folder.glob(f"{self.width}-descent_*.npy"))
+        if paths:
+            yield from ((path.stem[-7:].replace("_", " "), np.load(path)) for path in paths)
+            return
+        for k, (layer, costs) in enumerate(Pair(self.width, self.args).descent()):
+            if folder is not None:
+                np.save(folder / f"{self.width}-descent_{k:02d}_{layer.replace(' ', '_')}.npy", costs)
+            yield layer, costs
 
 
-def value_of(name: str, costs: Matrix, result: Any) -> float:
-    """Return the cost of a solver's answer in float64."""
-    if name == "isthmus":
-        assert result.gap == 0.0
-        return result.value
-    rows, columns = result[-2:]
-    return float(costs[rows, columns].astype(np.float64).sum())
-
-
-def compare(costs: Matrix, solvers: dict[str, Callable[[Matrix], Any]], repeats: int) -> dict[str, Any]:
-    """Time all solvers on one matrix, in turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in solvers}
+def compare(costs: Matrix, names: list[str], peers: Peers, args: argparse.Namespace) -> dict[str, Any]:
+    """Time all solvers on one matrix, in turns, until the repeats or the time are over."""
+    path = peers.share(costs)
+    seconds: dict[str, list[float]] = {name: [] for name in ("isthmus", *names)}
     values: dict[str, float] = {}
     reads = []
-    for repeat in range(repeats):
-        for name in solvers if repeat % 2 == 0 else reversed(solvers):
-            spent, result = cpu_seconds(partial(solvers[name], costs))
-            seconds[name].append(spent)
-            values[name] = value_of(name, costs, result)
+    for repeat in range(args.repeats):
+        for name in list(seconds)[:: 1 if repeat % 2 == 0 else -1]:
+            if name == "isthmus":
+                spent, result = cpu_seconds(partial(assign, costs))
+                assert result.gap == 0.0
+                seconds[name].append(spent)
+                values[name] = result.value
+            else:
+                answer = peers.call("assignment", solver=name, matrix=path)
+                seconds[name].append(answer["seconds"])
+                values[name] = answer["value"]
         reads.append(cpu_seconds(costs.min)[0])
+        if sum(map(sum, seconds.values())) > args.seconds:
+            break
     medians = {name: statistics.median(s) for name, s in seconds.items()}
     best = min((s, name) for name, s in medians.items() if name != "isthmus")
-    return {
+    found = {
         "rows": len(costs),
+        "repeats": len(reads),
         "seconds": medians,
         "all_seconds": seconds,
         "floor": statistics.median(reads),
@@ -176,31 +207,47 @@ def compare(costs: Matrix, solvers: dict[str, Callable[[Matrix], Any]], repeats:
         "ratio": best[0] / medians["isthmus"],
         "value_minus_scipy": {name: v - values["scipy"] for name, v in values.items()},
     }
+    if not args.no_memory:
+        found["extra_bytes"] = {"isthmus": peak_memory(assign, costs)}
+        for name in names:
+            found["extra_bytes"][name] = peers.call("assignment", solver=name, matrix=path, memory=True)[
+                "bytes"
+            ]
+    return found
 
 
-def compare_descent(found: Pair, solvers: dict[str, Callable[[Matrix], Any]]) -> dict[str, Any]:
+def compare_descent(width: int, names: list[str], peers: Peers, args: argparse.Namespace) -> dict[str, Any]:
     """Time all solvers on the problems of one descent; the engine also from the last solution of the layer."""
-    seconds: dict[str, list[float]] = {name: [] for name in (*solvers, "isthmus, warm")}
-    last: dict[str, Any] = {}
-    for layer, costs in found.descent():
-        if layer not in last:
-            last[layer] = assign(costs)
-            continue
-        for name, solver in solvers.items():
-            seconds[name].append(cpu_seconds(partial(solver, costs))[0])
-        spent, result = cpu_seconds(partial(assign, costs, warm=last[layer]))
-        assert result.gap == 0.0
-        seconds["isthmus, warm"].append(spent)
-        last[layer] = result
-    totals = {name: sum(s) for name, s in seconds.items()}
-    best = min((s, name) for name, s in totals.items() if "isthmus" not in name)
+    rounds: list[dict[str, list[float]]] = []
+    problems = list(Problems(width, args).descent())
+    for _ in range(args.repeats):
+        seconds: dict[str, list[float]] = {name: [] for name in ("isthmus, warm", "isthmus", *names)}
+        last: dict[str, Any] = {}
+        for layer, costs in problems:
+            warm = last.get(layer)
+            spent, last[layer] = cpu_seconds(partial(assign, costs, warm=warm))
+            assert last[layer].gap == 0.0
+            if warm is None:
+                continue
+            seconds["isthmus, warm"].append(spent)
+            seconds["isthmus"].append(cpu_seconds(partial(assign, costs))[0])
+            path = peers.share(costs)
+            for name in names:
+                seconds[name].append(peers.call("assignment", solver=name, matrix=path)["seconds"])
+        rounds.append(seconds)
+        if sum(sum(map(sum, r.values())) for r in rounds) > args.seconds:
+            break
+    solves = len(rounds[0]["isthmus"])
+    means = {n: statistics.median(sum(r[n]) for r in rounds) / solves for n in rounds[0]}
+    best = min((s, name) for name, s in means.items() if "isthmus" not in name)
     return {
-        "solves": len(seconds["isthmus"]),
-        "seconds": {name: s / len(seconds["isthmus"]) for name, s in totals.items()},
-        "all_seconds": seconds,
+        "solves": solves,
+        "repeats": len(rounds),
+        "seconds": means,
+        "all_seconds": rounds,
         "better_peer": best[1],
-        "ratio_warm": best[0] / totals["isthmus, warm"],
-        "ratio_cold": best[0] / totals["isthmus"],
+        "ratio_warm": best[0] / means["isthmus, warm"],
+        "ratio_cold": best[0] / means["isthmus"],
     }
 
 
@@ -221,94 +268,86 @@ def peak_memory(solver: Callable[[Matrix], Any], costs: Matrix) -> int:
     return 1024 * int(kilobytes)
 
 
-def tables(record: dict[str, Any]) -> str:
-    """Return the tables of the docs."""
-    about = record["machine"]
-    rows = [
-        f"CPU milliseconds on one thread, medians of {record['repeats']} interleaved runs; {about['processor']}, "
-        f"{', '.join(f'{k} {v}' for k, v in about['versions'].items())}, commit {about['commit'][:7]}"
-        f"{' with changes' if about['dirty'] else ''}, {about['date']}.",
-        "",
-        "| n | matrix | SciPy | lapjvh | isthmus | against the better | one read | extra MB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in record["cold"]:
-        ms = {name: f"{1e3 * s:.1f}" for name, s in row["seconds"].items()}
-        memory = row.get("extra_bytes", {}).get("isthmus")
-        rows.append(
-            f"| {row['rows']} | {row['kind']} | {ms['scipy']} | {ms.get('lapjvh', '–')} | {ms['isthmus']} "
-            f"| {row['ratio']:.1f} | {1e3 * row['floor']:.1f} | {'–' if memory is None else f'{memory / 1e6:.0f}'} |"
-        )
-    rows += [
-        "",
-        "| descent of width | solves | SciPy | lapjvh | cold | warm | against the better |",
-        "|" + " --- |" * 7,
-    ]
-    for row in record["warm"]:
-        ms = {name: f"{1e3 * s:.1f}" for name, s in row["seconds"].items()}
-        rows.append(
-            f"| {row['width']} | {row['solves']} | {ms['scipy']} | {ms.get('lapjvh', '–')} | {ms['isthmus']} "
-            f"| {ms['isthmus, warm']} | {row['ratio_warm']:.1f} |"
-        )
-    return "\n".join(rows)
+def parsed() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="write the record there; rows already in it are kept")
+    parser.add_argument("--table", type=Path, help="print the tables of a stored record, and do nothing else")
+    parser.add_argument("--docs", type=Path, help="with --table: put them and the figure into this page")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[512, 2048])
+    parser.add_argument("--kinds", nargs="+", default=[*SYNTHETIC, *TRAINED])
+    parser.add_argument("--descents", type=int, nargs="*", default=[512, 2048], help="widths of descents")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=30, help="no new repeat of a matrix after that many")
+    parser.add_argument("--epochs", type=int, default=3, help="of training the pairs")
+    parser.add_argument("--largest-trained", type=int, default=4096)
+    parser.add_argument("--matrices", type=Path, help="folder of trained matrices, filled where missing")
+    parser.add_argument("--mnist", type=Path, help="folder of MNIST files; without it the pairs learn digits")
+    parser.add_argument("--no-memory", action="store_true")
+    return parser.parse_args()
 
 
 def main() -> None:
     """Measure and print; with ``--out`` also store."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", type=Path, help="print the tables of a stored record, and do nothing else")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 2048])
-    parser.add_argument("--kinds", nargs="+", default=[*SYNTHETIC, *TRAINED])
-    parser.add_argument(
-        "--descents", type=int, nargs="*", default=[512, 2048], help="widths of whole descents"
-    )
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=3, help="of training the pairs")
-    parser.add_argument("--mnist", type=Path, help="folder of MNIST files; without it the pairs learn digits")
-    parser.add_argument("--no-memory", action="store_true")
-    args = parser.parse_args()
+    args = parsed()
     if args.table is not None:
-        print(tables(json.loads(args.table.read_text(encoding="utf-8"))))
+        record = json.loads(args.table.read_text(encoding="utf-8"))
+        if args.docs is None:
+            print(tables(record))
+        else:
+            write_page(record, args.docs)
         return
-    solvers, skipped = peers()
-    names = ("numpy", "scipy", "numba", "lapx")
-    versions = {n: importlib.metadata.version(n) for n in names if n != "lapx" or not skipped}
-    record: dict[str, Any] = {"repeats": args.repeats, "skipped": skipped, "cold": [], "warm": []}
-    training = (("epochs", args.epochs), ("mnist", args.mnist))
-    for size in args.sizes:
-        threads = torch.get_num_threads()
-        trained = pair(size, training) if set(args.kinds) & set(TRAINED) else None
-        torch.set_num_threads(1)
-        problems: list[tuple[str, Matrix]] = [(k, synthetic(k, size)) for k in SYNTHETIC if k in args.kinds]
-        problems += [(k, m) for k, m in (trained.matrices() if trained else ()) if k in args.kinds]
-        assign(problems[0][1])  # loads or compiles the engine
-        for kind, costs in problems:
-            row = {"kind": kind, **compare(np.ascontiguousarray(costs), solvers, args.repeats)}
-            if not args.no_memory:
-                row["extra_bytes"] = {name: peak_memory(s, costs) for name, s in solvers.items()}
-            record["cold"].append(row)
-            print(
-                size, kind, {k: f"{1e3 * v:.1f} ms" for k, v in row["seconds"].items()}, f"{row['ratio']:.1f}"
-            )
-            sys.stdout.flush()
-        torch.set_num_threads(threads)
-    for width in args.descents:
-        row = {"width": width, **compare_descent(pair(width, training), solvers)}
-        record["warm"].append(row)
-        print(
-            width,
-            "descent",
-            {k: f"{1e3 * v:.1f} ms" for k, v in row["seconds"].items()},
-            f"{row['ratio_warm']:.1f}",
-        )
-        sys.stdout.flush()
     torch.set_num_threads(1)
-    record["machine"] = {**machine(), "versions": versions}
+    if args.matrices is not None:
+        args.matrices.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {"cold": [], "warm": []}
+    if args.out is not None and args.out.exists():
+        record = json.loads(args.out.read_text(encoding="utf-8"))
+    with Peers() as peers:
+        names = [solver for solver, package in SOLVERS.items() if package in peers.versions]
+        ours = {n: importlib.metadata.version(n) for n in ("numpy", "numba")}
+        about = {
+            **machine(),
+            "versions": {**ours, **{k: peers.versions[k] for k in ("scipy", "lapx", "POT")}},
+        }
+        record |= {"machine": about, "skipped": peers.skipped}
+        assign(
+            np.random.default_rng(0).standard_normal((256, 256), np.float32)
+        )  # loads or compiles the engine
+        for width in args.sizes:
+            for kind, costs in Problems(width, args).cold():
+                if any((r["width"], r["kind"]) == (width, kind) for r in record["cold"]):
+                    continue
+                some = [n for n in names if n != "pot" or width <= POT_LARGEST]
+                found = compare(np.ascontiguousarray(costs), some, peers, args)
+                epochs = {"epochs": args.epochs} if kind in TRAINED else {}
+                record["cold"].append({"width": width, "kind": kind, **epochs, **found})
+                announce(width, kind, found, found["ratio"])
+                store(record, args.out)
+        for width in args.descents:
+            if any(r["width"] == width for r in record["warm"]):
+                continue
+            found = compare_descent(width, [n for n in names if n != "pot"], peers, args)
+            record["warm"].append({"width": width, "epochs": args.epochs, **found})
+            announce(width, "descent", found, found["ratio_warm"])
+            store(record, args.out)
     print(tables(record))
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(args.out) as temporary:
+
+
+def announce(width: int, kind: str, found: dict[str, Any], ratio: float) -> None:
+    """Print one line."""
+    print(
+        width, kind, {k: f"{1e3 * v:.1f} ms" for k, v in found["seconds"].items()}, f"{ratio:.1f}", flush=True
+    )
+
+
+def store(record: dict[str, Any], path: Path | None) -> None:
+    """Write the record, if it is to be kept."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

@@ -59,7 +59,8 @@ def w2_matching(a: Any, b: Any, sigma: Any = None, features: Any = None) -> tupl
     .. math::
         W_{2,\Sigma}^2 = \min_{\pi \in S_m} \frac1m \sum_i \lVert a_i - b_{\pi(i)} \rVert_\Sigma^2
 
-    The value is the *mean over atoms*, neither a sum nor divided by the number of features.
+    The value is the *mean over atoms*, neither a sum nor divided by the number of features. **[P, Lemma B.3; Birkhoff
+    1946]**: a permutation is an optimal transport plan. No assumption on the clouds.
 
     Args:
         a: cloud of A, shape ``(units, features)``; tensor or numpy array.

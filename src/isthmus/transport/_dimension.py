@@ -35,6 +35,8 @@ _NAN = float("nan")
 def approximate_dimension(matrix: Any, *, center: bool = False) -> float:
     r"""Return :math:`\mathrm{tr}(S)^2 / \mathrm{tr}(S^2)` of a factor; see the module for what ``S`` is.
 
+    **[P, section 6]**. No assumption on the matrix.
+
     Args:
         matrix: units by features, or samples by units: shape ``(rows, columns)``, tensor or numpy array.
         center: subtract the mean row first. The paper does not; on activations the uncentred value mostly
@@ -72,7 +74,7 @@ def approximate_dimension_unbiased(samples: Any) -> float:
     .. math:: \frac{(\sum_i k_{ii})^2 - \sum_i k_{ii}^2}{\sum_{i \ne j} k_{ij}^2}, \qquad K = H H^\top
 
     The plug-in value of :func:`approximate_dimension` is biased low with few samples; numerator and
-    denominator here are each unbiased (U-statistics).
+    denominator here are each unbiased (U-statistics). **[O]**, theory note §8.
 
     Args:
         samples: :math:`H`, shape ``(samples, units)``, at least two rows; tensor or numpy array.
@@ -98,7 +100,7 @@ def approximate_dimension_unbiased(samples: Any) -> float:
 def stable_rank(matrix: Any, *, center: bool = False) -> float:
     r"""Return :math:`\lVert X \rVert_F^2 / \lVert X \rVert_2^2` of a factor; NaN when it is zero.
 
-    Arguments and errors as :func:`approximate_dimension`.
+    **[L]**. Arguments and errors as :func:`approximate_dimension`.
     """
     return _stable(_gram(matrix, center=center))
 
@@ -114,7 +116,7 @@ def stable_rank_of_moment(second_moment: Any) -> float:
 def entropy_rank(matrix: Any, *, center: bool = False) -> float:
     r"""Return :math:`\exp(-\sum p \log p)`, :math:`p = \lambda / \mathrm{tr}(S)`; NaN for a zero factor.
 
-    Arguments and errors as :func:`approximate_dimension`.
+    **[L]**. Arguments and errors as :func:`approximate_dimension`.
     """
     return _entropy(_gram(matrix, center=center))
 

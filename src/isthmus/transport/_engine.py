@@ -85,14 +85,14 @@ class _Market:
         """Whether every row has a column."""
         return self.supply == 0 and bool((self.column_of[self.active] >= 0).all())
 
-    def seed(self) -> tuple[float, float]:
+    def seed(self, *, glance: bool = True) -> tuple[float, float]:
         """Make all shortlists; return the share of rows with a favourite of their own, and the mean gap to the next.
 
         To be called whenever prices were set anew: lists and bounds only survive falling prices.
         """
         self.row_of.fill(kernels.FREE)
         gaps = np.empty(len(self.active))
-        distinct = self._favourites(gaps)
+        distinct = self._favourites(gaps) if glance else 0
         if distinct < _EASY * len(self.active):
             distinct = kernels.seed_rows(
                 self.costs, self.sign, _LANES, self.active, self.prices, self.row_of, self.picked,
@@ -231,13 +231,13 @@ def solve(
 
 def _run(market: _Market, pairs: NDArray | None) -> None:
     """Pair all active rows of a market, on time if it can."""
-    share, gap = market.seed()
+    share, gap = market.seed(glance=pairs is None)
     kept = best = None
     if pairs is not None:
         kept, slack = _tight(market, pairs)
         if np.count_nonzero(kept >= 0) < _KEPT * len(market.active):
+            best = _scale(market, _DIRECT * slack, gap if gap > 0.0 else slack, kept=kept)
             kept = None
-            best = _scale(market, _DIRECT * slack, gap if gap > 0.0 else slack)
     elif share < _VARIED or (share < _EASY and gap > 0.0):
         if share >= _VARIED and market.auction(_DIRECT * gap):
             best = _scale(market, _DIRECT / _FACTOR * gap, gap)
@@ -269,12 +269,13 @@ def _tight(market: _Market, pairs: NDArray) -> tuple[NDArray, float]:
     return kept, float(slack.mean()) if len(slack) else 0.0
 
 
-def _scale(market: _Market, epsilon: float, unit: float) -> NDArray | None:
-    """Run auctions for falling epsilons; return the last complete pairing, if there is one."""
+def _scale(market: _Market, epsilon: float, unit: float, *, kept: NDArray | None = None) -> NDArray | None:
+    """Run auctions for falling epsilons, the first with some pairs ``kept``; return the last complete pairing."""
     best = None
     while epsilon > _LAST * unit:
-        if market.auction(epsilon):
+        if market.auction(epsilon, kept=kept):
             best = market.column_of.copy()
+        kept = None
         epsilon /= _FACTOR
     return best
 

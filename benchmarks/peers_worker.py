@@ -1,0 +1,138 @@
+"""The process in the peers' environment: reads one request a line, answers one line. Knows nothing of Isthmus."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+
+MODULES = {"numpy": "numpy", "scipy": "scipy.optimize", "lapx": "lap", "POT": "ot", "rebasin": "rebasin"}
+
+
+def versions() -> dict[str, Any]:
+    """Return the versions of the packages that can be imported, and why others cannot."""
+    found, missing = {}, {}
+    for name, module in MODULES.items():
+        try:
+            importlib.import_module(module)
+            found[name] = importlib.metadata.version(name)
+        except Exception as failure:
+            missing[name] = f"not imported: {type(failure).__name__}: {failure}"
+    return {"versions": found, "missing": missing}
+
+
+def _scipy(costs: np.ndarray) -> np.ndarray:
+    from scipy.optimize import linear_sum_assignment
+
+    return linear_sum_assignment(costs)[1]
+
+
+def _lapjvh(costs: np.ndarray) -> np.ndarray:
+    import lap
+
+    return lap.lapjvh(costs)[-1]
+
+
+def _pot(costs: np.ndarray) -> np.ndarray:
+    import ot
+
+    weights = np.full(len(costs), 1.0 / len(costs))
+    return ot.emd(weights, weights, costs.astype(np.float64), numItermax=10**9).argmax(1)
+
+
+SOLVERS = {"scipy": _scipy, "lapjvh": _lapjvh, "pot": _pot}
+
+
+@functools.lru_cache(maxsize=1)
+def _read(path: str, changed: float) -> np.ndarray:
+    return np.load(path)
+
+
+def assignment(solver: str, matrix: str, *, memory: bool = False) -> dict[str, Any]:
+    """Solve the stored problem; return process CPU seconds and the value, or with ``memory`` the extra bytes."""
+    costs = _read(matrix, os.stat(matrix).st_mtime_ns)
+    if memory:
+        return {"bytes": _extra_bytes(SOLVERS[solver], costs)}
+    start = time.process_time()
+    columns = SOLVERS[solver](costs)
+    seconds = time.process_time() - start
+    assert len(set(columns.tolist())) == len(costs)
+    return {
+        "seconds": seconds,
+        "value": float(costs[np.arange(len(costs)), columns].astype(np.float64).sum()),
+    }
+
+
+def _extra_bytes(solver: Any, costs: np.ndarray) -> int:
+    def child(pipe: Any) -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        solver(costs)
+        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+    context = multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=child, args=(send,))
+    process.start()
+    kilobytes = receive.recv()
+    process.join()
+    return 1024 * int(kilobytes)
+
+
+def rebasin(layers: str) -> dict[str, Any]:
+    """Align two MLPs with the ``rebasin`` package.
+
+    ``layers`` is a file of :func:`torch.save`: for A and B a list of (weight, bias) of linear layers with rectifiers
+    between them. B's permuted layers are stored beside it, in ``<layers>.out``.
+    """
+    import torch
+    from rebasin import PermutationCoordinateDescent
+    from torch import nn
+
+    torch.set_num_threads(1)
+    networks = []
+    for pairs in torch.load(layers):
+        parts: list[nn.Module] = []
+        for weight, bias in pairs:
+            linear = nn.Linear(weight.shape[1], weight.shape[0])
+            linear.load_state_dict({"weight": weight, "bias": bias})
+            parts += [linear, nn.ReLU()]
+        networks.append(nn.Sequential(*parts[:-1]))
+    example = torch.randn(2, networks[0][0].in_features)
+    start = time.process_time()
+    descent = PermutationCoordinateDescent(*networks, example, enable_parallel=False)
+    descent.rebasin()
+    seconds = time.process_time() - start
+    linears = [m for m in networks[1] if isinstance(m, nn.Linear)]
+    torch.save([(m.weight.detach(), m.bias.detach()) for m in linears], layers + ".out")
+    return {"seconds": seconds}
+
+
+TASKS = {"versions": versions, "assignment": assignment, "rebasin": rebasin}
+
+
+def main() -> None:
+    """Answer until the input ends; what peers print goes to the error stream."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for row in sys.stdin:
+        request = json.loads(row)
+        try:
+            answer = TASKS[request.pop("task")](**request)
+        except Exception as failure:
+            answer = {"error": f"{type(failure).__name__}: {failure}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
