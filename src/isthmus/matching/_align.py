@@ -17,6 +17,7 @@ from isthmus.evaluation import require_evaluation
 from isthmus.matching._alignment import Alignment
 from isthmus.matching._constant import CONSTANT_UNITS, pair_constant_units
 from isthmus.matching._grids import Cluster
+from isthmus.matching._incremental import Incremental
 from isthmus.matching._layers import Layers
 from isthmus.matching._methods import (
     METHODS,
@@ -186,6 +187,7 @@ def _by_weights(
         runner = SiteRunner(model, first_batch(data))
         statistics = input_statistics(runner, pair.state_a, data, runner.sites, generator)
         objective = covariance_objective(pair, statistics, tie_outgoing=tie_outgoing)
+    objective = Incremental(objective)
     if schedule is not None:
         return _Found(schedule.run(objective, assignment_solver, None, generator), objective)
     match = SinglePass().run(objective, assignment_solver, None, generator)

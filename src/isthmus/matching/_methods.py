@@ -59,10 +59,14 @@ class Pair:
 
     def plain(self, tensor: str, count: float = 1.0) -> Comparison:
         """Compare one parameter in the identity metric, divided by ``count``."""
-        own = self.state_a[tensor].double()
-        metric = None if count == 1.0 else (lambda moved: tuple(x / count for x in moved))
-        a, b = own / count, self.state_b[tensor].double()
-        return Comparison((a,), (b,), (self.layers.table.get(tensor, {}),), float((a * own).sum()), metric)
+        own, other, movers = self.state_a[tensor], self.state_b[tensor], (self.layers.table.get(tensor, {}),)
+        norm = float(own.double().square().sum())
+        if count == 1.0:
+            return Comparison((own,), (other,), movers, norm)
+        scaled = own.double() / count
+        return Comparison(
+            (scaled,), (other,), movers, norm / count, lambda moved: tuple(x / count for x in moved)
+        )
 
     def plain_terms(self, tensor: str, axis: int | None = None) -> list[Term]:
         """Return the terms of one parameter in the identity metric, seen along one axis or all."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -64,6 +65,9 @@ class AbstractObjective(Protocol):
         ...
 
 
+_PIECE = 2**18
+"""Entries of a tensor that are compared at once: 2 MB in float64."""
+
 Movers = Mapping[int, Sequence[tuple[str, Slot]]]
 """All ``(group, slot)`` pairs that move a tensor, by axis."""
 
@@ -73,8 +77,8 @@ class Comparison:
     r"""A few tensors of A against the same tensors of B, in one inner product :math:`\langle x, M y \rangle`.
 
     Attributes:
-        a: A's tensors with the metric :math:`M` applied, float64.
-        b: B's tensors in their own order, float64, same shapes.
+        a: A's tensors with the metric :math:`M` applied: float64, or what the state holds. All sums are float64.
+        b: B's tensors in their own order, same shapes.
         movers: what moves each tensor of B.
         norm_a: squared norm of A's tensors in the metric.
         metric: applies :math:`M` to (relabelled) tensors of B; ``None`` for the identity.
@@ -92,20 +96,55 @@ class Comparison:
         return frozenset(g for m in self.movers for pairs in m.values() for g, _ in pairs)
 
     def moved(self, permutations: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Return B's tensors relabelled."""
-        return tuple(permute_tensor(b, m, permutations) for b, m in zip(self.b, self.movers, strict=True))
+        """Return B's tensors relabelled, float64."""
+        return tuple(
+            permute_tensor(b, m, permutations).double() for b, m in zip(self.b, self.movers, strict=True)
+        )
 
     def inner(self, permutations: Mapping[str, Tensor]) -> float:
         """Return the inner product of A's tensors with the relabelled ones of B."""
-        return sum(float((a * b).sum()) for a, b in zip(self.a, self.moved(permutations), strict=True))
+        return sum(_inner(*x, permutations) for x in zip(self.a, self.b, self.movers, strict=True))
 
-    def cost(self, permutations: Mapping[str, Tensor]) -> float:
-        """Return the squared distance of A's tensors to the relabelled ones of B, in the metric."""
+    def cost(self, permutations: Mapping[str, Tensor], inner: Measure | None = None) -> float:
+        """Return the squared distance of A's tensors to the relabelled ones of B, in the metric.
+
+        Args:
+            permutations: by group.
+            inner: computes :meth:`inner` where that is needed, or remembers it.
+        """
+        if self.metric is None:
+            product = self.inner(permutations) if inner is None else inner(self, permutations)
+            return self.norm_a + self._norm_b - 2 * product
         moved = self.moved(permutations)
-        measured = moved if self.metric is None else self.metric(moved)
-        norm_b = sum(float((x * y).sum()) for x, y in zip(measured, moved, strict=True))
-        inner = sum(float((x * y).sum()) for x, y in zip(self.a, moved, strict=True))
-        return self.norm_a + norm_b - 2 * inner
+        norm_b = sum(float((x * y).sum()) for x, y in zip(self.metric(moved), moved, strict=True))
+        product = sum(float((x * y).sum()) for x, y in zip(self.a, moved, strict=True))
+        return self.norm_a + norm_b - 2 * product
+
+    @cached_property
+    def _norm_b(self) -> float:
+        """The squared norm of B's tensors, which no relabelling changes."""
+        return sum(_inner(b, b, {}, {}) for b in self.b)
+
+
+def _inner(a: Tensor, b: Tensor, movers: Movers, permutations: Mapping[str, Tensor]) -> float:
+    """Return the inner product of a tensor with another one relabelled, in pieces that fit a cache."""
+    if (
+        a.ndim == 0
+        or a.numel() <= _PIECE
+        or any(slot.block for pairs in movers.values() for _, slot in pairs)
+    ):
+        return float((a.double() * permute_tensor(b, movers, permutations).double()).sum())
+    index = torch.arange(len(b))
+    for group, slot in movers.get(0, ()):
+        if group in permutations:
+            index = index[slot.index.gather_index(permutations[group])]
+    rest = {axis: pairs for axis, pairs in movers.items() if axis != 0}
+    step = max(1, _PIECE * len(a) // a.numel())
+    total = torch.zeros((), dtype=torch.float64, device=a.device)
+    for own, rows in zip(a.split(step), index.to(b.device).split(step), strict=True):
+        piece = permute_tensor(b.index_select(0, rows), rest, permutations).double()
+        total += torch.dot(own.double().reshape(-1), piece.reshape(-1))
+    return float(total)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +178,7 @@ class Term:
             Gain(
                 sum(
                     (self._part(grid, axes, a, b) for axes, a, b in zip(self.axes, c.a, moved, strict=False)),
-                    c.a[0].new_zeros(()),
+                    torch.zeros((), dtype=torch.float64, device=c.a[0].device),
                 ),
                 grid.members,
             )
@@ -148,7 +187,7 @@ class Term:
 
     def _part(self, grid: Grid, axes: tuple[int, ...], a: Tensor, b: Tensor) -> Tensor:
         """Return the gain of the cells for one tensor, shape ``(cells, cells)``."""
-        cells_a, cells_b = (_cells(t, axes, grid.positions) for t in (a, b))
+        cells_a, cells_b = (cells_of(t.double(), axes, grid.positions) for t in (a, b))
         if self.scale is None:
             return cells_a.flatten(1) @ cells_b.flatten(1).T
         scale = self.scale.to(a.device)[grid.positions.to(a.device)]
@@ -156,7 +195,7 @@ class Term:
         return product - 0.5 * scale @ cells_b.square().sum(2).T
 
 
-def _cells(tensor: Tensor, axes: tuple[int, ...], positions: Tensor) -> Tensor:
+def cells_of(tensor: Tensor, axes: tuple[int, ...], positions: Tensor) -> Tensor:
     """Return a tensor with one row per cell, shape ``(cells, copies, all other entries)``."""
     front = tensor.movedim(axes, tuple(range(len(axes)))).flatten(0, len(axes) - 1)
     rows = front.flatten(1) if front.ndim > 1 else front[:, None]
@@ -200,17 +239,36 @@ class TermObjective:
         """The groups."""
         return self._structure
 
+    @property
+    def measure(self) -> Measure:
+        """The value of one comparison."""
+        return self._measure
+
+    @property
+    def compared(self) -> Sequence[Comparison]:
+        """What the value is about: the comparisons of all terms without a scale, each once."""
+        return self._compared
+
+    def terms(self, cluster: Cluster) -> Sequence[Term]:
+        """Return the terms of a cluster."""
+        return self._terms[cluster]
+
     def gains(
-        self, cluster: Cluster, permutations: Mapping[str, Tensor], *, all_terms: bool = True
+        self,
+        cluster: Cluster,
+        permutations: Mapping[str, Tensor],
+        *,
+        all_terms: bool = True,
+        of_term: Callable[[Term, Mapping[str, Tensor]], Sequence[Gain]] = Term.gains,
     ) -> Sequence[Gain]:
-        """Return the gains of a cluster (see :class:`AbstractObjective`)."""
+        """Return the gains of a cluster (see :class:`AbstractObjective`); ``of_term`` computes those of a term."""
         terms, needed = self._terms[cluster], list(cluster)
         if not all_terms:
             needed = [name for name in cluster if name not in permutations]
             known = [t for t in terms if all(n in permutations for n in t.neighbours)]
             if any(t.facet.groups.intersection(needed) for t in known):
                 terms, needed = known, []
-        found = _added([g for t in terms for g in t.gains(permutations)])
+        found = _added([g for t in terms for g in of_term(t, permutations)])
         return found + [self._nothing(n) for n in needed if not any(n in g.members for g in found)]
 
     def _nothing(self, group: str) -> Gain:
@@ -218,11 +276,21 @@ class TermObjective:
         size = self._structure.sizes[group]
         return Gain(torch.zeros(size, size, dtype=torch.float64), {group: torch.arange(size)[:, None]})
 
-    def cost(self, group: str, permutations: Mapping[str, Tensor]) -> float:
-        """Return the matched squared distance per unit, over the unscaled terms of the group's cluster."""
+    def cost(
+        self, group: str, permutations: Mapping[str, Tensor], *, inner: Measure = Comparison.inner
+    ) -> float:
+        """Return the matched squared distance per unit, over the unscaled terms of the group's cluster.
+
+        Args:
+            group: which.
+            permutations: by group.
+            inner: computes, or remembers, the inner product of a comparison.
+        """
         terms = self._terms[self._structure.cluster_of[group]]
         compared = {id(t.comparison): t.comparison for t in terms if t.scale is None}
-        return sum(c.cost(permutations) for c in compared.values()) / max(self._structure.sizes[group], 1)
+        return sum(c.cost(permutations, inner) for c in compared.values()) / max(
+            self._structure.sizes[group], 1
+        )
 
     def value(self, permutations: Mapping[str, Tensor], groups: Iterable[str] | None = None) -> float:
         """Return the value of permutations (see :class:`AbstractObjective`)."""
@@ -237,7 +305,7 @@ def _added(gains: Sequence[Gain]) -> list[Gain]:
     found: list[Gain] = []
     for gain in gains:
         for k, other in enumerate(found):
-            if _same_cells(gain, other):
+            if _samecells_of(gain, other):
                 found[k] = Gain(other.matrix + gain.matrix.to(other.matrix.device), other.members)
                 break
         else:
@@ -245,7 +313,7 @@ def _added(gains: Sequence[Gain]) -> list[Gain]:
     return found
 
 
-def _same_cells(one: Gain, other: Gain) -> bool:
+def _samecells_of(one: Gain, other: Gain) -> bool:
     return list(one.members) == list(other.members) and all(
         torch.equal(own, other.members[name]) for name, own in one.members.items()
     )

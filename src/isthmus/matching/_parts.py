@@ -1,0 +1,175 @@
+"""Terms taken apart: rows of A against rows of B, whose other axes other groups reorder.
+
+What a term adds to the gains of a group is a product of two matrices: A's tensor and B's, with one row per unit.
+Other groups reorder the columns of B's matrix. Kept in this form, a term can be updated when a few units of
+another group have moved, and single entries can be had in float64 without the whole product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from isthmus.matching._objectives import Comparison, Term, cells_of
+from isthmus.symmetry import Slot
+
+__all__ = ["Order", "Part", "parts_of"]
+
+Order = Mapping[int, Tensor]
+"""By axis, where the entries of B's tensor come from; axes that stay as they are do not appear."""
+
+_CHUNK = 2**18
+"""Entries of each tensor that are gathered at once when single gains are computed: 2 MB in float64."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One tensor of a term, seen along the one axis on which a group acts.
+
+    Attributes:
+        a: A's tensor.
+        b: B's, in its own order.
+        axis: where the group acts.
+        positions: of the group's units on that axis, shape ``(units, copies)``.
+        movers: by axis, the ``(group, slot)`` pairs that act on the other axes.
+        scale: weight of each position of ``axis``, if the term has one (see :class:`Term`).
+    """
+
+    a: Tensor
+    b: Tensor
+    axis: int
+    positions: Tensor
+    movers: Mapping[int, Sequence[tuple[str, Slot]]]
+    scale: Tensor | None = field(default=None)
+
+    @cached_property
+    def groups(self) -> frozenset[str]:
+        """Groups that reorder the other axes."""
+        return frozenset(name for pairs in self.movers.values() for name, _ in pairs)
+
+    @property
+    def length(self) -> int:
+        """Terms of the sum that an entry of the gain is."""
+        return self.a.numel() // max(self.a.shape[self.axis], 1) * self.positions.shape[1]
+
+    def order(self, permutations: Mapping[str, Tensor]) -> Order:
+        """Return how the other axes of B's tensor are reordered."""
+        found: dict[int, Tensor] = {}
+        for axis, pairs in self.movers.items():
+            index = None
+            for name, slot in pairs:
+                if name in permutations:
+                    step = slot.index.gather_index(permutations[name])
+                    index = step if index is None else index[step]
+            if index is not None and not torch.equal(index, torch.arange(len(index))):
+                found[axis] = index.to(self.b.device)
+        return found
+
+    def matrix(self, order: Order, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the rows of A and of B, scaled, whose products are the gains."""
+        return self._rows(self.a, dtype, self.scale), self._rows(_ordered(self.b, order), dtype)
+
+    def change(self, old: Order, new: Order, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        """Return matrices whose product is what a new order adds, or ``None`` if that is no less work."""
+        moved = [axis for axis in old.keys() | new.keys() if not _same(old.get(axis), new.get(axis))]
+        if len(moved) != 1:
+            return None
+        axis = moved[0]
+        here = torch.arange(self.b.shape[axis], device=self.b.device)
+        before, after = old.get(axis, here), new.get(axis, here)
+        changed = torch.nonzero(before != after).flatten()
+        if 4 * len(changed) > 3 * len(here):
+            return None
+        rest = {k: index for k, index in new.items() if k != axis}
+        difference = self._at(axis, after[changed], dtype) - self._at(axis, before[changed], dtype)
+        rows = self._rows(self.a.index_select(axis, changed), dtype, self.scale)
+        return rows, self._rows(_ordered(difference, rest), dtype)
+
+    def _at(self, axis: int, index: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.b.index_select(axis, index).to(dtype)
+
+    def offset(self) -> Tensor | None:
+        """Return what the gains of a scaled term have beyond the product, float64, shape ``(units, units)``."""
+        if self.scale is None:
+            return None
+        scale = self.scale.double().to(self.a.device)[self.positions.to(self.a.device)]
+        return -0.5 * scale @ cells_of(self.b, (self.axis,), self.positions).double().square().sum(2).T
+
+    @cached_property
+    def norms(self) -> tuple[Tensor, Tensor]:
+        """Norms of the rows of A and of B or a little more, float64, on the CPU; no order changes them."""
+        a, b = self.matrix({}, self.a.dtype)
+        return _norms(a), _norms(b)
+
+    def entries(self, rows: Tensor, columns: Tensor, order: Order) -> Tensor:
+        """Return single gains of an unscaled part in float64: of units ``rows`` of A and ``columns`` of B."""
+        step = max(1, _CHUNK // max(self.length, 1))
+        found = [
+            (self._some(self.a, i) * self._some(self.b, j, order)).sum(1)
+            for i, j in zip(rows.split(step), columns.split(step), strict=True)
+        ]
+        return torch.cat(found).cpu() if found else torch.zeros(0, dtype=torch.float64)
+
+    def _some(self, tensor: Tensor, units: Tensor, order: Order | None = None) -> Tensor:
+        where = self.positions[units].to(tensor.device)
+        chosen = _ordered(tensor.index_select(self.axis, where.flatten()), order or {})
+        return chosen.movedim(self.axis, 0).reshape(len(units), -1).double()
+
+    def _rows(self, tensor: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> Tensor:
+        cells = cells_of(tensor.to(dtype), (self.axis,), self.positions)
+        if scale is not None:
+            cells = scale.to(cells)[self.positions.to(cells.device)][:, :, None] * cells
+        return cells.flatten(1)
+
+
+def parts_of(terms: Iterable[Term], group: str, size: int) -> list[list[Part]] | None:
+    """Return the parts of each term of a group that is matched alone, ``None`` where a term is no plain product.
+
+    It is one if the group acts on a single axis of each tensor and moves whole units there, and nothing else
+    acts on blocks of the tensor.
+    """
+    found: list[list[Part]] = []
+    for term in terms:
+        grids = term.facet.grids
+        if len(grids) != 1 or len(term.facet.axes) != 1 or list(grids[0].members) != [group]:
+            return None
+        if not torch.equal(grids[0].members[group], torch.arange(size)[:, None]):
+            return None
+        parts = [
+            _part(term.comparison, k, axes, group, term)
+            for k, (axes, _) in enumerate(zip(term.axes, term.comparison.a, strict=False))
+        ]
+        if any(part is None for part in parts):
+            return None
+        found.append([part for part in parts if part is not None])
+    return found
+
+
+def _part(comparison: Comparison, k: int, axes: tuple[int, ...], group: str, term: Term) -> Part | None:
+    movers = comparison.movers[k]
+    acting = {axis for axis, pairs in movers.items() for name, _ in pairs if name == group}
+    if len(axes) != 1 or acting != {axes[0]} or any(s.block for p in movers.values() for _, s in p):
+        return None
+    others = {axis: pairs for axis, pairs in movers.items() if axis != axes[0]}
+    positions = term.facet.grids[0].positions
+    return Part(comparison.a[k], comparison.b[k], axes[0], positions, others, term.scale)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """Return the norms of rows, in float64, rounded up."""
+    wide = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
+    return torch.linalg.vector_norm(wide, dim=1).double().cpu() * (1 + (rows.shape[1] + 4) * 2.0**-24)
+
+
+def _ordered(tensor: Tensor, order: Order) -> Tensor:
+    for axis, index in order.items():
+        tensor = tensor.index_select(axis, index)
+    return tensor
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
