@@ -1,21 +1,55 @@
-"""Write ``reproducing.md`` from stored records: ``python docs/make_reproducing.py results/paper-mnist``.
+"""Write ``reproducing.md`` from stored results: ``python docs/make_reproducing.py [RESULTS]``.
 
-Every number of ours comes from the records; the authors' are read off the right panel of their figure 2, mean of four
-runs, and so are good to about 3 %.
+Reads every folder of ``results/`` that ``isthmus study export`` wrote. Every number of ours comes from its records;
+those of others are listed below with their sources. What was read off a figure is good to about 3 %.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reproducing_text import accuracy, bullet, duration, head, interval, line, of, prose, split, spread, test
+
 from isthmus.checkpoints import atomic_path
 from isthmus.report._study_figures import correlations
+from isthmus.report._study_summary import exponent, swept_columns
 from isthmus.report._study_summary import summarise as means
-from isthmus.study import read_rows
+from isthmus.study import preset_names, read_rows, read_run, read_study, transport_exponent
 
+HERE = Path(__file__).parent
+ORDER = (
+    "paper-mnist",
+    "paper-mnist-adam",
+    "width",
+    "depth",
+    "epochs",
+    "init",
+    "cifar10-resnet-cpu",
+    "cifar10-vgg-cpu",
+)
+AXES = {
+    "learning_rate": "learning rate",
+    "width": "width",
+    "depth": "hidden layers",
+    "epochs": "epochs",
+}
+FIGURES = ("midpoint", "barrier", "error", "accuracy", "methods", "line", "dimension")
+CAPTIONS = {
+    "midpoint": "Loss at the midpoint",
+    "barrier": "Barrier",
+    "error": "Error of linear connectivity",
+    "accuracy": "Accuracy at the midpoint",
+    "methods": "Midpoint and barrier, method by method",
+    "line": "Loss along the line",
+    "dimension": "Approximate dimension against barrier",
+}
+
+# Read off the right panel of figure 2 of arXiv:2310.19103: midpoint test loss, mean of four runs.
 AUTHORS = {
     "weights-incoming": (2.05, 1.40, 1.27, 0.89, 0.39, 0.085),
     "covariance": (1.35, 0.55, 0.40, 0.25, 0.14, 0.10),
@@ -23,160 +57,378 @@ AUTHORS = {
     "endpoints": (1.02, 0.33, 0.19, 0.083, 0.067, 0.076),
 }
 RATES = (1e-4, 3.981e-4, 1.585e-3, 6.31e-3, 2.512e-2, 1e-1)
+# Test accuracy (%) at the midpoint, aligned by correlation; after renormalisation; mean of the endpoints. Figure
+# objects of github.com/KellerJordan/REPAIR (arXiv:2211.08403).
+PUBLISHED = {
+    "resnet20": {
+        "ResNet-20, width 1": (12.7, 67.6, 93.6),
+        "ResNet-20, width 4": (34.8, 92.1, 96.1),
+        "ResNet-20, width 16": (16.1, 95.4, 96.9),
+        "ResNet-20, width 32": (13.2, 95.95, 96.9),
+    },
+    "vgg16": {"VGG16": (27.9, 90.1, 93.3), "VGG11": (61.3, 88.2, 92.2)},
+}
 
 Row = Mapping[str, Any]
+Lines = Iterator[str]
 
 
 def main() -> None:
-    """Read the folder given on the command line and write the page beside this file."""
-    folder = Path(sys.argv[1])
-    rows = read_rows(folder)
-    page = "\n".join([*header(rows), *midpoints(rows), *barriers(rows), *dimensions(rows), *footer(rows)])
-    with atomic_path(Path(__file__).with_name("reproducing.md")) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    """Read the results and write the page beside this file."""
+    results = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / "results"
+    with atomic_path(HERE / "reproducing.md") as temporary:
+        temporary.write_text("\n".join(page(results)) + "\n", encoding="utf-8")
 
 
-def header(rows: Sequence[Row]) -> list[str]:
-    """Return what was run."""
-    first = rows[0]
-    pairs = len({(r["seed_a"], r["seed_b"]) for r in rows})
-    return [
-        "# Reproducing the paper",
-        "",
-        "This page is written by `python docs/make_reproducing.py results/paper-mnist` from the records of",
-        "`isthmus study run paper-mnist`; no number of ours is typed by hand.",
-        "",
-        f"Perceptron 784-{'-'.join([format(first['width'], 'g')] * first['depth'])}-10 on {first['data'].upper()}, "
-        f"{first['optimiser'].upper()} with momentum {first['momentum']:g}, batches of {first['batch_size']}, "
-        f"{first['epochs']} epochs, {first['warmup_steps']} warm-up steps, cosine to zero; {pairs} pairs per "
-        f"learning rate; products in {first['precision']}, weights in float32; activations compared on "
-        f"{first['statistics']:,} training images.",
-        "",
-    ]
+def page(results: Path) -> Lines:
+    """Return the lines of the page."""
+    found = {f.parent.name: f.parent for f in sorted(results.glob("*/records.parquet"))}
+    names = [*(n for n in ORDER if n in found), *(n for n in found if n not in ORDER)]
+    if not names:
+        raise SystemExit(f"{results}: no folder with records.parquet. Run and export a study first.")
+    rows = {name: read_rows(found[name]) for name in names}
+    runs = {name: read_run(found[name]) for name in names}
+    yield "# Reproducing the paper"
+    yield ""
+    yield from prose(
+        "The experiments of *Proving Linear Mode Connectivity of Neural Networks via Optimal Transport* (Ferbach, "
+        "Goujaud, Gidel and Dieuleveut, AISTATS 2024), rerun and extended. `python docs/make_reproducing.py` writes "
+        "this page from the records under `results/`; no number of ours is typed by hand. To make "
+        "a section's results anew:"
+    )
+    yield "```sh"
+    yield "isthmus study run paper-mnist --out runs/paper-mnist --executor processes --threads 1"
+    yield "isthmus study export runs/paper-mnist --out results/paper-mnist"
+    yield "isthmus study figures results/paper-mnist"
+    yield "```"
+    yield ""
+    yield from prose(
+        "Values are means over pairs of networks ± one standard error; losses and barriers are in nats per example. "
+        "*None* is the line without alignment. Methods are told apart in [matching](matching.md), the file format in "
+        "[studies](studies.md)."
+    )
+    yield from summary(rows, runs)
+    for name in names:
+        yield from section(name, rows[name], runs[name], found[name])
 
 
-def midpoints(rows: Sequence[Row]) -> list[str]:
-    """Return the table of midpoint test losses beside the authors'."""
-    lines = [
-        "## Midpoint test loss, point by point",
-        "",
-        "Mean ± standard error over pairs, nats per example. The authors' rows are read off their figure.",
-        "",
-        *head(),
-    ]
-    unmoved = [r for r in test(rows) if r["method"] == "none"]
-    ends = means(unmoved, "learning_rate", lambda r: (r["loss_a"] + r["loss_b"]) / 2)
-    lines.append(line("endpoints", ends))
-    lines.append(plain("endpoints, authors", AUTHORS["endpoints"]))
-    deviations: list[tuple[float, str, float]] = []
-    for method in dict.fromkeys(r["method"] for r in rows):
-        ours = means([r for r in test(rows) if r["method"] == method], "learning_rate", "midpoint_loss")
-        lines.append(line(method, ours))
-        if method in AUTHORS:
-            lines.append(plain(f"{method}, authors", AUTHORS[method]))
-            for point in ours:
-                theirs = dict(zip(RATES, AUTHORS[method], strict=True))[point.x]
-                deviations.append((point.mean / theirs - 1, method, point.x))
-    if deviations:
-        worst = sorted(deviations, key=lambda d: -abs(d[0]))
-        within = sum(abs(d[0]) <= 0.1 for d in deviations)
-        lines += [
-            "",
-            f"{within} of {len(deviations)} points lie within 10 % of the authors' values. Farthest: "
-            + "; ".join(f"{m} at {x:g}: {100 * d:+.0f} %" for d, m, x in worst[:3])
-            + ".",
-        ]
-    return [*lines, ""]
-
-
-def barriers(rows: Sequence[Row]) -> list[str]:
-    """Return the tables of barriers, test and train."""
-    lines: list[str] = []
-    for split in ("test", "train"):
-        lines += [f"## Barrier, {split}", "", *head()]
-        for method in dict.fromkeys(r["method"] for r in rows):
-            part = [r for r in rows if r["method"] == method and r["split"] == split]
-            lines.append(line(method, means(part, "learning_rate", "barrier")))
-        lines.append("")
-    return lines
-
-
-def dimensions(rows: Sequence[Row]) -> list[str]:
-    """Return dimensions and their rank correlations with the barrier, where they were measured."""
-    lines: list[str] = []
-    for column, name in (("dimension", "uncentred"), ("dimension_centred", "centred")):
-        known = [r for r in test(rows) if r[column] is not None]
-        if not known:
+def summary(rows: Mapping[str, Sequence[Row]], runs: Mapping[str, dict[str, Any] | None]) -> Lines:
+    """Return the table of what was run and what it took."""
+    yield "| study | pairs measured | units done | CPU time | elapsed | units at a time |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for name, table in rows.items():
+        pairs, run = len({r["unit"] for r in table}), runs[name]
+        if run is None:
+            yield f"| [{name}](#{name}) | {pairs} | | | | |"
             continue
-        lines += [f"## Approximate dimension, {name}", "", "Mean over layers, of A and B.", "", *head()]
-        for method in dict.fromkeys(r["method"] for r in known):
-            lines.append(
-                line(method, means([r for r in known if r["method"] == method], "learning_rate", column))
-            )
-        lines += [
-            "",
-            "Spearman's correlation with the test barrier, with 95 % intervals by bootstrap over pairs of seeds:",
-            "",
-            "| method | over learning rates and pairs | at fixed learning rate | n |",
-            "| --- | --- | --- | --- |",
-        ]
-        for c in correlations(rows, "learning_rate", column):
-            overall, within = (interval(c[k]) for k in ("overall", "within"))
-            lines.append(f"| {c['method']} | {overall} | {within} | {c['overall']['n']} |")
-        lines.append("")
-    return lines
-
-
-def footer(rows: Sequence[Row]) -> list[str]:
-    """Return why values may differ, and where the records come from."""
-    first = rows[0]
-    return [
-        "## Why values differ",
-        "",
-        "- The authors' notebook fixes no seeds; ours are 0 to 7, shared by all learning rates.",
-        "- Its descent loops stop at the first layer that does not improve and measure progress against the identity;",
-        "  its matching ignores biases. Ours matches `covariance` with the bias as one more input of constant 1.",
-        "- What it plots as error is the midpoint test loss; the barrier above the chord is ours.",
-        "",
-        f"Records: Isthmus {first['version_isthmus']}, torch {first['version_torch']}, {first['version_machine']}, "
-        f"{first['threads']} thread(s) per unit, commit {first['commit']}"
-        + (" with uncommitted changes" if first["dirty"] else "")
-        + ".",
-        "",
-    ]
-
-
-def head() -> list[str]:
-    """Return the head of a table over learning rates."""
-    return [
-        "| learning rate | " + " | ".join(f"{r:.1e}" for r in RATES) + " |",
-        "| --- " * (len(RATES) + 1) + "|",
-    ]
-
-
-def line(name: str, points: Sequence[Any]) -> str:
-    """Return a row of means and standard errors; empty where a learning rate has no records."""
-    cells = {p.x: f"{p.mean:.3f}" + ("" if p.error is None else f" ± {p.error:.3f}") for p in points}
-    return f"| {name} | " + " | ".join(cells.get(r, "") for r in RATES) + " |"
-
-
-def plain(name: str, values: Sequence[float]) -> str:
-    """Return a row of given values."""
-    return f"| *{name}* | " + " | ".join(f"*{v:g}*" for v in values) + " |"
-
-
-def interval(found: Mapping[str, Any]) -> str:
-    """Print a correlation."""
-    if found["value"] is None:
-        return "undefined"
-    return f"{found['value']:.2f}" + (
-        "" if found["low"] is None else f" [{found['low']:.2f}, {found['high']:.2f}]"
+        done, failed, total = (sum(c[k] for c in run["units"].values()) for k in ("done", "failed", "all"))
+        units = f"{done} of {total}" + (f", {failed} failed" if failed else "")
+        times = f"{duration(run['cpu_seconds'])} | {duration(run['busy_seconds'])} | {run['at_once']:.1f}"
+        yield f"| [{name}](#{name}) | {pairs} | {units} | {times} |"
+    yield ""
+    yield from prose(
+        "CPU time is the sum over units; elapsed is the time during which any unit ran, pauses left out. Both are "
+        "those of the machine as it was, with whatever else ran on it; CPU time suffers less from that."
     )
 
 
-def test(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of the test split."""
-    return [r for r in rows if r["split"] == "test"]
+def section(name: str, rows: Sequence[Row], run: Mapping[str, Any] | None, folder: Path) -> Lines:
+    """Return the section of one study."""
+    swept = swept_columns(rows)
+    x = next((c for c in swept if c in AXES), "learning_rate")
+    others = [c for c in swept if c != x]
+    yield f"## {name}"
+    yield ""
+    yield from about(name, rows, run)
+    if name == "paper-mnist":
+        yield from against_authors(rows)
+    for chosen, part in split(rows, others).items():
+        place = ", ".join(f"{AXES.get(c, c)} {v}" for c, v in zip(others, chosen, strict=True))
+        yield from tables(part, x, place)
+        if name.startswith("paper-"):
+            yield from tables(part, x, place, "train")
+        if x == "width":
+            yield from exponents(part, place)
+        yield from dimensions(part, x, place)
+        if name.startswith("paper-"):
+            yield from layers(part, x)
+    if len({r["refresh"] for r in rows}) > 1:
+        yield from against_published(rows)
+    yield from weights_against_activations(rows, [x, *others])
+    yield from figures(folder)
+
+
+def about(name: str, rows: Sequence[Row], run: Mapping[str, Any] | None) -> Lines:
+    """Return what was run, and by which code."""
+    first = rows[0]
+    if name in preset_names():
+        yield from prose(read_study(name).description)
+    seeds = len({(r["seed_a"], r["seed_b"]) for r in rows})
+    yield from prose(
+        f"Data {first['data']}, {first['optimiser']}, batches of {first['batch_size']}, {first['warmup_steps']} "
+        f"warm-up steps, {first['schedule']} schedule, weight decay {first['weight_decay']:g}, initial values "
+        f"`{first['initialisation']}`, products in {first['precision']}, augmentation "
+        f"{first.get('augment', 'none')}; {seeds} pair(s) of seeds at each place; activations compared on "
+        f"{first['statistics']:,} training images; {first['points']} points on each line."
+    )
+    processors = "" if run is None or not run["processors"] else f", {'; '.join(run['processors'])}"
+    yield from prose(
+        f"Records: Isthmus {first['version_isthmus']}, torch {first['version_torch']}, {first['version_machine']}"
+        f"{processors}, {first['threads']} thread(s) per unit"
+        + ("" if first["commit"] is None else f", commit {first['commit'][:12]}")
+        + (" with uncommitted changes" if first["dirty"] else "")
+        + "."
+    )
+
+
+def tables(rows: Sequence[Row], x: str, place: str, split_name: str = "test") -> Lines:
+    """Return midpoint losses, barriers and accuracies of a split, by method and place."""
+    for column, title, scale in (
+        ("midpoint_loss", f"Midpoint {split_name} loss", 1.0),
+        ("barrier", f"Barrier, {split_name}", 1.0),
+        ("midpoint_accuracy", f"Midpoint {split_name} accuracy (%)", 100.0),
+    ):
+        if any(r[column] is None for r in rows):
+            continue
+        for (refresh,), part in split([r for r in rows if r["split"] == split_name], ["refresh"]).items():
+            how = "" if refresh == "none" else ", BatchNorm statistics recomputed"
+            yield f"**{title}{how}{f', {place}' if place else ''}**"
+            yield ""
+            yield from table(part, x, column, scale)
+            yield ""
+
+
+def table(rows: Sequence[Row], x: str, column: str, scale: float) -> Lines:
+    """Return one table: a row per method, and one of the endpoints where that makes sense."""
+    places, decimals = sorted({r[x] for r in rows}), 1 if scale > 1 else 3
+    yield from head(AXES.get(x, x), places)
+    methods = list(dict.fromkeys(r["method"] for r in rows))
+    what = {"midpoint_loss": "loss", "midpoint_accuracy": "accuracy"}.get(column)
+    if what is not None:
+        ends = means(of(rows, methods[0]), x, lambda r: scale * (r[f"{what}_a"] + r[f"{what}_b"]) / 2)
+        yield line("endpoints", ends, places, decimals)
+    for method in methods:
+        yield line(method, means(of(rows, method), x, lambda r: scale * r[column]), places, decimals)
+
+
+def against_authors(rows: Sequence[Row]) -> Lines:
+    """Return the comparison with the authors' figure, point by point, and of the order of their methods."""
+    ours: dict[str, dict[float, Any]] = {}
+    for method in AUTHORS:
+        part = of(test(rows), "none" if method == "endpoints" else method)
+        value = (lambda r: (r["loss_a"] + r["loss_b"]) / 2) if method == "endpoints" else "midpoint_loss"
+        ours[method] = {p.x: p for p in means(part, "learning_rate", value)}
+    yield "### Against the authors' figure, point by point"
+    yield ""
+    yield from prose(
+        "Midpoint test loss: ours (mean ± standard error over pairs) / the authors' (mean of four runs, read off their "
+        "figure)."
+    )
+    yield from head("learning rate", RATES)
+    ratios: list[tuple[float, str, float, float]] = []
+    for method, theirs in AUTHORS.items():
+        cells: list[str] = []
+        for rate, value in zip(RATES, theirs, strict=True):
+            point = ours[method].get(rate)
+            if point is None:
+                cells.append("")
+                continue
+            cells.append(f"{point.mean:.3f}{spread(point.error)} / {value:g}")
+            errors = abs(point.mean - value) / point.error if point.error else float("inf")
+            ratios.append((point.mean / value - 1, method, rate, errors))
+        yield f"| {method} | " + " | ".join(cells) + " |"
+    yield ""
+    near = sum(abs(r[0]) <= 0.1 for r in ratios)
+    far = sorted((r for r in ratios if abs(r[0]) > 0.1), key=lambda r: -abs(r[0]))
+    yield from prose(
+        f"{near} of {len(ratios)} points lie within 10 % of the authors'."
+        + (" Farther: " if far else "")
+        + "; ".join(f"{m} at {rate:g}: {100 * r:+.0f} % ({e:.0f} standard errors)" for r, m, rate, e in far)
+        + ("." if far else "")
+    )
+    yield from ordering(ours)
+    yield from prose(
+        "Where the two differ, these are the differences of the protocols that we know of; we have not measured their "
+        "shares:"
+    )
+    for text in (
+        "The authors' notebook fixes no seeds; ours are listed in the records and shared by all learning rates.",
+        "Its descent stops at the first layer that does not improve, and measures progress against the identity "
+        "instead of the current relabelling; its matching ignores biases. Ours runs until no layer changes, and "
+        "`covariance` takes the bias as one more input of constant 1.",
+        f"Our products are in {rows[0]['precision']}; weights and losses are float32.",
+        "It plots the midpoint test loss as the error. The barrier, which is zero where no point of the line is worse "
+        "than the chord between the ends, stands below.",
+        "Reading a value off a figure on a logarithmic axis is good to about 3 %, less near the bottom.",
+    ):
+        yield bullet(text)
+    yield ""
+
+
+def ordering(ours: Mapping[str, Mapping[float, Any]]) -> Lines:
+    """Return at how many places two methods stand in the same order as in the authors' figure."""
+    agree, total, against = 0, 0, list[str]()
+    for a, b in itertools.combinations([m for m in AUTHORS if m != "endpoints"], 2):
+        for k, rate in enumerate(RATES):
+            if rate not in ours[a] or rate not in ours[b] or AUTHORS[a][k] == AUTHORS[b][k]:
+                continue
+            total += 1
+            mine, theirs = ours[a][rate].mean - ours[b][rate].mean, AUTHORS[a][k] - AUTHORS[b][k]
+            agree += (mine > 0) == (theirs > 0)
+            if (mine > 0) != (theirs > 0):
+                against.append(f"{a} − {b} at {rate:g}: ours {mine:+.3f}, theirs {theirs:+.3f}")
+    yield from prose(
+        f"Order of the methods: in {agree} of {total} comparisons of two methods at one learning rate the same one is "
+        "better as in the authors' figure." + (f" Not so: {'; '.join(against)}." if against else "")
+    )
+
+
+def exponents(rows: Sequence[Row], place: str) -> Lines:
+    """Return fitted exponents of width, beside the theory's for the error."""
+    yield f"**Fitted exponents of the width, test{f', {place}' if place else ''}**"
+    yield ""
+    yield "| method | of the barrier | of the error of linear connectivity | of its bound | dimension, centred |"
+    yield "| --- | --- | --- | --- | --- |"
+    for method in dict.fromkeys(r["method"] for r in rows):
+        part = of(test(rows), method)
+        fits = [exponent(means(part, "width", column)) for column in ("barrier", "lmc_error_sup")]
+        widths = sorted({float(r["width"]) for r in part})
+        widest = [r["dimension_centred"] for r in part if float(r["width"]) == widths[-1]]
+        known = bool(widest) and None not in widest and len(widths) > 1
+        dimension = sum(widest) / len(widest) if known else None
+        theory = "" if dimension is None else f"{transport_exponent(widths, dimension) / 2:.2f}"
+        cells = ["" if f is None else f"{f[0]:.2f} ± {f[1]:.2f}" for f in fits]
+        yield f"| {method} | {' | '.join(cells)} | {theory} | {'' if dimension is None else f'{dimension:.1f}'} |"
+    yield ""
+    yield from prose(
+        "That of the bound is half the exponent at which the squared transport distance of two layers of independent "
+        "Gaussian neurons of that dimension falls over these widths (`isthmus.study.transport_exponent`). It bounds "
+        "the error of independent neurons from above, so a measured error may fall faster; trained neurons are not "
+        "independent."
+    )
+
+
+def dimensions(rows: Sequence[Row], x: str, place: str) -> Lines:
+    """Return dimensions and their rank correlations with the barrier, where they were measured."""
+    part = [r for r in rows if r["refresh"] == rows[0]["refresh"]]
+    for column, name in (("dimension", "uncentred"), ("dimension_centred", "centred")):
+        known = [r for r in test(part) if r[column] is not None]
+        if not known:
+            continue
+        places = sorted({r[x] for r in known})
+        where = f", {place}" if place else ""
+        yield f"**Approximate dimension, {name}, mean over layers of A and B{where}**"
+        yield ""
+        yield from head(AXES.get(x, x), places)
+        for method in dict.fromkeys(r["method"] for r in known):
+            yield line(method, means(of(known, method), x, column), places, 1)
+        found = correlations(part, x, column)
+        if found:
+            yield ""
+            yield from prose(
+                "Spearman's correlation of that dimension with the test barrier, 95 % intervals by bootstrap over "
+                f"pairs{where}:"
+            )
+            yield f"| method | over {AXES.get(x, x)} and pairs | at fixed {AXES.get(x, x)} | n |"
+            yield "| --- | --- | --- | --- |"
+            for c in found:
+                overall, within = (interval(c[k]) for k in ("overall", "within"))
+                yield f"| {c['method']} | {overall} | {within} | {c['overall']['n']} |"
+        yield ""
+
+
+def layers(rows: Sequence[Row], x: str) -> Lines:
+    """Return dimensions layer by layer, uncentred and centred."""
+    known = [r for r in test(rows) if r["dimension_by_layer"] is not None]
+    if not known:
+        return
+    places = sorted({r[x] for r in known})
+    yield "**Approximate dimension by layer, uncentred (centred), mean of A and B over pairs**"
+    yield ""
+    yield from head(f"method, layer; {AXES.get(x, x)}", places)
+    for method in dict.fromkeys(r["method"] for r in known):
+        for layer in range(len(known[0]["dimension_by_layer"])):
+            cells: list[str] = []
+            for place in places:
+                part = [r for r in of(known, method) if r[x] == place]
+                two = [
+                    sum(r[c][layer] for r in part) / len(part)
+                    for c in ("dimension_by_layer", "dimension_centred_by_layer")
+                ]
+                cells.append(f"{two[0]:.1f} ({two[1]:.1f})")
+            yield f"| {method}, {layer + 1} | " + " | ".join(cells) + " |"
+    yield ""
+
+
+def against_published(rows: Sequence[Row]) -> Lines:
+    """Return midpoint accuracies aligned, after BatchNorm reset and of the endpoints, beside published ones."""
+    first = rows[0]
+    yield "### Midpoint accuracy beside published results"
+    yield ""
+    yield from prose(
+        "Test accuracy in %, alignment by correlation; published: REPAIR (Jordan et al. 2022, arXiv:2211.08403), "
+        f"trained in full and with augmentation. Ours: {first['epochs']} epochs, augmentation "
+        f"{first.get('augment', 'none')}; so compare the columns with each other rather than with the "
+        "published rows."
+    )
+    yield "| network | no alignment | aligned | + BatchNorm reset | endpoints |"
+    yield "| --- | --- | --- | --- | --- |"
+    families = list(dict.fromkeys(r["family"] for r in rows))
+    for key, part in split(test(rows), ["family", "width"]).items():
+        plain, reset = (
+            [r for r in of(part, "correlation") if r["refresh"] == how] for how in ("none", "batchnorm")
+        )
+        nothing = [r for r in of(part, "none") if r["refresh"] == "none"]
+        cells = [accuracy(values) for values in (nothing, plain, reset)]
+        ends = sum(50 * (r["accuracy_a"] + r["accuracy_b"]) for r in plain) / len(plain) if plain else None
+        yield f"| {key[0]}, width {key[1]:g} | {' | '.join(cells)} | {'' if ends is None else f'{ends:.1f}'} |"
+    for family in dict.fromkeys(f.removesuffix("_bn") for f in families):
+        for name, values in PUBLISHED.get(family, {}).items():
+            yield f"| *{name}, published* | | " + " | ".join(f"*{v:g}*" for v in values) + " |"
+    yield ""
+    if "vgg16" in families:
+        yield from prose("VGG16 without BatchNorm has no statistics to recompute: its two columns agree.")
+
+
+def weights_against_activations(rows: Sequence[Row], columns: Sequence[str]) -> Lines:
+    """Return at how many places activation matching beats weight matching (the paper's figure 3)."""
+    if not {"weights", "activations"} <= {r["method"] for r in rows}:
+        return
+    for (refresh,), part in split(test(rows), ["refresh"]).items():
+        places = split(part, list(columns))
+        better: list[str] = []
+        for key, chosen in places.items():
+            mean = {
+                m: sum(r["midpoint_loss"] for r in of(chosen, m)) / len(of(chosen, m))
+                for m in ("weights", "activations")
+            }
+            if mean["activations"] < mean["weights"]:
+                better.append(", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in key))
+        how = "" if refresh == "none" else ", BatchNorm statistics recomputed,"
+        yield from prose(
+            f"Weights against activations{how} by midpoint test loss: `activations` beats `weights` at "
+            f"{len(better)} of {len(places)} places ({', '.join(AXES.get(c, c) for c in columns)})"
+            + (f": {'; '.join(better)}." if better and len(better) < len(places) else ".")
+        )
+
+
+def figures(folder: Path) -> Lines:
+    """Return the figures of a results folder, each linked to its vector form."""
+    there = folder / "figures"
+    for kind in FIGURES:
+        for path in sorted(p for p in there.glob("*.png") if p.stem.split("-")[0] == kind):
+            shown = Path(os.path.relpath(path, HERE)).as_posix()
+            rest = path.stem.partition("-")[2]
+            text = CAPTIONS[kind] + (f" ({rest})" if rest else "")
+            yield f"![{text}]({shown})"
+            yield ""
+            vectors = [
+                f"[{k.upper()}]({shown[:-3]}{k})"
+                for k in ("svg", "pdf")
+                if path.with_suffix(f".{k}").is_file()
+            ]
+            yield f"*{text}, {folder.name}.*" + (f" As {' and '.join(vectors)}." if vectors else "")
+            yield ""
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from isthmus.cli._app import run
+from isthmus.cli._study import _words
+from isthmus.study import AbstractSink, Outcome, Progress, Unit
 
 STUDY = """\
 name: small
@@ -31,7 +33,7 @@ def test_a_study_from_start_to_figures(tmp_path: Path, capsys: pytest.CaptureFix
     results = tmp_path / "results"
     assert run(["study", "export", str(out), "--out", str(results)]) == 0
     assert run(["study", "figures", str(results)]) == 0
-    assert (results / "figures" / "barrier.svg").is_file()
+    assert (results / "figures" / "methods.svg").is_file()
     capsys.readouterr()
     record = next((out / "units").glob("*.json"))
     broken = json.loads(record.read_text())
@@ -54,3 +56,64 @@ def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     names = set(json.loads(capsys.readouterr().out))
     assert {"paper-mnist", "paper-mnist-adam", "width", "depth", "epochs", "init"} <= names
     assert {f"cifar10-{n}-{k}" for n in ("vgg", "resnet") for k in ("cpu", "gpu")} <= names
+
+
+def test_a_run_is_shown_where_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[str, tuple[object, ...]]] = []
+
+    class Fake(AbstractSink):
+        def __init__(self, name: str, *arguments: object) -> None:
+            opened.append((name, arguments))
+            self.name, self.count = name, 0
+
+        def write(self, count: int, event: object, scalars: object) -> None:
+            self.count = count
+
+        def close(self) -> None:
+            opened.append((f"{self.name} closed", (self.count,)))
+
+    monkeypatch.setattr("isthmus.study._sinks.TensorBoard", lambda *a: Fake("tensorboard", *a))
+    monkeypatch.setattr("isthmus.study._sinks.WeightsAndBiases", lambda *a: Fake("wandb", *a))
+    file, out = tmp_path / "small.yaml", tmp_path / "out"
+    file.write_text(STUDY.replace("points: 3", "points: 3, dimension: false"), encoding="utf-8")
+    command = ["study", "run", str(file), "--out", str(out)]
+    assert run([*command, "--log", "tensorboard", "--log", "wandb"]) == 0
+    assert opened == [
+        ("tensorboard", (out / "tensorboard",)),
+        ("wandb", ("small", out, file.read_text())),
+        ("wandb closed", (2,)),
+        ("tensorboard closed", (2,)),
+    ]
+    assert run([*command, "--log", "paper"]) == 2
+    assert "tensorboard" in capsys.readouterr().err
+
+
+def test_memory_needs_an_executor_that_can_limit_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(STUDY, encoding="utf-8")
+    assert run(["study", "run", str(file), "--out", str(tmp_path / "out"), "--memory", "2"]) == 2
+    assert "--memory needs --executor processes or ray" in " ".join(capsys.readouterr().err.split())
+
+
+def test_status_tells_the_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = tmp_path / "small.yaml", tmp_path / "out"
+    file.write_text(STUDY, encoding="utf-8")
+    assert run(["study", "run", str(file), "--out", str(out)]) == 0
+    assert " left " not in capsys.readouterr().out
+    next((out / "units").glob("*.json")).unlink()
+    with (out / "events.jsonl").open("a", encoding="utf-8") as events:
+        events.write('{"unit": "x", "seconds_left": 5400}\n{"status": "sink dropped"}\n{"unit": "cut sho')
+    assert run(["study", "status", str(out)]) == 0
+    assert "1 h 30 min left when the last unit ended" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_just_ended_is_told_with_the_time_left() -> None:
+    unit = Unit("train", "0", {}, (), 1.0, "train mlp")
+    outcome = Outcome("0", "done", 3.0)
+    assert _words(Progress(None, None, 0.0, 4.0, 0.0, None)) == "running"
+    for left, text in ((40.0, "40 s"), (90.0, "2 min"), (7500.0, "2 h 5 min")):
+        assert _words(Progress(unit, outcome, 1.0, 4.0, 3.0, left)) == f"done: train mlp; {text} left"

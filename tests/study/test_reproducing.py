@@ -1,0 +1,137 @@
+"""The page that is made from stored results says what the records say."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_studies import TINY, tiny
+
+from isthmus.study import InProcess, export_study, read_rows, run_study
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+pytestmark = pytest.mark.skipif(not (DOCS / "make_reproducing.py").is_file(), reason="needs the docs folder")
+
+SMALL = TINY.replace("dimension: false", "dimension: true").replace("seeds: 4", "seeds: 6")
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(str(DOCS))
+    yield importlib.import_module("make_reproducing")
+    for name in ("make_reproducing", "reproducing_text"):
+        sys.modules.pop(name)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reproducing")
+    with InProcess(1) as executor:
+        assert run_study(tiny(SMALL), folder / "run", executor=executor).finished
+    out = folder / "results" / "tiny"
+    out.mkdir(parents=True)
+    export_study(folder / "run", out)
+    figures = out / "figures"
+    figures.mkdir()
+    for name in ("barrier.png", "barrier.svg", "dimension-centred.png", "other.png"):
+        (figures / name).write_bytes(b"")
+    return folder / "results"
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def test_every_number_comes_from_the_records(make: Any, results: Path) -> None:
+    page = "\n".join(make.page(results))
+    rows = [r for r in read_rows(results / "tiny") if r["split"] == "test" and r["learning_rate"] == 0.1]
+    for column, scale, decimals in (
+        ("midpoint_loss", 1, 3),
+        ("barrier", 1, 3),
+        ("midpoint_accuracy", 100, 1),
+        ("dimension", 1, 1),
+    ):
+        for method in ("none", "weights"):
+            found = [scale * r[column] for r in rows if r["method"] == method and r[column] is not None]
+            if found:
+                assert f"| {mean(found):.{decimals}f} ± " in page
+    assert "| [tiny](#tiny) | 6 | 22 of 22 |" in page
+    assert "3 pair(s) of seeds at each place; activations compared on 200 training images" in " ".join(
+        page.split()
+    )
+    assert "| weights | " in page.partition("Spearman's correlation")[2]
+    assert max(len(line) for line in page.splitlines() if not line.startswith(("|", "*", "!"))) <= 118
+
+
+def test_figures_are_shown_and_linked(make: Any, results: Path) -> None:
+    page = "\n".join(make.page(results))
+    assert "![Barrier](" in page
+    assert "tiny/figures/barrier.png)" in page
+    assert "As [SVG](" in page
+    assert "Approximate dimension against barrier (centred)" in page
+    assert "other.png" not in page
+
+
+def test_the_authors_figure_is_compared_point_by_point(make: Any) -> None:
+    """Rows that repeat the authors' values agree everywhere; worse ones are named."""
+    rows = [
+        {
+            "method": method,
+            "split": "test",
+            "learning_rate": rate,
+            "midpoint_loss": value,
+            "loss_a": make.AUTHORS["endpoints"][k],
+            "loss_b": make.AUTHORS["endpoints"][k],
+            "precision": "float32",
+        }
+        for method, values in {**make.AUTHORS, "none": make.AUTHORS["endpoints"]}.items()
+        if method != "endpoints"
+        for k, (rate, value) in enumerate(zip(make.RATES, values, strict=True))
+        for _ in range(2)
+    ]
+    same = " ".join("\n".join(make.against_authors(rows)).split())
+    assert "24 of 24 points lie within 10 % of the authors'." in same
+    # Covariance and activations share their value at 0.1, so 17 of the 18 comparisons have a winner.
+    assert "in 17 of 17 comparisons" in same
+    assert "Not so" not in same
+    worse = [
+        {**r, "midpoint_loss": 2.0} if (r["method"], r["learning_rate"]) == ("activations", 1e-4) else r
+        for r in rows
+    ]
+    other = " ".join("\n".join(make.against_authors(worse)).split())
+    assert "23 of 24 points" in other
+    assert "Farther: activations at 0.0001: +64 %" in other
+    assert "in 16 of 17 comparisons" in other
+    assert "Not so: covariance − activations at 0.0001: ours -0.650, theirs +0.130." in other
+
+
+def test_midpoint_accuracies_stand_beside_published_ones(make: Any) -> None:
+    accuracies = {("none", "none"): 0.1, ("correlation", "none"): 0.2, ("correlation", "batchnorm"): 0.6}
+    rows = [
+        {
+            "family": "resnet20",
+            "width": 0.5,
+            "method": method,
+            "refresh": refresh,
+            "split": "test",
+            "epochs": 12,
+            "midpoint_accuracy": value,
+            "accuracy_a": 0.8,
+            "accuracy_b": 0.7,
+        }
+        for (method, refresh), value in accuracies.items()
+    ]
+    page = "\n".join(make.against_published(rows))
+    assert "| resnet20, width 0.5 | 10.0 | 20.0 | 60.0 | 75.0 |" in page
+    assert "| *ResNet-20, width 1, published* | | *12.7* | *67.6* | *93.6* |" in page
+    assert "VGG" not in page
+
+
+def test_no_results(make: Any, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"no folder with records\.parquet"):
+        list(make.page(tmp_path))
