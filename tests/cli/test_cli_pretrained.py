@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import sys
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 from isthmus import Alignment, merge
+from isthmus.checkpoints import load_state, save_state
+from isthmus.errors import DataError
 from isthmus.pretrained import open_model
 from isthmus.symmetry import SymmetrySpec
 
@@ -28,6 +31,15 @@ def batches():
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 19, (24, 5), generator=generator)
     return [{"input_ids": ids[:12], "labels": ids[:12, 0] % 3}, {"input_ids": ids[12:], "labels": ids[12:, 0] % 3}]
+"""
+
+
+NETWORK = """
+import torch
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
 """
 
 
@@ -138,6 +150,97 @@ def test_bad_use(isthmus: Cli, models: Path, arguments: list[str], message: str)
     assert result.code == 2
     assert message in result.err
     assert not (models / "m").exists()
+
+
+def test_a_folder_is_a_target_for_other_checkpoints(isthmus: Cli, models: Path) -> None:
+    (models / "b.safetensors").write_bytes((models / "b" / "model.safetensors").read_bytes())
+    arguments = ["a", "b.safetensors", "--model", "a", "--align", "weights"]
+    merged = isthmus("merge", *arguments, "--out", "m.safetensors", "--json")
+    assert merged.code == 0, merged.err
+    folders = isthmus("merge", "a", "b", "--align", "weights", "--out", "m", "--json")
+    assert folders.code == 0, folders.err
+    found, expected = load_state("m.safetensors"), load_state("m/model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.allclose(found[n], v, rtol=0, atol=1e-6) for n, v in expected.items())
+
+
+def test_folders_of_shards_are_checkpoints_of_a_network_in_code(isthmus: Cli, models: Path) -> None:
+    (models / "mynet.py").write_text(NETWORK, encoding="utf-8")
+    sys.modules.pop("mynet", None)
+    network = importlib.import_module("mynet").build()
+    for name in "cd":
+        torch.nn.init.normal_(network[0].weight)
+        tensors = network.state_dict()
+        (models / name).mkdir()
+        save_state(
+            models / name / "one.safetensors", {"0.weight": tensors["0.weight"], "0.bias": tensors["0.bias"]}
+        )
+        save_state(
+            models / name / "two.safetensors", {"2.weight": tensors["2.weight"], "2.bias": tensors["2.bias"]}
+        )
+        places = {k: f"{'one' if k[0] == '0' else 'two'}.safetensors" for k in tensors}
+        index = models / name / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": places}), encoding="utf-8")
+    merged = isthmus("merge", "c", "d", "--model", "mynet:build", "--out", "m.safetensors", "--json")
+    assert merged.code == 0, merged.err
+    c, d = (load_state(models / name / "one.safetensors")["0.weight"] for name in "cd")
+    assert torch.allclose(load_state("m.safetensors")["0.weight"], (c + d) / 2)
+
+
+def test_tensors_that_are_not_used_are_named(isthmus: Cli, models: Path) -> None:
+    state = load_state(models / "a" / "model.safetensors")
+    save_state(models / "a" / "model.safetensors", state | {"cls.old": torch.ones(2)}, {"format": "pt"})
+    plain = isthmus("merge", "a", "b", "--out", "m")
+    assert "1 tensors are not used by the architecture in config.json" in plain.out
+    assert "cls.old" in plain.out
+    aligned = isthmus("align", "b", "a", "--out", "ba.safetensors", "--apply", "a2", "--json")
+    assert aligned.json["unused"] == ["cls.old"]
+
+
+def test_outputs_are_checked_before_the_work(
+    isthmus: Cli, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("began to work")
+
+    monkeypatch.setattr("isthmus.pretrained.open_model", fail)
+    monkeypatch.setattr("isthmus.cli._folders.open_model", fail)
+    for arguments in (
+        ["align", "a", "b", "--out", "x.safetensors", "--apply", "b"],
+        ["merge", "a", "b", "--align", "weights", "--out", "b"],
+    ):
+        result = isthmus(*arguments)
+        assert result.code == 2
+        assert "it is there already" in result.err
+    result = isthmus("merge", "a", "b", "--out", "m", "--max-shard-size", "much")
+    assert "Shard size" in result.err
+
+
+def test_an_example_of_ones_own(isthmus: Cli, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks for whose task no example is known: a shape for symmetry, the data for the others."""
+
+    def unknown(model: object) -> object:
+        raise DataError("No example inputs are known for this network.")
+
+    monkeypatch.setattr("isthmus.pretrained._open.example_for", unknown)
+    result = isthmus("symmetry", "a")
+    assert result.code == 2
+    assert "No example inputs are known" in result.err
+    result = isthmus("align", "a", "b", "--out", "x.safetensors")
+    assert "give --data (or, for symmetry, --shape)" in result.err
+    done = isthmus("align", "a", "b", "--out", "x.safetensors", "--data", "mydata:batches", "--json")
+    assert done.code == 0, done.err
+    seen = []
+    monkeypatch.setattr(
+        "isthmus.pretrained.open_model",
+        lambda *_, example, **__: seen.append(example) or fail_with_data_error(),
+    )
+    isthmus("symmetry", "a", "--shape", "2,3")
+    assert [tuple(t.shape) for t in seen[0].args] == [(2, 3)]
+
+
+def fail_with_data_error() -> None:
+    raise DataError("enough seen")
 
 
 def test_remote_code_is_refused(isthmus: Cli, models: Path) -> None:

@@ -120,8 +120,38 @@ def test_a_shard_outside_the_folder(sharded: Path) -> None:
     path = sharded / "model.safetensors.index.json"
     path.write_text(path.read_text().replace("two.safe", "../two.safe"), encoding="utf-8")
     (sharded / "two.safetensors").rename(sharded.parent / "two.safetensors")
-    with pytest.raises(CheckpointError, match="not in the folder"):
+    with pytest.raises(CheckpointError, match=r"'\.\./two.safetensors'.* no file outside of it is read"):
         LazyState.open(sharded)
+
+
+def test_a_tensor_that_the_index_does_not_list(sharded: Path) -> None:
+    more = {"half": TENSORS["half"], "scalar": TENSORS["scalar"], "more": torch.ones(2)}
+    save_file(more, sharded / "two.safetensors")
+    assert torch.equal(LazyState.open(sharded)["more"], torch.ones(2))
+    save_file({k: TENSORS[k] for k in ("w", "empty")} | {"more": torch.zeros(2)}, sharded / "one.safetensors")
+    with pytest.raises(CheckpointError, match=r"does not list 'more', which lies in one.* and in two"):
+        LazyState.open(sharded)
+
+
+def test_where_the_index_says_counts(sharded: Path) -> None:
+    """One shard may hold a copy of what the index places in another."""
+    other = {"w": TENSORS["w"] + 1, "half": TENSORS["half"], "scalar": TENSORS["scalar"]}
+    save_file(other, sharded / "two.safetensors")
+    assert torch.equal(LazyState.open(sharded)["w"], TENSORS["w"])
+
+
+def test_notes_of_the_index(sharded: Path) -> None:
+    path = sharded / "model.safetensors.index.json"
+    notes = {"total_size": 68, "total_parameters": 19}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metadata": notes}), encoding="utf-8")
+    state = LazyState.open(sharded)
+    assert state.index_metadata == state.under({"x": "w"}).index_metadata == notes
+
+
+def test_a_link_to_weights_that_are_gone(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to("../../blobs/1234")
+    with pytest.raises(CheckpointError, match=r"is a link to \.\./\.\./blobs/1234, which is not there"):
+        LazyState.open(tmp_path)
 
 
 def test_a_shard_of_another_checkpoint(sharded: Path) -> None:

@@ -232,6 +232,52 @@ def test_an_unknown_architecture(tmp_path: Path) -> None:
         open_model(folder)
 
 
+@pytest.mark.parametrize(
+    "name", ["Trainer", "AutoModelForCausalLM", "pipeline", "__name__", "PreTrainedModel"]
+)
+def test_what_is_no_network_is_no_architecture(tmp_path: Path, name: str) -> None:
+    folder = save(tiny("bert"), tmp_path / "m")
+    edit_config(folder, architectures=[name])
+    with pytest.raises(ModelError, match=f"transformers has no architecture '{name}'"):
+        open_model(folder)
+
+
+@pytest.mark.parametrize("kernel", ["somebody/kernel", "flash_attention_2"])
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_kernels_named_in_the_config_are_neither_fetched_nor_needed(
+    tmp_path: Path, kernel: str, key: str
+) -> None:
+    """``owner/name`` would be code from the hub, run without being asked for."""
+    folder = save(tiny("llama"), tmp_path / "m")
+    edit_config(folder, **{key: kernel})
+    assert open_model(folder).model.config._attn_implementation == "sdpa"
+
+
+def test_kernels_of_the_parts_of_a_config(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    randomised(clip(), 0).eval().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    for part in ("text_config", "vision_config"):
+        config[part]["attn_implementation"] = "somebody/kernel"
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert open_model(folder).model.config.text_config._attn_implementation != "somebody/kernel"
+
+
+def test_outputs_have_names_even_if_the_config_asks_for_tuples(tmp_path: Path) -> None:
+    folder = save(tiny("bert"), tmp_path / "m")
+    edit_config(folder, return_dict=False)
+    assert open_model(folder).discover().outputs == ("logits",)
+
+
+def test_weights_of_another_architecture(tmp_path: Path) -> None:
+    folder, other = save(tiny("bert"), tmp_path / "m"), save(tiny("gpt2"), tmp_path / "other")
+    (folder / "config.json").write_bytes((other / "config.json").read_bytes())
+    with pytest.raises(
+        CheckpointError, match=r"the weights lack .* of GPT2LMHeadModel\. They belong to another"
+    ):
+        open_model(folder)
+
+
 def test_a_configuration_that_cannot_be_built(tmp_path: Path) -> None:
     folder = save(tiny("bert"), tmp_path / "m")
     edit_config(folder, num_attention_heads=5)

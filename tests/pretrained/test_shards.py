@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from isthmus.errors import DataError, OutputError, ShapeError
-from isthmus.pretrained._folder import copy_extras, output_folder
+from isthmus.pretrained._folder import free_target, output_folder
 from isthmus.pretrained._lazy import DTYPES
 from isthmus.pretrained._shards import PlannedTensor, parse_size, plan_shards, write_shards
 
@@ -132,13 +133,58 @@ def test_what_is_there_stays(tmp_path: Path) -> None:
 
 
 def test_folders_that_were_abandoned_are_removed(tmp_path: Path) -> None:
-    gone, other = tmp_path / ".out.12.partial", tmp_path / ".other.12.partial"
-    for folder in (gone, other):
+    names = (".out.0123abcd.partial", ".other.0123abcd.partial", ".out.notes.partial")
+    gone, *others = (tmp_path / name for name in names)
+    for folder in (gone, *others):
         folder.mkdir()
-        (folder / ".lock").write_bytes(b"")
+        (folder / "model.safetensors").write_bytes(b"half")
     with output_folder(tmp_path / "out"):
         assert not gone.exists()
-        assert other.exists()
+        assert all(folder.exists() for folder in others)
+
+
+def test_a_run_whose_new_folder_is_taken_for_abandoned_takes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run may see the folder between its making and its locking."""
+    made = 0
+    mkdir = Path.mkdir
+
+    def raced(self: Path, *arguments: object, **options: object) -> None:
+        nonlocal made
+        mkdir(self, *arguments, **options)  # type: ignore[arg-type]
+        if self.name.endswith(".partial"):
+            made += 1
+            if made == 1:
+                self.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", raced)
+    with output_folder(tmp_path / "out") as folder:
+        (folder / "x").write_text("1")
+    assert made == 2
+    assert (tmp_path / "out" / "x").exists()
+
+
+def test_a_run_whose_folders_all_vanish_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mkdir = Path.mkdir
+
+    def raced(self: Path, *arguments: object, **options: object) -> None:
+        mkdir(self, *arguments, **options)  # type: ignore[arg-type]
+        if self.name.endswith(".partial"):
+            self.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", raced)
+    with pytest.raises(OutputError, match="other runs keep removing"), output_folder(tmp_path / "out"):
+        pass
+
+
+def test_without_locks_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the writer is gone cannot be known then."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    (tmp_path / ".out.0123abcd.partial").mkdir()
+    with output_folder(tmp_path / "out") as folder:
+        (folder / "x").write_text("1")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.0123abcd.partial", "out"]
 
 
 def test_of_two_runs_at_once_the_first_to_finish_wins(tmp_path: Path) -> None:
@@ -155,22 +201,38 @@ def test_of_two_runs_at_once_the_first_to_finish_wins(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_files_beside_the_weights_are_copied(tmp_path: Path) -> None:
-    source, target = tmp_path / "source", tmp_path / "target"
-    (source / "sub").mkdir(parents=True)
-    (source / ".git").mkdir()
-    target.mkdir()
-    kept = ["config.json", "tokenizer.model", "sub/vocab.txt", "training_args.bin", "code.py"]
-    stale = [
-        "pytorch_model.bin",
-        "sub/model.onnx",
-        "adapter_model.safetensors",
-        "pytorch_model.bin.index.json",
-    ]
-    for name in (*kept, *stale, "model.safetensors", "README.md", ".git/config"):
-        (source / name).write_text(name)
-    (source / "linked.txt").symlink_to(source / "config.json")
-    assert sorted(copy_extras(source, target, {"model.safetensors"})) == sorted(stale)
-    found = sorted(p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file())
-    assert found == sorted([*kept, "linked.txt"])
-    assert not (target / "linked.txt").is_symlink()
+def test_a_target_whose_parent_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match=r"Check that the folder .*file is writable"):
+        output_folder(tmp_path / "file" / "out").__enter__()
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a file system that cannot be written")
+def test_a_target_that_cannot_be_written() -> None:
+    with pytest.raises(OutputError, match=r"Cannot write /proc/model/out: .* nothing was changed"):
+        output_folder("/proc/model/out").__enter__()
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    """A link may lead to another disk, where the hidden folder must lie as well."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "model")
+    with output_folder(tmp_path / "out") as folder:
+        assert folder.parent == (tmp_path / "disk").resolve()
+        (folder / "x").write_text("1")
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "disk" / "model" / "x").exists()
+
+
+def test_a_mount_point_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputError, match=r"it is a mount point.* such as .*out/model"):
+        free_target(tmp_path / "out")
+
+
+def test_too_little_room_is_seen_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"it needs 1e\+09 GB, but the disk of .* has .* GB free"):
+        output_folder(tmp_path / "new" / "out", 10**18).__enter__()
+    assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,9 +128,140 @@ def test_tensors_that_the_network_does_not_know_are_the_first_ones(
     save_file(
         {**load_file(folder / "model.safetensors"), **extra}, folder / "model.safetensors", {"format": "pt"}
     )
-    pretrained.merge([open_model(folder), pair.b], tmp_path / "out")
-    found = load_file(tmp_path / "out" / "model.safetensors")
-    assert all(torch.equal(found[k], v) for k, v in extra.items())
+    opened = open_model(folder)
+    merged = pretrained.merge([opened, pair.b], tmp_path / "out")
+    moved = pretrained.apply(random_alignment(pair.spec), opened, tmp_path / "moved")
+    assert sorted(merged.unknown) == sorted(moved.unknown) == sorted(extra)
+    assert pretrained.merge([pair.a, pair.b], tmp_path / "other").unknown == ()
+    for name, what in (("out", "the first model's"), ("moved", "as they were, in the old order")):
+        found = load_file(tmp_path / name / "model.safetensors")
+        assert all(torch.equal(found[k], v) for k, v in extra.items())
+        card = (tmp_path / name / "README.md").read_text(encoding="utf-8")
+        assert f"does not use `bert.embeddings.old_ids`, `old`. These tensors are {what}" in card
+    assert "does not use" not in (tmp_path / "other" / "README.md").read_text(encoding="utf-8")
+
+
+def test_dtypes_that_differ_within_one_checkpoint(pair_of: Callable[..., Any], tmp_path: Path) -> None:
+    """Norms in float32, the rest in bfloat16, an integer beside them."""
+    pair = pair_of("llama")
+    folder = save(tiny("llama", 2), tmp_path / "m")
+    stored = load_file(folder / "model.safetensors")
+    mixed = {k: v if "norm" in k else v.bfloat16() for k, v in stored.items()} | {"step": torch.tensor(3)}
+    save_file(mixed, folder / "model.safetensors", {"format": "pt"})
+    opened, alignment = open_model(folder), random_alignment(pair.spec)
+    pretrained.apply(alignment, opened, tmp_path / "moved")
+    pretrained.merge([opened, pair.b], tmp_path / "merged", alignments=[alignment])
+    for name in ("moved", "merged"):
+        found = load_file(tmp_path / name / "model.safetensors")
+        assert {k: v.dtype for k, v in found.items()} == {k: v.dtype for k, v in mixed.items()}
+    expected = isthmus.merge([opened.load(), pair.b.load()], alignments=[alignment])
+    assert all(torch.equal(found[k], expected[k]) for k in stored)
+
+
+def test_tied_tensors_stored_twice_move_together(pair_of: Callable[..., Any], tmp_path: Path) -> None:
+    pair = pair_of("gpt2")
+    folder = save(tiny("gpt2"), tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    twin = {"lm_head.weight": tensors["transformer.wte.weight"].clone()}
+    save_file(tensors | twin, folder / "model.safetensors", {"format": "pt"})
+    opened = open_model(folder)
+    pretrained.apply(random_alignment(pair.spec), opened, tmp_path / "moved")
+    pretrained.merge([opened, pair.b], tmp_path / "merged", alignments=[random_alignment(pair.spec)])
+    for name in ("moved", "merged"):
+        found = load_file(tmp_path / name / "model.safetensors")
+        assert torch.equal(found["lm_head.weight"], found["transformer.wte.weight"])
+        assert not torch.equal(found["lm_head.weight"], twin["lm_head.weight"])
+        assert open_model(tmp_path / name).load().lm_head.weight.shape == twin["lm_head.weight"].shape
+
+
+def test_a_snapshot_of_the_hubs_cache(pair_of: Callable[..., Any], tmp_path: Path) -> None:
+    """Its files are links to blobs; what is written is an ordinary folder, and the card names the model."""
+    pair = pair_of("llama")
+    blobs, snapshot = (tmp_path / "models--org--tiny--llama" / p for p in ("blobs", "snapshots/0a1b"))
+    for folder in (blobs, snapshot):
+        folder.mkdir(parents=True)
+    for k, path in enumerate(sorted(p for p in pair.b.path.iterdir() if p.is_file())):
+        (blobs / f"{k:03}").write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(f"../../blobs/{k:03}")
+    opened, alignment = open_model(snapshot), random_alignment(pair.spec)
+    assert opened.title == "org/tiny--llama"
+    pretrained.apply(alignment, opened, tmp_path / "from links", max_shard_size=2000)
+    pretrained.apply(alignment, pair.b, tmp_path / "from files", max_shard_size=2000)
+    assert not any(p.is_symlink() for p in (tmp_path / "from links").rglob("*"))
+    found, expected = (contents(tmp_path / name) for name in ("from links", "from files"))
+    assert '- "org/tiny--llama"' in found.pop("README.md").decode()
+    del expected["README.md"], expected["notes/data.txt"]
+    for files in (found, expected):  # safetensors shuffles the metadata of a header
+        files["isthmus/alignment.safetensors"] = b"%d" % len(files["isthmus/alignment.safetensors"])
+    assert found == expected
+
+
+def test_notes_of_the_index_are_kept(pair_of: Callable[..., Any], tmp_path: Path) -> None:
+    opened = pair_of("bert").b
+    before = json.loads((opened.path / "model.safetensors.index.json").read_text())["metadata"]
+    assert set(before) > {"total_size"}
+    for name in ("one", "two"):
+        pretrained.apply(random_alignment(pair_of("bert").spec), opened, tmp_path / name, max_shard_size=900)
+        opened = open_model(tmp_path / name)
+        assert opened.file.index_metadata == before
+
+
+def test_values_that_are_not_finite_can_be_moved(pair_of: Callable[..., Any], tmp_path: Path) -> None:
+    """A relabelling loses nothing, not even these; matching and averaging refuse them."""
+    model = tiny("bert")
+    with torch.no_grad():
+        model.bert.pooler.dense.bias.fill_(float("nan"))
+    pretrained.apply(
+        random_alignment(pair_of("bert").spec), open_model(save(model, tmp_path / "m")), tmp_path / "out"
+    )
+    assert load_file(tmp_path / "out" / "model.safetensors")["bert.pooler.dense.bias"].isnan().all()
+
+
+def test_a_disk_that_fills_up_while_writing(pair_of: Callable[..., Any], tmp_path: Path) -> None:
+    """A limit on the size of files makes the system itself refuse, in the middle of a shard."""
+    resource = pytest.importorskip("resource")
+    pair = pair_of("llama")
+    before, limits = contents(pair.b.path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    try:
+        with pytest.raises(
+            OutputError, match=r"Cannot write .*out: File too large.* has room; nothing was changed"
+        ):
+            pretrained.apply(random_alignment(pair.spec), pair.b, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+    assert contents(pair.b.path) == before
+
+
+def test_too_little_room_is_seen_before_any_tensor_is_read(
+    pair_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = pair_of("bert")
+    room = pair.b.file.nbytes
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=room))
+    seen: list[object] = []
+    with pytest.raises(OutputError, match=r"it needs .* GB, but the disk of .* free"):
+        pretrained.apply(
+            random_alignment(pair.spec), pair.b, tmp_path / "out", on_progress=lambda *at: seen.append(at)
+        )
+    assert not seen
+    room = 10 * room + 10**6
+    pretrained.apply(random_alignment(pair.spec), pair.b, tmp_path / "out")
+
+
+def test_networks_of_different_classes_with_the_same_tensors(
+    pair_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    pair = pair_of("llama")
+    folder = save(tiny("llama"), tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    other = open_model(folder)
+    assert other.state.shapes().keys() == pair.a.state.shapes().keys()
+    with pytest.raises(CheckpointError, match=r"is a LlamaForCausalLM and .* a MistralForCausalLM: they"):
+        pretrained.merge([pair.a, other], tmp_path / "out")
 
 
 def test_other_files_survive_and_the_card_tells(pair_of: Callable[..., Any], tmp_path: Path) -> None:
@@ -213,29 +345,28 @@ def test_an_interrupted_run_leaves_nothing(
     assert open_model(tmp_path / "out").state.nbytes == pair.b.state.nbytes
 
 
-KILLED = """
-import os, signal, sys, torch
-from isthmus import pretrained
-a, b = (pretrained.open_model(p) for p in sys.argv[1:3])
-def die(name, done, total):
-    if done > total / 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-pretrained.merge([a, b], sys.argv[3], max_shard_size=1000, on_progress=die)
-"""
-
-
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks of one process")
 def test_a_killed_run_leaves_nothing_that_looks_whole(pair_of: Callable[..., Any], tmp_path: Path) -> None:
+    """Killed outright at random points and at all of the last ones; run again, it always comes to the same end."""
     pair = pair_of("bert")
-    command = [sys.executable, "-c", KILLED, str(pair.a.path), str(pair.b.path), str(tmp_path / "out")]
-    done = subprocess.run(command, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == -signal.SIGKILL
-    left = list(tmp_path.iterdir())
-    assert [p.name.startswith(".out.") and p.name.endswith(".partial") for p in left] == [True]
-    assert any(left[0].glob("*.safetensors"))
-    assert not (left[0] / "config.json").exists()
-    assert not (left[0] / "model.safetensors.index.json").exists()
-    pretrained.merge([pair.a, pair.b], tmp_path / "out")
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "root").mkdir()
+    command = [sys.executable, str(Path(__file__).with_name("pretrained_killed.py"))]
+    command += [str(pair.a.path), str(pair.b.path), str(tmp_path / "root"), "12", "0"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    tried = json.loads(done.stdout)
+    assert len(tried) == 20
+    for run in tried:
+        assert run["ended"] == signal.SIGKILL, run
+        assert run["left"] in ("nothing", "hidden", "whole"), run
+        assert run["inputs"], run
+        assert run["then"] == "whole", run
+        # What is whole is not written again.
+        assert run["again"] == (-3 if run["left"] == "whole" else 0), run
+    assert {run["left"] for run in tried} >= {"hidden", "whole"}
+    assert any(run["point"].startswith("os.rename") for run in tried)
 
 
 def test_what_is_there_is_not_overwritten(pair_of: Callable[..., Any], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import typer
 from isthmus import __version__
 from isthmus.checkpoints import atomic_folder, atomic_path, check_format
 from isthmus.cli import _console as console
-from isthmus.cli._pair import data_for, example_for, load_pair
+from isthmus.cli._pair import data_for, example_for, example_of_shapes, load_pair
 from isthmus.cli._study import study
 from isthmus.cli._target import load_target
 from isthmus.cli._theory import theory
@@ -62,7 +62,11 @@ Model = Annotated[
 ]
 OptionalModel = Annotated[
     str | None,
-    typer.Option("--model", metavar="TARGET", help="`package.module:factory`; not needed for model folders."),
+    typer.Option(
+        "--model",
+        metavar="TARGET",
+        help="`package.module:factory`, or a model folder; not needed where A and B are model folders.",
+    ),
 ]
 CheckpointA = Annotated[
     Path,
@@ -172,7 +176,8 @@ def symmetry(
         tell = console.stages(bar)
         tell("building the network", 0, 3)
         if is_model_folder(target):
-            opened = pretrained.open_model(target, trust_remote_code=trust_remote_code)
+            given = example_of_shapes(shape) if shape else None
+            opened = pretrained.open_model(target, trust_remote_code=trust_remote_code, example=given)
             tell("discovering symmetries", 1, 3)
             spec = opened.discover(wanted)
             tell("verifying by running", 2, 3)
@@ -234,6 +239,10 @@ def align(
     from isthmus.states import state_of
 
     in_folders = folders.are_folders(a, b, model)
+    in_folders = folders.are_folders(a, b, model)
+    if in_folders:
+        folders.check_output(apply, max_shard_size)
+    written = None
     with (
         console.staged_files(out, None if in_folders else apply) as staged,
         console.progress() as bar,
@@ -246,13 +255,13 @@ def align(
         batches = found.get("train", next(iter(found.values()), None))
         tell(f"aligning by {method}", 1, 2)
         if in_folders:
-            first, second = folders.open_pair(a, b, trust_remote_code)
+            first, second = folders.open_pair(a, b, trust_remote_code, batches)
             alignment = folders.align_folders(first, second, method=method, batches=batches, seed=seed)
             alignment.save(staged[0])
             if apply is not None:
-                folders.relabel_folder(alignment, second, apply, max_shard_size, bar)
+                written = folders.relabel_folder(alignment, second, apply, max_shard_size, bar)
         else:
-            pair = load_pair(a, b, model)
+            pair = load_pair(a, b, model, trust_remote_code=trust_remote_code)
             example = example_for(pair.target, found, shape)
             alignment = find(
                 pair.a,
@@ -275,8 +284,9 @@ def align(
         "notes": list(alignment.notes),
         "verification_error": alignment.verification_error,
         "out": str(out),
+        "unused": [] if written is None else list(written.unknown),
     }
-    console.emit(value, json, _alignment_text(alignment, out, apply))
+    console.emit(value, json, _alignment_text(alignment, out, apply) + folders.unused(written))
 
 
 @app.command()
@@ -345,7 +355,9 @@ def merge(
     from isthmus.cli._merge import merge_checkpoints
 
     in_folders = folders.are_folders(a, b, model)
-    if not in_folders:
+    if in_folders:
+        folders.check_output(out, max_shard_size)
+    else:
         check_format(out)
     with console.progress() as bar:
         found = data_for(
@@ -358,13 +370,13 @@ def merge(
         if refresh is not None:
             raise DataError("--refresh runs the network; model folders are merged without loading it.")
         with console.progress() as bar:
-            first, second = folders.open_pair(a, b, trust_remote_code)
+            first, second = folders.open_pair(a, b, trust_remote_code, batches)
             found_alignment = (
                 folders.align_folders(first, second, method=align, batches=batches, seed=seed)
                 if align
                 else None
             )
-            count = folders.merge_folders(
+            written = folders.merge_folders(
                 first,
                 second,
                 out,
@@ -373,10 +385,11 @@ def merge(
                 max_shard_size=max_shard_size,
                 bar=bar,
             )
-        value = {"out": str(out), "weight": weight, "align": align, "refresh": None, "tensors": count}
-        console.emit(value, json, told)
+        value = {"out": str(out), "weight": weight, "align": align, "refresh": None}
+        value |= {"tensors": written.tensors, "unused": list(written.unknown)}
+        console.emit(value, json, told + folders.unused(written))
         return
-    pair = load_pair(a, b, model)
+    pair = load_pair(a, b, model, trust_remote_code=trust_remote_code)
     tensors = merge_checkpoints(
         pair,
         out,

@@ -6,14 +6,26 @@ from pathlib import Path
 from typing import Any
 
 from isthmus import pretrained
-from isthmus.batches import Batches
+from isthmus.batches import Batches, first_batch
 from isthmus.cli import _console as console
 from isthmus.errors import DataError
 from isthmus.matching import Alignment
 from isthmus.matching import align as align_networks
-from isthmus.pretrained import OpenedModel, is_model_folder, open_model
+from isthmus.pretrained import OpenedModel, Written, is_model_folder, open_model
+from isthmus.pretrained._folder import free_target
+from isthmus.pretrained._shards import parse_size
 
-__all__ = ["align_folders", "are_folders", "merge_folders", "open_pair", "relabel_folder"]
+__all__ = [
+    "align_folders",
+    "are_folders",
+    "check_output",
+    "merge_folders",
+    "open_pair",
+    "relabel_folder",
+    "unused",
+]
+
+_EXAMPLES = 4
 
 
 def are_folders(a: Path, b: Path, target: str | None) -> bool:
@@ -31,10 +43,36 @@ def are_folders(a: Path, b: Path, target: str | None) -> bool:
     )
 
 
-def open_pair(a: Path, b: Path, trust_remote_code: bool) -> tuple[OpenedModel, OpenedModel]:
-    """Open two model folders."""
-    first, second = (open_model(path, trust_remote_code=trust_remote_code) for path in (a, b))
+def open_pair(
+    a: Path, b: Path, trust_remote_code: bool, batches: Batches | None = None
+) -> tuple[OpenedModel, OpenedModel]:
+    """Open two model folders; a network for whose task no example inputs are known is traced on the data's first."""
+    first, second = (_opened(path, trust_remote_code, batches) for path in (a, b))
     return first, second
+
+
+def _opened(path: Path, trust_remote_code: bool, batches: Batches | None) -> OpenedModel:
+    try:
+        return open_model(path, trust_remote_code=trust_remote_code)
+    except DataError as error:
+        if batches is None:
+            raise DataError(
+                f"{path}: {error} On the command line, give --data (or, for symmetry, --shape)."
+            ) from error
+        example = first_batch(batches).head(_EXAMPLES)
+        return open_model(path, trust_remote_code=trust_remote_code, example=example)
+
+
+def check_output(out: Path | None, max_shard_size: str) -> None:
+    """Check what will be written, before any long work.
+
+    Raises:
+        OutputError: the folder is there already, or cannot be replaced.
+        DataError: ``max_shard_size`` is no size.
+    """
+    parse_size(max_shard_size)
+    if out is not None:
+        free_target(out)
 
 
 def align_folders(
@@ -57,10 +95,10 @@ def align_folders(
 
 def relabel_folder(
     alignment: Alignment, model: OpenedModel, out: Path, max_shard_size: str, bar: Any
-) -> None:
+) -> Written:
     """Write a model folder relabelled, with progress."""
     tell = console.stages(bar)
-    pretrained.apply(
+    return pretrained.apply(
         alignment,
         model,
         out,
@@ -78,10 +116,10 @@ def merge_folders(
     alignment: Alignment | None,
     max_shard_size: str,
     bar: Any,
-) -> int:
-    """Write the average of two model folders, with progress; return the number of tensors."""
+) -> Written:
+    """Write the average of two model folders, with progress."""
     tell = console.stages(bar)
-    written = pretrained.merge(
+    return pretrained.merge(
         [a, b],
         out,
         [1 - weight, weight],
@@ -89,4 +127,14 @@ def merge_folders(
         max_shard_size=max_shard_size,
         on_progress=lambda *at: tell("merging", *at[1:]),
     )
-    return written.tensors
+
+
+def unused(written: Written | None) -> str:
+    """Say which tensors stayed as they were because the architecture does not use them; empty if none did."""
+    if written is None or not written.unknown:
+        return ""
+    return (
+        f"\n{len(written.unknown)} tensors are not used by the architecture in config.json and were copied as they "
+        f"are (see README.md in {written.path}): {', '.join(written.unknown[:3])}"
+        + (", …" if len(written.unknown) > 3 else "")
+    )

@@ -16,6 +16,7 @@ from isthmus.checkpoints import load_state
 from isthmus.cli._folders import are_folders, open_pair
 from isthmus.cli._target import Target, load_target
 from isthmus.errors import DataError
+from isthmus.pretrained import LazyState, is_model_folder, open_model
 from isthmus.states import check_finite, check_same_architecture, state_of
 from isthmus.study import resolve_data
 
@@ -36,6 +37,9 @@ def load_pair(
 ) -> NetworkPair:
     """Build the network twice and load a checkpoint into each; model folders bring their network with them.
 
+    The target, too, may be a model folder, whose network takes checkpoints of other forms; and a checkpoint of a
+    network built in code may be a folder of shards.
+
     Raises:
         DataError: no target, where one is needed.
         CheckpointError: a file cannot be read, does not fit the network, or holds NaN or infinite values.
@@ -46,12 +50,17 @@ def load_pair(
         network = a.load()
         return NetworkPair(network, b.load(), Target(network, a.example))
     assert target is not None, "are_folders refuses"
-    found = load_target(target)
+    found = _folder_target(target, trust_remote_code) if is_model_folder(target) else load_target(target)
     return NetworkPair(_loaded(found.model, path_a), _loaded(found.model, path_b), found)
 
 
+def _folder_target(folder: str, trust_remote_code: bool) -> Target:
+    opened = open_model(folder, trust_remote_code=trust_remote_code)
+    return Target(opened.load(), opened.example)
+
+
 def _loaded(model: nn.Module, path: Path) -> nn.Module:
-    state = load_state(path)
+    state = state_of(LazyState.open(path), str(path)) if path.is_dir() else load_state(path)
     check_same_architecture(state_of(model), state, "the TARGET", str(path))
     check_finite(state, str(path))
     filled = copy.deepcopy(model)

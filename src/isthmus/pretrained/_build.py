@@ -67,7 +67,7 @@ def build(
             "was quantised from."
         )
     transformers = _transformers()
-    native = getattr(transformers, name, None)
+    native = _native(transformers, name)
     if native is None and not trust_remote_code:
         raise ModelError(_unknown(folder, raw, name))
     try:
@@ -108,6 +108,13 @@ def _transformers() -> Any:
     return transformers
 
 
+def _native(transformers: Any, name: str) -> Any:
+    """Return the network class that transformers itself has under a name."""
+    found = getattr(transformers, name, None)
+    is_network = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    return found if is_network and getattr(found, "config_class", None) is not None else None
+
+
 def _unknown(folder: Path, raw: Mapping[str, Any], name: str) -> str:
     if "auto_map" in raw:
         return (
@@ -121,11 +128,21 @@ def _unknown(folder: Path, raw: Mapping[str, Any], name: str) -> str:
 
 
 def _quiet(config: Any) -> Any:
-    """Switch off the outputs that only some callers ask for: caches, hidden states, attentions."""
-    for part in (config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", ()) or ())):
-        for switch in ("use_cache", "output_hidden_states", "output_attentions"):
-            if part is not None and getattr(part, switch, False):
-                setattr(part, switch, False)
+    """Switch off what only some callers ask for: caches, hidden states, attentions, other kernels.
+
+    A kernel named in ``config.json`` may be code on the hub, which transformers would fetch and run.
+    """
+    for key in getattr(config, "sub_configs", None) or ():
+        if (part := getattr(config, key, None)) is not None:
+            _quiet(part)
+    for switch in ("use_cache", "output_hidden_states", "output_attentions"):
+        if getattr(config, switch, False):
+            setattr(config, switch, False)
+    for kernel in ("_attn_implementation_internal", "_experts_implementation_internal"):
+        if getattr(config, kernel, None) is not None:
+            setattr(config, kernel, None)
+    if getattr(config, "return_dict", True) is False:
+        config.return_dict = True
     return config
 
 

@@ -10,6 +10,9 @@ from isthmus.matching import Alignment
 
 __all__ = ["Source", "merge_card", "relabelled_card"]
 
+_SHOWN = 20
+"""Names of tensors listed in a card."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -20,25 +23,31 @@ class Source:
     alignment: Alignment | None = None
 
 
-def merge_card(sources: Sequence[Source], left_out: Sequence[str]) -> str:
-    """Return the card of a weighted average."""
+def merge_card(sources: Sequence[Source], left_out: Sequence[str], unknown: Sequence[str] = ()) -> str:
+    """Return the card of a weighted average.
+
+    Args:
+        sources: the networks.
+        left_out: files that were not copied.
+        unknown: stored tensors that belong to no part of the network.
+    """
     lines = [*_front(sources, "merge"), "# Merged model", ""]
     lines += ["A weighted average of networks of one architecture, made with Isthmus.", ""]
     lines += ["| model | weight | relabelled towards the first |", "|---|---|---|"]
     for source in sources:
         lines.append(f"| {source.title} | {source.weight:.6g} | {_how(source.alignment)} |")
-    lines += _alignments(sources) + _left_out(left_out)
+    lines += _alignments(sources) + _unknown(unknown, "the first model's") + _left_out(left_out)
     return "\n".join(lines) + "\n"
 
 
-def relabelled_card(source: Source, left_out: Sequence[str]) -> str:
-    """Return the card of a relabelled model."""
+def relabelled_card(source: Source, left_out: Sequence[str], unknown: Sequence[str] = ()) -> str:
+    """Return the card of a relabelled model (see :func:`merge_card`)."""
     lines = [*_front([source], "relabelled"), "# Relabelled model", ""]
     lines += [
         f"{source.title} with its hidden units in another order, made with Isthmus. It computes the same function; "
         "its weights can be averaged with those of the model it was aligned to.",
     ]
-    lines += _alignments([source]) + _left_out(left_out)
+    lines += _alignments([source]) + _unknown(unknown, "as they were, in the old order") + _left_out(left_out)
     return "\n".join(lines) + "\n"
 
 
@@ -81,7 +90,20 @@ def _verified(alignment: Alignment) -> str:
     return f"Largest relative change of its outputs: {alignment.verification_error:.2e}."
 
 
+def _unknown(names: Sequence[str], what: str) -> list[str]:
+    if not names:
+        return []
+    shown = ", ".join(f"`{n}`" for n in names[:_SHOWN]) + (
+        f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    )
+    return [
+        "",
+        f"The architecture named in `config.json` does not use {shown}. These tensors are {what}; a network that does "
+        "use them must not be loaded from here.",
+    ]
+
+
 def _left_out(names: Sequence[str]) -> list[str]:
     if not names:
         return []
-    return ["", "Not copied, because they hold the old weights in another form: " + ", ".join(names) + "."]
+    return ["", "Not copied, because they belong to the old weights: " + ", ".join(names) + "."]

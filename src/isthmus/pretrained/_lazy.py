@@ -77,22 +77,29 @@ class LazyState(Mapping[str, Tensor]):
     Args:
         tensors: from name to stored tensor.
         metadata: the strings kept in the (first) file's header.
+        index_metadata: the notes kept in the index of several files.
     """
 
     def __init__(
-        self, tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str] | None = None
+        self,
+        tensors: Mapping[str, StoredTensor],
+        metadata: Mapping[str, str] | None = None,
+        index_metadata: Mapping[str, Any] | None = None,
     ) -> None:
         self._tensors = dict(tensors)
         self.metadata: Mapping[str, str] = dict(metadata or {})
+        self.index_metadata: Mapping[str, Any] = dict(index_metadata or {})
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> LazyState:
         """Open a ``.safetensors`` file, an index (``.json``) of several, or a folder that holds either.
 
-        All headers are read and checked against the files' sizes; no tensor is read.
+        All headers are read and checked against the files' sizes; no tensor is read. Tensors that lie in a shard
+        without being listed in the index belong to the state as well.
 
         Raises:
-            CheckpointError: a file is missing, truncated or in another format, or a shard lacks a tensor.
+            CheckpointError: a file is missing, truncated or in another format, a shard lacks a tensor, or several
+                hold one that the index does not list.
             MissingExtraError: safetensors is not installed.
         """
         target = Path(path)
@@ -126,7 +133,8 @@ class LazyState(Mapping[str, Tensor]):
 
     def under(self, names: Mapping[str, str]) -> LazyState:
         """Return the tensors under other names, given as a mapping from new name to present one."""
-        return LazyState({new: self._tensors[old] for new, old in names.items()}, self.metadata)
+        tensors = {new: self._tensors[old] for new, old in names.items()}
+        return LazyState(tensors, self.metadata, self.index_metadata)
 
     def shapes(self) -> dict[str, Tensor]:
         """Return the state with tensors on the meta device: shapes and dtypes without values."""
@@ -143,6 +151,12 @@ def _weights_of(folder: Path) -> Path:
     for name in (SINGLE_NAME, INDEX_NAME):
         if (folder / name).is_file():
             return folder / name
+    for name in (SINGLE_NAME, INDEX_NAME):
+        if (folder / name).is_symlink():
+            raise CheckpointError(
+                f"{folder / name}: is a link to {os.readlink(folder / name)}, which is not there. Download or copy "
+                "the model folder again."
+            )
     others = sorted(p.name for p in folder.glob("*.bin"))
     found = f"It holds {', '.join(others[:3])}; convert them with save_pretrained. " if others else ""
     raise CheckpointError(
@@ -151,31 +165,53 @@ def _weights_of(folder: Path) -> Path:
 
 
 def _open_index(path: Path) -> LazyState:
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        places = {str(k): str(v) for k, v in index["weight_map"].items()}
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path}: expected an index with a weight_map, found {type(error).__name__}: {error}. Copy it again."
-        ) from error
+    places, notes = _read_index(path)
     files: dict[str, dict[str, StoredTensor]] = {}
     metadata: dict[str, str] = {}
     for name in dict.fromkeys(places.values()):
-        if Path(name).name != name or not (path.parent / name).is_file():
+        if Path(name).name != name:
+            raise CheckpointError(
+                f"{path}: lists the shard {name!r}, which is not in the folder; no file outside of it is read. Copy "
+                "the checkpoint again, or correct the index."
+            )
+        if not (path.parent / name).is_file():
             raise CheckpointError(
                 f"{path}: lists the shard {name!r}, which is not in the folder. Copy the missing file, whole."
             )
-        files[name], notes = _header(path.parent / name)
-        metadata = metadata or notes
+        files[name], found = _header(path.parent / name)
+        metadata = metadata or found
     for key, name in places.items():
         if key not in files[name]:
             raise CheckpointError(
                 f"{path}: says that {name} holds {key!r}, but it does not. The shards and the index belong to "
                 "different checkpoints; copy them again."
             )
-    return LazyState({key: files[name][key] for key, name in places.items()}, metadata)
+    tensors = {key: files[name][key] for key, name in places.items()}
+    for name, stored in files.items():
+        for key, tensor in stored.items():
+            other = tensors.setdefault(key, tensor)
+            if other is not tensor and key not in places:
+                raise CheckpointError(
+                    f"{path}: does not list {key!r}, which lies in {other.file.name} and in {name}. Say in the index "
+                    "which of them counts, or copy the checkpoint again."
+                )
+    return LazyState(tensors, metadata, notes)
+
+
+def _read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the file of every tensor, and the index's notes."""
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        places = {str(k): str(v) for k, v in index["weight_map"].items()}
+        return places, dict(index.get("metadata") or {})
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read: {error.strerror}. Check the file and its rights."
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: expected an index with a weight_map, found {type(error).__name__}: {error}. Copy it again."
+        ) from error
 
 
 def _header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:

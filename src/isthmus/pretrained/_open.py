@@ -77,11 +77,9 @@ class OpenedModel:
     def title(self) -> str:
         """How a model card calls it: its identifier on the hub if it has one, else the folder's name."""
         name = str(self.config.get("_name_or_path") or "")
-        return (
-            name
-            if name.count("/") == 1 and not name.startswith((".", "/", "~"))
-            else self.path.resolve().name
-        )
+        if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+            return name
+        return _name_in_cache(self.path.absolute()) or self.path.resolve().name
 
     def load(self) -> nn.Module:
         """Return the network with its weights in memory, in the stored dtypes."""
@@ -96,6 +94,14 @@ class OpenedModel:
         if hasattr(filled, "tie_weights"):
             filled.tie_weights()  # type: ignore[operator]
         return filled.eval()
+
+
+def _name_in_cache(folder: Path) -> str | None:
+    """Return the hub's identifier of a snapshot in its cache: ``models--org--name/snapshots/<revision>``."""
+    repository = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not repository.startswith("models--"):
+        return None
+    return repository.removeprefix("models--").replace("--", "/", 1)
 
 
 def is_model_folder(path: str | os.PathLike[str]) -> bool:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -80,6 +80,7 @@ def write_shards(
     *,
     limit: int,
     metadata: Mapping[str, str] | None = None,
+    index_metadata: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Write tensors into shards and, if there are several, their index; each file is flushed to the disk.
 
@@ -89,6 +90,7 @@ def write_shards(
         blocks: gives the blocks of rows (axis 0) of a tensor, in order; asked once for each.
         limit: bytes of tensors per shard.
         metadata: strings for the header of every shard.
+        index_metadata: notes for the index, beside the total size.
 
     Returns:
         Names of the shards.
@@ -113,7 +115,8 @@ def write_shards(
             os.fsync(file.fileno())
     if count > 1:
         placed = {t.key: name for name, shard in zip(names, shards, strict=True) for t in shard}
-        index = {"metadata": {"total_size": sum(t.nbytes for t in tensors)}, "weight_map": placed}
+        notes = {**(index_metadata or {}), "total_size": sum(t.nbytes for t in tensors)}
+        index = {"metadata": notes, "weight_map": placed}
         (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return names
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from isthmus import merging
-from isthmus.errors import DataError, ShapeError
+from isthmus.errors import CheckpointError, DataError, ShapeError
 from isthmus.matching import Alignment
 from isthmus.pretrained._card import Source, merge_card, relabelled_card
-from isthmus.pretrained._folder import copy_extras, output_folder
+from isthmus.pretrained._extras import extras_of
+from isthmus.pretrained._folder import free_target, output_folder
 from isthmus.pretrained._gather import STILL, Gather, blocks, gathers_by_key
 from isthmus.pretrained._lazy import INDEX_NAME
 from isthmus.pretrained._open import OpenedModel
@@ -42,7 +43,9 @@ class Written:
         shards: names of the weight files.
         tensors: number of tensors.
         nbytes: size of the tensors in bytes.
-        left_out: files of the source that hold weights in another form and were not copied.
+        left_out: files of the (first) source that belong to its old weights and were not copied.
+        unknown: names in the files of tensors that the architecture of ``config.json`` does not use. They are
+            those of the (first) source, in its order, so a network that does use them is not relabelled.
     """
 
     path: Path
@@ -50,6 +53,7 @@ class Written:
     tensors: int
     nbytes: int
     left_out: tuple[str, ...]
+    unknown: tuple[str, ...] = ()
 
 
 def apply(
@@ -79,6 +83,7 @@ def apply(
         DataError: ``max_shard_size`` is no size.
     """
     limit = parse_size(max_shard_size)
+    free_target(out)
     moves = gathers_by_key(alignment.spec, alignment.permutations, model)
 
     def moved(tensor: PlannedTensor) -> Iterator[Tensor]:
@@ -86,7 +91,7 @@ def apply(
 
     source = Source(model.title, alignment=alignment)
     return _write(
-        model, moved, Path(out), limit, [alignment], lambda left: relabelled_card(source, left), on_progress
+        model, moved, Path(out), limit, [alignment], lambda *left: relabelled_card(source, *left), on_progress
     )
 
 
@@ -129,8 +134,15 @@ def merge(
             f"Merging {len(models)} models: expected {len(models) - 1} alignments, one for each model after the "
             f"first, found {len(used) - 1}."
         )
+    free_target(out)
     first = models[0]
     for model in models[1:]:
+        if type(model.model).__name__ != type(first.model).__name__:
+            raise CheckpointError(
+                f"{first.path} is a {type(first.model).__name__} and {model.path} a {type(model.model).__name__}: they "
+                "are different architectures, even if their tensors have the same names. Correct the architectures in "
+                "config.json, or pass architecture=... to open_model."
+            )
         check_same_architecture(first.state.shapes(), model.state.shapes(), str(first.path), str(model.path))
     shares = _shares(weights, len(models))
     moves = [
@@ -151,7 +163,7 @@ def merge(
         Path(out),
         limit,
         [a for a in used if a is not None],
-        lambda left: merge_card(sources, left),
+        lambda *left: merge_card(sources, *left),
         on_progress,
     )
 
@@ -188,7 +200,7 @@ def _write(
     out: Path,
     limit: int,
     alignments: Sequence[Alignment],
-    card: Callable[[Sequence[str]], str],
+    card: Callable[[Sequence[str], Sequence[str]], str],
     on_progress: Progress | None,
 ) -> Written:
     """Write a folder like ``base`` with other values; its configuration comes last, so half is never whole."""
@@ -206,13 +218,22 @@ def _write(
         return values(tensor)
 
     own = {INDEX_NAME, *(base.file.stored(key).file.name for key in base.file)}
-    with output_folder(out) as folder:
-        shards = write_shards(folder, planned, told, limit=limit, metadata=base.file.metadata)
-        left_out = copy_extras(base.path, folder, own)
-        (folder / "README.md").write_text(card(left_out), encoding="utf-8")
+    unknown = tuple(key for key in base.file if not base.names[key])
+    extras = extras_of(base.path, own)
+    with output_folder(out, total + extras.nbytes) as folder:
+        shards = write_shards(
+            folder,
+            planned,
+            told,
+            limit=limit,
+            metadata=base.file.metadata,
+            index_metadata=base.file.index_metadata,
+        )
         if alignments:
-            (folder / _ALIGNMENTS).mkdir(exist_ok=True)
+            (folder / _ALIGNMENTS).mkdir()
         for k, alignment in enumerate(alignments, start=1):
             name = "alignment" if len(alignments) == 1 else f"alignment-{k}"
             alignment.save(folder / _ALIGNMENTS / f"{name}.safetensors")
-    return Written(out, tuple(shards), len(planned), total, tuple(left_out))
+        (folder / "README.md").write_text(card(extras.left_out, unknown), encoding="utf-8")
+        extras.copy(folder)
+    return Written(out, tuple(shards), len(planned), total, extras.left_out, unknown)
