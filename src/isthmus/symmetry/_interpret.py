@@ -177,6 +177,11 @@ class Operation:
             self.unify(axis, points.axis)
             self.selections.append(Selection(points, tuple(places), _mixing(x, [dim])))
 
+    def belong(self, axis: Expression, table: int, place: Expression) -> None:
+        """Say that every position of ``place`` belongs to one position of ``axis``, as a table (by number) says."""
+        pointer = Pointer(axis, -2 - table)
+        self.selections.append(Selection(pointer, (place,), Mixing((), frozenset())))
+
     def use_as_numbers(self, values: Iterable[Value]) -> None:
         """Fix the axes that the entries of index tensors count."""
         for value in values:

@@ -22,6 +22,8 @@ __all__ = ["Runner"]
 
 _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, OverflowError)
 _LOW = (torch.float16, torch.bfloat16, torch.float32)
+_LOW_COMPLEX = (torch.complex32, torch.complex64)
+_HIGH = (torch.float64, torch.complex128)
 
 
 class _Double(TorchDispatchMode):
@@ -29,18 +31,30 @@ class _Double(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if kwargs.get("dtype") in _LOW:
-            kwargs["dtype"] = torch.float64
+        if kwargs.get("dtype") in (*_LOW, *_LOW_COMPLEX):
+            kwargs["dtype"] = torch.float64 if kwargs["dtype"] in _LOW else torch.complex128
         tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if not tensors:
-            return pytree.tree_map(_widened, func(*args, **kwargs))
-        if not func._schema.is_mutable and any(t.dtype == torch.float64 for t in tensors):
+            return pytree.tree_map(_widened, _made(func, args, kwargs))
+        if not func._schema.is_mutable and any(t.dtype in _HIGH for t in tensors):
             args, kwargs = pytree.tree_map(_widened, (args, kwargs))
         return func(*args, **kwargs)
 
 
+def _made(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Make a tensor from numbers, in float64 where a number (the least of float64, say) does not fit float32."""
+    try:
+        return func(*args, **kwargs)
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        return func(*args, **{**kwargs, "dtype": torch.float64})
+
+
 def _widened(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.dtype in _LOW else value
+    if not isinstance(value, Tensor) or value.dtype not in (*_LOW, *_LOW_COMPLEX):
+        return value
+    return value.to(torch.float64 if value.dtype in _LOW else torch.complex128)
 
 
 class Runner:

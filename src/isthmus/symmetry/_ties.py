@@ -19,7 +19,18 @@ __all__ = ["RANKINGS", "Ties"]
 
 RANKINGS = frozenset(
     f"aten.{name}"
-    for name in ("argmax", "argmin", "max", "min", "median", "kthvalue", "sort", "argsort", "topk")
+    for name in (
+        "argmax",
+        "argmin",
+        "max",
+        "min",
+        "median",
+        "nanmedian",
+        "kthvalue",
+        "sort",
+        "argsort",
+        "topk",
+    )
 )
 _SATURATING = frozenset(
     f"aten.{name}"

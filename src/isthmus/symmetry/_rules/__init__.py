@@ -10,6 +10,7 @@ from isthmus.symmetry._rules import (
     recurrent,
     reduction,
     shape,
+    spectral,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "recurrent",
     "reduction",
     "shape",
+    "spectral",
 ]

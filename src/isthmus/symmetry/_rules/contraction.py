@@ -10,6 +10,8 @@ import torch
 from isthmus.symmetry._axes import ONE, Expression
 from isthmus.symmetry._interpret import Operation, Value, rule
 
+_RUNS = "runs of rows, one for each expert"
+
 
 def _names(count: int) -> list[str]:
     """Return letters for ``count`` batch axes, aligned at their end."""
@@ -161,6 +163,26 @@ def attention(
         [(factored, [*heads, "query", "key"]), (value, [*_names(value.ndim - 2), "key", "out"])], ["key"]
     )
     return Value((*scores.axes[:-1], value.axes[-1]))
+
+
+@rule("aten._grouped_mm", "transformers.grouped_mm_fallback")
+def grouped_mm(op: Operation, x: Value, offs: Value | None = None, **arguments: Any) -> Value:
+    """Multiply each run of rows (S, in) with its own matrix of (experts, in, out); offsets say where runs end.
+
+    The order of the experts is fixed by the offsets. Every row belongs to one expert, so what lies inside an expert
+    still moves by itself: under the same offsets, a row says which expert it is at.
+    """
+    weight = arguments["weight"] if "weight" in arguments else arguments["mat2"]
+    if x.ndim != 2 or weight.ndim != 3 or offs is None or arguments.get("bias") is not None:
+        return op.unknown([x, *(v for v in (weight, offs, arguments.get("bias")) if isinstance(v, Value))])
+    op.pin_all([offs], _RUNS)
+    op.unify(weight.axes[0], offs.axes[0])
+    op.pin(x.axes[0], _RUNS)
+    op.unify(x.axes[1], weight.axes[1])
+    offsets = next(n for n in op.node.all_input_nodes if n.meta["val"].ndim == 1)
+    op.belong(weight.axes[0], id(offsets), x.axes[0])
+    op.contract([(x, ["row", "in"]), (weight, ["row", "in", "out"])], ["in"])
+    return Value((x.axes[0], weight.axes[2]))
 
 
 @rule("aten.bilinear")

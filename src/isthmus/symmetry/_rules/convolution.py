@@ -131,6 +131,26 @@ def _resample(op: Operation, x: Value, spatial: int) -> Value:
     return Value((*x.axes[:-spatial], *(op.fixed(s, _SPACE) for s in op.shape[-spatial:])))
 
 
+@rule("aten.grid_sampler", "aten.grid_sampler_2d", "aten.grid_sampler_3d")
+def sample(op: Operation, x: Value, grid: Value, **_: Any) -> Value:
+    """Read an image (n, channels, space…) at the positions of a grid (n, space…, coordinates)."""
+    spatial = x.ndim - 2
+    op.unify(x.axes[0], grid.axes[0])
+    op.pin_all([Value(x.axes[2:]), Value(grid.axes[1:])], _SPACE)
+    op.mix(x, range(2, x.ndim))
+    op.mix(grid, range(1, grid.ndim))
+    return Value((*x.axes[:2], *(op.fixed(n, _SPACE) for n in op.shape[-spatial:])))
+
+
+@rule("aten.max_unpool2d", "aten.max_unpool3d")
+def unpool(op: Operation, x: Value, indices: Value, **_: Any) -> Value:
+    """Write the maxima of a pooling back to where they were found."""
+    spatial = 2 if op.name.endswith("2d") else 3
+    for one, two in zip(x.axes, indices.axes, strict=True):
+        op.unify(one, two)
+    return _resample(op, x, spatial)
+
+
 @rule("aten.avg_pool1d", "aten.max_pool1d", "aten.adaptive_avg_pool1d", "aten.upsample_nearest1d")
 @rule("aten.upsample_linear1d", "aten._upsample_nearest_exact1d", "aten._adaptive_avg_pool1d")
 def pool1d(op: Operation, x: Value, **_: Any) -> Value:

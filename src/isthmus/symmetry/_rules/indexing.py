@@ -21,6 +21,25 @@ def embedding(op: Operation, weight: Value, indices: Value, **_: Any) -> Value:
     return Value((*indices.axes, *weight.axes[1:]), points=weight.points)
 
 
+@rule("aten.embedding_bag", "aten._embedding_bag", "aten._embedding_bag_forward_only")
+def embedding_bag(
+    op: Operation,
+    weight: Value,
+    indices: Value,
+    offsets: Value,
+    per_sample_weights: Value | None = None,
+    **_: Any,
+) -> Any:
+    """Look rows up and pool them in bags: vocabulary and bags are fixed, the embedding axis passes."""
+    given = [v for v in (indices, offsets, per_sample_weights) if v is not None]
+    op.use_as_numbers([weight, *given])
+    op.pin_all(given, _INDEXED)
+    op.pin(weight.axes[0], _INDEXED)
+    op.mix(weight, [0])
+    pooled = Value((op.fixed(op.shape[0], "bags"), weight.axes[1]))
+    return (pooled, *op.fixed_result("bags")[1:])
+
+
 @rule("aten.index_select", kind="local")
 def index_select(op: Operation, x: Value, dim: int, index: Value) -> Value:
     """Select positions of one axis."""

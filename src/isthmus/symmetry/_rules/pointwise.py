@@ -13,6 +13,15 @@ from isthmus.symmetry._interpret import Operation, Value, rule
 @rule(
     "aten.where", "aten.masked_fill", "aten.lerp", "aten.addcmul", "aten.addcdiv", "aten.clamp", kind="local"
 )
+@rule(
+    "aten.complex",
+    "aten.polar",
+    "aten.real",
+    "aten.imag",
+    "aten.conj_physical",
+    "aten.resolve_conj",
+    kind="local",
+)
 def elementwise(op: Operation, **arguments: Any) -> Value:
     """Join all tensor operands."""
     return op.broadcast([v for v in arguments.values() if isinstance(v, Value)])
@@ -37,7 +46,6 @@ def elementwise(op: Operation, **arguments: Any) -> Value:
     "aten.identity",
     "aten.positive",
     "aten.conj",
-    "aten.resolve_conj",
     "aten.resolve_neg",
     kind="moves",
 )

@@ -37,7 +37,7 @@ def reduce_twice(
     return value, value
 
 
-@rule("aten.max", "aten.min", "aten.median")
+@rule("aten.max", "aten.min", "aten.median", "aten.nanmedian")
 def extremum(
     op: Operation, x: Value, dim: Any = None, keepdim: bool = False, other: Value | None = None, **_: Any
 ) -> Any:
@@ -48,9 +48,6 @@ def extremum(
         op.mix(x, range(x.ndim))
         return Value(())
     value = _reduced(op, x, dim, keepdim)
-    if op.name == "aten.median":
-        op.pin(x.axes[dim], "its positions are counted by an index")
-        return value, value
     return value, replace(value, points=op.point(x.axes[dim]))
 
 
