@@ -73,6 +73,20 @@ def deadly(job: Job) -> Outcome:
     return run_job(job)
 
 
+def deadly_once(job: Job) -> Outcome:
+    """Do a unit's work, but kill the worker at the first try of one unit, in the middle of its work."""
+    mark = Path(job.folder) / "died"
+
+    def die(*_: Any) -> None:
+        mark.touch()
+        os._exit(1)
+
+    if _is_chosen(job) and not mark.exists():
+        with mock.patch("isthmus.study._measure.save_state", die):
+            return run_job(job)
+    return run_job(job)
+
+
 def _is_chosen(job: Job) -> bool:
     networks = job.unit.content.get("networks", [])
     return {"learning_rate": 0.1, "seed": 3} in networks

@@ -9,16 +9,18 @@ import random
 import signal
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_studies import TINY, deadly, greedy, records, start, tiny
+from engine_studies import TINY, deadly, deadly_once, greedy, records, start, tiny
 
-from isthmus.errors import OutputError
+from isthmus.errors import MissingExtraError, OutputError
 from isthmus.study import (
     InProcess,
     LocalProcesses,
+    OnRay,
     Progress,
     StudyError,
     export_study,
@@ -311,11 +313,14 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_two_ray_nodes_give_the_same_records_though_one_dies(finished: Path, tmp_path: Path) -> None:
+def test_two_ray_nodes_give_the_same_records_though_a_node_and_a_worker_die(
+    finished: Path, tmp_path: Path
+) -> None:
     ray: Any = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    from isthmus.study import OnRay
+    class Deadly(OnRay):
+        _function = staticmethod(deadly_once)
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     second = cluster.add_node(num_cpus=1)
@@ -328,12 +333,97 @@ def test_two_ray_nodes_give_the_same_records_though_one_dies(finished: Path, tmp
                 cluster.remove_node(second, allow_graceful=False)
                 dead.append(progress.unit.label)
 
-        with OnRay(cluster.address, threads=1) as executor:
+        with Deadly(cluster.address, threads=1) as executor:
             assert executor.slots == 2
             assert len({n["NodeID"] for n in ray.nodes() if n["Alive"]}) == 2
             status = run_study(tiny(), tmp_path, executor=executor, on_progress=kill)
     finally:
         cluster.shutdown()
     assert dead
+    assert (tmp_path / "died").exists()
     assert status.finished
     assert records(tmp_path) == records(finished)
+
+
+class Reference:
+    """Stands for a job that was handed to the cluster."""
+
+    def __init__(self, function: Any, job: Any) -> None:
+        self.function, self.job = function, job
+
+
+class FakeRay(types.ModuleType):
+    """A cluster of three CPUs that runs a job when its result is asked for, with the calls of Ray that we use."""
+
+    def __init__(self, fails: Exception | None = None, dies: tuple[str, ...] = ()) -> None:
+        super().__init__("ray")
+        self.exceptions = types.ModuleType("ray.exceptions")
+        self.exceptions.RayError = type("RayError", (Exception,), {})  # type: ignore[attr-defined]
+        self.fails, self.dies, self.options, self.calls = fails, dies, dict[str, Any](), list[str]()
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **_: Any) -> None:
+        self.calls.append("init")
+        if self.fails is not None:
+            raise self.fails
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 3.0}
+
+    def remote(self, **options: Any) -> Any:
+        self.options = options
+        return lambda function: types.SimpleNamespace(remote=lambda job: Reference(function, job))
+
+    def wait(self, references: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+        return references[:num_returns], references[num_returns:]
+
+    def get(self, reference: Any) -> Any:
+        if reference.job.unit.kind in self.dies:
+            raise self.exceptions.RayError("the worker died")  # type: ignore[attr-defined]
+        return reference.function(reference.job)
+
+    def cancel(self, reference: Any, force: bool) -> None:
+        self.calls.append(f"cancel {force}")
+
+    def shutdown(self) -> None:
+        self.calls.append("shutdown")
+
+
+def use(ray: FakeRay | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", None if ray is None else ray.exceptions)
+
+
+def test_what_ray_is_asked_for(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay()
+    use(ray, monkeypatch)
+    with OnRay(threads=1, memory=1.5) as executor:
+        assert executor.slots == 3
+        assert run_study(tiny(), tmp_path, executor=executor).finished
+    assert ray.options == {"num_cpus": 1, "max_retries": 2, "memory": 1.5 * 2**30}
+    assert ray.calls == ["init", "shutdown"]
+    assert records(tmp_path) == records(finished)
+    with OnRay(threads=2) as executor:
+        assert executor.slots == 1
+
+
+def test_a_job_that_ray_gives_up_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(FakeRay(dies=("train",)), monkeypatch)
+    with OnRay() as executor:
+        status = run_study(tiny(), tmp_path, executor=executor)
+    assert status.counts["train"] == {"done": 0, "failed": 3, "all": 3}
+    assert status.blocked == 4
+    assert set(status.failed.values()) == {"the worker died"}
+    record = json.loads(records_text(tmp_path)[0])
+    assert record["traceback"].startswith("The worker died in each of 3 tries")
+
+
+def test_no_cluster_and_no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(FakeRay(ConnectionError("refused")), monkeypatch)
+    with pytest.raises(StudyError, match=r"Cannot reach the Ray cluster at 10\.0\.0\.1:6379: refused"):
+        OnRay("10.0.0.1:6379")
+    use(None, monkeypatch)
+    with pytest.raises(MissingExtraError, match=r'pip install "isthmus\[ray\]"'):
+        OnRay()

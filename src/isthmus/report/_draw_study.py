@@ -96,7 +96,14 @@ class Scatter:
 
 
 def write_curves(
-    folder: Path, name: str, title: str, x: str, panels: Sequence[CurvePanel], methods: Sequence[str]
+    folder: Path,
+    name: str,
+    title: str,
+    x: str,
+    panels: Sequence[CurvePanel],
+    methods: Sequence[str],
+    *,
+    share_y: bool = False,
 ) -> list[Path]:
     """Draw curves with bands of one standard error, and write PNG, SVG and PDF.
 
@@ -107,6 +114,7 @@ def write_curves(
         x: label of the horizontal axis.
         panels: up to three to a row.
         methods: fixes colours, markers and dashes: the method at place ``i`` looks the same in every figure.
+        share_y: whether all panels have one vertical axis, so that they can be compared by eye.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -117,7 +125,7 @@ def write_curves(
     own = any(p.notes for p in panels)
 
     def draw(figure: Figure) -> None:
-        grid = np.ravel(figure.subplots(rows, columns, squeeze=False))
+        grid = np.ravel(figure.subplots(rows, columns, squeeze=False, sharey=share_y))
         for axes, panel in zip(grid, panels, strict=False):
             _curves(axes, panel, x, methods)
             if own:
@@ -287,6 +295,7 @@ def _points(axes: Axes, panel: Scatter, labels: tuple[str, str, str], norm: Any)
         linewidth=0.5,
     )
     axes.set_yscale("log")
+    axes.xaxis.set_major_locator(load_extra("matplotlib.ticker").MaxNLocator(5))
     tidy(axes, literal(panel.title), f"{labels[0]}\n{panel.text}", labels[1])
     _plain_ticks(axes)
     return drawn

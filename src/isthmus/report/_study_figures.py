@@ -212,7 +212,8 @@ class _Set:
         splits = self.splits if len(refreshed) == 1 else self.splits[-1:]
         panels = [self._panel(column, split, refresh) for refresh in refreshed for split in splits]
         title = self._title(_MEASURES[column][0], self._count(self.rows), "band")
-        return write_curves(self.folder, self._stem(stem), title, _AXES[self.x], panels, self.all_methods)
+        stem, axis = self._stem(stem), _AXES[self.x]
+        return write_curves(self.folder, stem, title, axis, panels, self.all_methods, share_y=True)
 
     def _panel(self, column: str, split: str, refresh: str) -> CurvePanel:
         rows = [r for r in self.rows if r["split"] == split and r["refresh"] == refresh]

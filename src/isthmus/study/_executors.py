@@ -365,6 +365,8 @@ class OnRay(AbstractExecutor):
         StudyError: the cluster cannot be reached.
     """
 
+    _function: Callable[[Job], Outcome] = staticmethod(run_job)
+
     def __init__(
         self, address: str | None = None, threads: int | None = None, memory: float | None = None
     ) -> None:
@@ -379,13 +381,13 @@ class OnRay(AbstractExecutor):
         options: dict[str, Any] = {"num_cpus": self.threads, "max_retries": TRIES - 1}
         if memory is not None:
             options["memory"] = int(memory * 2**30)
-        self._function = self._ray.remote(**options)(run_job)
+        self._remote = self._ray.remote(**options)(self._function)
         self.slots = max(int(self._ray.cluster_resources().get("CPU", 1)) // self.threads, 1)
         self._running: dict[Any, Job] = {}
 
     def submit(self, job: Job) -> None:
         """Hand a job to the cluster."""
-        self._running[self._function.remote(job)] = job
+        self._running[self._remote.remote(job)] = job
 
     def next_outcome(self) -> Outcome:
         """Wait for a job; Ray itself starts jobs again whose worker or node died."""
