@@ -32,7 +32,7 @@ def tables(record: dict[str, Any]) -> str:
         "| extra MB: SciPy / lapjvh / isthmus |",
         "|" + " ---: |" * 10,
     ]
-    for row in record["cold"]:
+    for row in sorted(record["cold"], key=lambda row: row["width"]):
         ms = {name: f"{1e3 * s:.1f}" for name, s in row["seconds"].items()}
         memory = row.get("extra_bytes", {})
         extra = " / ".join(
@@ -48,7 +48,7 @@ def tables(record: dict[str, Any]) -> str:
         "| descent of width | solves | SciPy | lapjvh | cold | warm | against the better |",
         "|" + " ---: |" * 7,
     ]
-    for row in record["warm"]:
+    for row in sorted(record["warm"], key=lambda row: row["width"]):
         ms = {name: f"{1e3 * s:.1f}" for name, s in row["seconds"].items()}
         rows.append(
             f"| {row['width']} | {row['solves']} | {ms.get('scipy', '–')} | {ms.get('lapjvh', '–')} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import subprocess
 import sys
@@ -12,8 +13,15 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from isthmus.errors import DataError, ShapeError
+from isthmus.study import TrainSettings, load_dataset, train
+from isthmus.testing import mlp
 from isthmus.transport import Assignment, _assignment, assign
 from isthmus.transport._certificate import certify
+
+try:
+    from isthmus.transport import _kernels
+except ImportError:  # without numba; the tests that need it are skipped
+    _kernels = None
 
 # Rows and columns around the engine's block sizes: 32 places on a list, 128 groups in a scan.
 SHAPES = [
@@ -70,6 +78,13 @@ FAMILIES = {
     "constant columns": lambda rng, r, c: np.repeat(rng.standard_normal((1, c)), r, 0),
     "larger index": lambda rng, r, c: np.maximum.outer(np.arange(r), np.arange(c)).astype(float),
     "product of indices": lambda rng, r, c: np.outer(np.arange(1, r + 1), np.arange(1, c + 1)).astype(float),
+    # All rows want the same third of the columns, nearly equally; the rest costs 2**20 more. Binary fractions, for
+    # SciPy's duals round off what a proof needs otherwise (and the gap then says so).
+    "price war": lambda rng, r, c: (
+        np.where(np.arange(c) < (c + 2) // 3, 0.0, 2.0**20) + rng.integers(0, 2**20, (r, c)) / 2.0**20
+    ),
+    # Each row is indifferent between its first columns to one part in 2**k: eviction chains with tiny steps.
+    "geometric": lambda rng, r, c: np.minimum.outer(np.arange(r), np.arange(c)) - 0.5 ** (np.arange(c) % 40),
     "huge range": lambda rng, r, c: 10.0 ** rng.uniform(-9, 9, (r, c)),
     "huge offset": lambda rng, r, c: 1e7 + rng.standard_normal((r, c)),
     "forbidden half": lambda rng, r, c: np.where(
@@ -183,6 +198,78 @@ def test_many_larger_random_cases(block, compiled):
 def test_a_size_at_which_samples_have_samples(family, compiled):
     matrix = FAMILIES[family](np.random.default_rng(0), 700, 700).astype(np.float32)
     check(matrix, assign(matrix))
+
+
+@pytest.mark.parametrize("shape", [(1101, 1101), (1022, 1100), (1100, 1022)], ids=str)
+@pytest.mark.parametrize("family", ["gaussian", "planted"])
+def test_sizes_that_are_scanned_four_rows_at_a_time(family, shape, compiled):
+    matrix = FAMILIES[family](np.random.default_rng(0), *shape).astype(np.float32)
+    assert matrix.size > _kernels._UNCACHED
+    check(matrix, assign(matrix))
+
+
+def test_rows_with_favourites_of_their_own_need_no_shortlists(compiled, monkeypatch):
+    rng = np.random.default_rng(0)
+    easy = planted(rng, 300, 300)
+
+    def refuse(*arguments):
+        raise AssertionError("shortlists were made")
+
+    monkeypatch.setattr(_kernels, "seed_rows", refuse)
+    check(easy, assign(easy))
+    with pytest.raises(AssertionError, match="shortlists were made"):
+        assign(rng.standard_normal((300, 300)))
+
+
+@functools.cache
+def trained_gains() -> dict[str, np.ndarray]:
+    """Return the gains of all methods, both hidden layers, for pairs of perceptrons that learned digits."""
+    data = load_dataset("digits")
+    inputs = data.inputs.flatten(1)
+    gains = {}
+    for width, rate in ((96, 0.1), (257, 0.02)):
+        states, hidden = [], []
+        for seed in (0, 1):
+            setting = TrainSettings(epochs=4, batch_size=64, learning_rate=rate, seed=seed)
+            layers = list(train(mlp(64, width, 2, 10), data, setting).model.layers)
+            with torch.no_grad():
+                first = layers[0](inputs).relu()
+                hidden.append((inputs, first, layers[1](first).relu()))
+            states.append([layer.weight.detach() for layer in layers])
+        for k in (0, 1):
+            (a, b), (x, y) = (s[k] for s in states), (h[k + 1] for h in hidden)
+            below = hidden[0][k]
+            gains[f"weights {width} {k}"] = a @ b.T
+            gains[f"outgoing {width} {k}"] = a @ b.T + states[0][k + 1].T @ states[1][k + 1]
+            gains[f"covariance {width} {k}"] = (a @ below.T) @ (below @ b.T) / len(below)
+            gains[f"activations {width} {k}"] = (x - x.mean(0)).T @ (y - y.mean(0)) / len(x)
+            dead = gains[f"activations {width} {k}"].clone()
+            dead[::3] = 0.0
+            dead[:, 1::4] = 0.0
+            gains[f"dead {width} {k}"] = dead
+    return {name: gain.numpy() for name, gain in gains.items()}
+
+
+def test_gains_of_trained_networks(engine):
+    rng = np.random.default_rng(0)
+    for gain in trained_gains().values():
+        found = assign(gain, maximize=True)
+        check(gain, found, maximize=True)
+        part = gain[:, : len(gain) // 2]
+        check(part, assign(part, maximize=True), maximize=True)
+        later = gain + 0.05 * gain.std() * rng.standard_normal(gain.shape, dtype=np.float32)
+        check(later, assign(later, maximize=True, warm=found), maximize=True)
+
+
+@pytest.mark.gpu
+def test_cuda_matrices_are_answered_on_their_device():
+    gain = torch.randn(300, 300, generator=torch.Generator().manual_seed(0))
+    found, other = assign(gain.cuda(), maximize=True), assign(gain, maximize=True)
+    for tensor in (found.columns, found.row_duals, found.column_duals):
+        assert tensor.device.type == "cuda"
+    assert torch.equal(found.columns.cpu(), other.columns)
+    assert assign(gain.cuda(), maximize=True, warm=found).value == other.value
+    assert assign(gain.cuda(), maximize=True, warm=other).value == other.value
 
 
 @pytest.mark.parametrize("layout", ["transposed", "strided", "read only"])
@@ -347,7 +434,7 @@ def test_the_compiled_engine_is_chosen_and_said_once(monkeypatch, caplog):
     _assignment._compiled.cache_clear()
     with caplog.at_level(logging.INFO, logger="isthmus.transport"):
         for _ in range(2):
-            assign(np.random.default_rng(0).standard_normal((140, 140)))
+            assign(np.random.default_rng(0).standard_normal((260, 260)))
     assert [r.message for r in caplog.records] == [
         "Large assignments use the compiled engine; its first use may take some seconds."
     ]
@@ -360,7 +447,7 @@ def test_without_numba_scipy_is_used_and_said_once(monkeypatch, caplog):
     monkeypatch.delattr("isthmus.transport._engine", raising=False)
     monkeypatch.delattr("isthmus.transport._kernels", raising=False)
     _assignment._compiled.cache_clear()
-    matrix = np.random.default_rng(0).standard_normal((140, 140))
+    matrix = np.random.default_rng(0).standard_normal((260, 260))
     with caplog.at_level(logging.INFO, logger="isthmus.transport"):
         for _ in range(2):
             check(matrix, assign(matrix))

@@ -30,8 +30,9 @@ __all__ = ["Assignment", "assign"]
 
 _LOGGER = logging.getLogger("isthmus.transport")
 
-_LARGE = 128 * 128
-"""Entries from which on the compiled engine is used: below, SciPy is as fast and nothing need be loaded."""
+_LARGE = 256 * 256
+"""Entries from which on the compiled engine is used. Below, SciPy takes a few milliseconds at most, and no one has to
+wait for the engine: 0.4 seconds to load in each process, 10 to compile when used for the first time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +97,10 @@ def assign(
     Notes:
         Large problems run in a compiled engine when numba is installed (``pip install "isthmus[fast]"``), else in
         SciPy, which uses neither ``warm`` nor ``budget``; the logger ``isthmus.transport`` says which, once. The
-        first call compiles for some seconds and caches the result. Time is O(rows² · columns) at worst and mostly
-        near O(rows · columns); ``docs/decisions/0005-assignment-engine.md`` has measurements. Deterministic,
-        except under a budget. CUDA matrices are copied to the CPU.
+        first call compiles for ten seconds (for each of float32 and float64) and caches the result; the first of a
+        process loads it in 0.4. Time is O(rows² · columns) at worst and mostly near O(rows · columns);
+        ``docs/assignment.md`` has measurements, ``docs/decisions/0004-assignment-engine.md`` the reasons.
+        Deterministic, except under a budget. CUDA matrices are copied to the CPU, results back.
 
     Example:
         >>> found = assign([[4.0, 1.0, 3.0], [2.0, 0.0, 5.0], [3.0, 2.0, 2.0]])

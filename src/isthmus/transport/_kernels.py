@@ -295,8 +295,8 @@ def _two_groups(minima):
     """Return the smallest minimum, its group, and the smallest minimum of the other groups, which it erases."""
     best = _cut(minima, 1)
     home = 0
-    for g in range(GROUPS):
-        home = g if minima[g] == best else home
+    while minima[home] != best:
+        home += 1
     minima[home] = np.inf
     return best, home, _cut(minima, 1)
 
