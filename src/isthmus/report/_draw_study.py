@@ -13,7 +13,7 @@ import numpy as np
 from isthmus.checkpoints import atomic_path
 from isthmus.report._extras import load_extra
 from isthmus.report._format import label
-from isthmus.report._panels import DOTS_PER_INCH, literal, look_of, tidy
+from isthmus.report._panels import literal, look_of, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["CurvePanel", "Dot", "DotPanel", "Scatter", "write_curves", "write_dots", "write_scatter"]
 
 FORMATS = ("png", "svg", "pdf")
+
+DOTS_PER_INCH = 120
+"""Of the PNG files, which are for screens and are kept beside results; the others are for print."""
 
 _LONG: dict[str, Any] = {"handlelength": 3.2}
 """Legends show a whole period of the longest dashes."""
