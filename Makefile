@@ -10,6 +10,8 @@ DOCS_STAMP := $(VENV)/.isthmus-docs-installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO_OUT ?= isthmus-demo
 DEMO_ARGS ?=
+# The short set of benchmarks; BENCH="line --networks mlp" runs one with options, BENCH=--list names all.
+BENCH ?=
 # One process per core with one thread each: faster than one process with many threads on small tensors.
 PYTEST_ARGS ?= -n auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
@@ -57,7 +59,7 @@ docs: $(DOCS_STAMP)
 	@echo "docs/_build/html/index.html"
 
 bench: $(DEV_STAMP)
-	$(BIN)/python -m benchmarks
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(BENCH)
 
 clean:
 	rm -rf $(VENV) build dist docs/_build .pytest_cache .ruff_cache .hypothesis

@@ -20,6 +20,7 @@ NOT_ALONE = {"assignment_page", "peers_worker"}
 NAMES = sorted(p.stem for p in HERE.glob("[a-z]*.py") if p.stem not in NOT_ALONE)
 
 SHORT = {
+    "core": "--networks mlp resnet20 --repeats 1 --examples 32 --out {out}",
     "assignment": "--sizes 256 1024 --descents 256 --repeats 3 --largest-trained 256 --epochs 2 --out {out}",
     "line": "--networks resnet20 --points 11 --repeats 2 --resnet-examples 100 --resnet-batch 50 --out {out}",
     "training": "--rounds 1 --out {out}",

@@ -30,7 +30,7 @@ def run_script(source: str, folder: Path) -> str:
 def test_the_readme_example_runs_and_shows_a_smaller_barrier(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
-    assert len([line for line in blocks[0].splitlines() if line.strip()]) <= 12
+    assert len([line for line in blocks[0].splitlines() if line.strip()]) <= 10
     numbers = [float(x) for x in re.findall(r"barrier ([\d.]+)", run_script(blocks[0], tmp_path))]
     assert len(numbers) == 2
     assert numbers[1] < 0.5 * numbers[0]

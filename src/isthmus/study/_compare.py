@@ -37,8 +37,8 @@ _EXAMPLES = 8
 _LARGEST_PICTURE = 1024
 """Groups with more units store no similarity matrix: their picture would not fit in a page."""
 
-_SOLVER_SIZE = 128
-"""Units from which on assignments go to the compiled solver."""
+_SOLVER_SIZE = 1024
+"""More units take no other way through the assignment solver."""
 
 
 @dataclass(frozen=True, eq=False)
