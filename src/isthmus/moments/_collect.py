@@ -12,6 +12,7 @@ from torch import Tensor
 from isthmus.batches import Batch, Batches, iterate
 from isthmus.errors import DataError
 from isthmus.moments._accumulators import CrossMoment, Moment
+from isthmus.moments._blocks import CrossStream, Stream
 from isthmus.moments._patches import input_rows
 from isthmus.moments._runner import SiteRunner
 from isthmus.moments._sites import Site
@@ -98,8 +99,8 @@ def input_statistics(
 ) -> dict[str, InputStatistics]:
     """Collect, in one pass over the data, the second moments of what flows into sites.
 
-    Memory: ``8·features²`` bytes per site up to ``max_features`` features, beyond that
-    ``sample_rows·features`` entries in the model's dtype.
+    Memory: ``8·features²`` bytes per site up to ``max_features`` features, and the rows of a block
+    (:mod:`isthmus.moments._blocks`); beyond that ``sample_rows·features`` entries in the model's dtype.
 
     Args:
         runner: the network.
@@ -117,7 +118,7 @@ def input_statistics(
         DataError: no data, or NaN or infinite activations.
     """
     wanted = set(sites)
-    found: dict[str, Moment | RowSample] = {}
+    found: dict[str, Stream | RowSample] = {}
 
     def watch(site: Site, activation: Tensor) -> None:
         if site.name not in wanted:
@@ -126,8 +127,9 @@ def input_statistics(
             width = rows.shape[1]
             current = found.get(site.name)
             if width <= max_features:
-                moment = current if isinstance(current, Moment) else Moment.empty(width, rows.device)
-                found[site.name] = moment.update(rows)
+                stream = current if isinstance(current, Stream) else Stream(width)
+                found[site.name] = stream
+                stream.update(rows)
             else:
                 _refuse_non_finite(rows, site.name)
                 empty = RowSample(0, rows.new_empty(0, width), sample_rows)
@@ -136,7 +138,10 @@ def input_statistics(
 
     for batch in iterate(batches):
         runner.run(state, batch, inflow=watch)
-    return {name: InputStatistics(source) for name, source in found.items()}
+    return {
+        name: InputStatistics(source.result() if isinstance(source, Stream) else source)
+        for name, source in found.items()
+    }
 
 
 def _refuse_non_finite(rows: Tensor, name: str) -> None:
@@ -205,26 +210,27 @@ def cross_moments(
     Raises:
         DataError: no data, or NaN or infinite activations.
     """
-    found = {g: [CrossMoment.empty(t.units, t.units) for t in listed] for g, listed in taps.items()}
+    found = {g: [CrossStream(t.units) for t in listed] for g, listed in taps.items()}
     for batch in iterate(batches):
         seen_a = _tapped(runner, state_a, batch, taps)
         seen_b = _tapped(runner, state_b, batch, taps)
         for key, listed in taps.items():
             for k, tap in enumerate(listed):
-                found[key][k] = found[key][k].update(seen_a[tap], seen_b[tap])
-    return found
+                found[key][k].update(seen_a[tap], seen_b[tap])
+    return {key: [stream.result() for stream in streams] for key, streams in found.items()}
 
 
 def unit_moments(
     runner: SiteRunner, state: Mapping[str, Tensor], batches: Batches, taps: Mapping[_Key, Sequence[Tap]]
 ) -> dict[_Key, list[Moment]]:
     """Collect, in one pass over the data, the moments of one network's units at every tap."""
-    found = {g: [Moment.empty(t.units) for t in listed] for g, listed in taps.items()}
+    found = {g: [Stream(t.units) for t in listed] for g, listed in taps.items()}
     for batch in iterate(batches):
         seen = _tapped(runner, state, batch, taps)
         for key, listed in taps.items():
-            found[key] = [m.update(seen[t]) for m, t in zip(found[key], listed, strict=True)]
-    return found
+            for stream, tap in zip(found[key], listed, strict=True):
+                stream.update(seen[tap])
+    return {key: [stream.result() for stream in streams] for key, streams in found.items()}
 
 
 def _tapped(
