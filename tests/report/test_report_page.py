@@ -105,6 +105,12 @@ def test_a_method_is_also_called_what_users_type() -> None:
     assert '<code class="under">correlation</code>' not in html
 
 
+def test_only_relabellings_have_a_status() -> None:
+    html = html_of(make_record())
+    assert html.count('<td class="whole">–</td>') == 1
+    assert html.count('<td class="whole">') == len(make_record()["methods"])
+
+
 def test_settings_that_say_nothing_are_left_out() -> None:
     record = make_record()
     record["settings"] = {"note": "", "refresh": None, "seed": 0}

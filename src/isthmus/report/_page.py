@@ -116,7 +116,7 @@ def _method_rows(record: Record) -> list[dict[str, Any]]:
                 "verification": number(method["verification_error"]),
                 "moved": percent(moved_share(record, method["moved"]), 0),
                 "seconds": number(method["seconds"], 2),
-                "status": method["status"],
+                "status": "–" if name == "none" else method["status"],
             }
         )
     return rows

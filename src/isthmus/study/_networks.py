@@ -63,7 +63,7 @@ def network_for(
     except (RuntimeError, ValueError) as error:
         raise ModelError(
             f"Network family {family!r} cannot take the inputs of {dataset.name}, shape "
-            f"{dataset.input_shape}: {str(error).splitlines()[0]} "
+            f"{dataset.input_shape}: {str(error).splitlines()[0].rstrip('.')}. "
             "Convolutional families need RGB images; use 'mlp' otherwise."
         ) from error
     return model.train()
