@@ -320,3 +320,18 @@ def _facet(group: str, size: int) -> Facet:
 def test_unknown_products_are_refused() -> None:
     with pytest.raises(DataError, match="expected products 'float64', 'float32' or 'bfloat16'"):
         CoordinateDescent(products="float16")  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["wide", "gpt"])
+def test_states_on_a_gpu_are_matched_there(name: str) -> None:
+    pair, _ = pair_of(name)
+    there = replace(
+        pair, **{k: {n: t.cuda() for n, t in getattr(pair, k).items()} for k in ("state_a", "state_b")}
+    )
+    kept = Incremental(weight_objective(there))
+    found = CoordinateDescent().run(kept, assignment_solver, None, generator())
+    plain = match(weight_objective(pair), schedule=CoordinateDescent(incremental=False))
+    assert same(found.permutations, plain.permutations)
+    if name == "wide":
+        assert all(k.total.is_cuda for k in kept._keepers.values())  # type: ignore[union-attr]
