@@ -208,17 +208,28 @@ def test_sizes_that_are_scanned_four_rows_at_a_time(family, shape, compiled):
     check(matrix, assign(matrix))
 
 
-def test_rows_with_favourites_of_their_own_need_no_shortlists(compiled, monkeypatch):
+@pytest.mark.parametrize("easy", ["at once", "but for a few", "after a survey"])
+def test_rows_with_favourites_of_their_own_need_no_shortlists(easy, compiled, monkeypatch):
     rng = np.random.default_rng(0)
-    easy = planted(rng, 300, 300)
+    matrix = planted(rng, 300, 300)
+    if easy == "but for a few":
+        matrix[10:15] = matrix[20:25] + 1e-9 * rng.standard_normal((5, 300))
+    if easy == "after a survey":
+        matrix += 1e3 * rng.standard_normal(300)  # all rows want the same column until columns have prices
 
     def refuse(*arguments):
-        raise AssertionError("shortlists were made")
+        raise AssertionError("not needed")
 
-    monkeypatch.setattr(_kernels, "seed_rows", refuse)
-    check(easy, assign(easy))
-    with pytest.raises(AssertionError, match="shortlists were made"):
-        assign(rng.standard_normal((300, 300)))
+    with monkeypatch.context() as patch:
+        patch.setattr(_kernels, "seed_rows", refuse)
+        if easy != "after a survey":
+            patch.setattr(_kernels, "survey", refuse)
+        check(matrix, assign(matrix))
+        with pytest.raises(AssertionError, match="not needed"):
+            assign(rng.standard_normal((300, 300)))
+    hurried = assign(matrix, budget=1e-9)
+    assert len(hurried.columns.unique()) == 300
+    assert hurried.value <= assign(matrix).value + hurried.gap + 1e-9
 
 
 @functools.cache
@@ -412,6 +423,17 @@ def test_non_finite_entries(shape, engine):
         assign(matrix)
     with pytest.raises(DataError, match="Forbid a pair with -inf when maximising"):
         assign(-matrix, maximize=True)
+
+
+@pytest.mark.parametrize("entry", [np.nan, -np.inf, np.inf])
+def test_a_glance_overlooks_no_entry_that_is_not_finite(entry, compiled):
+    matrix = planted(np.random.default_rng(0), 200, 200)
+    matrix[-1, 150] = entry
+    if entry == np.inf:
+        check(matrix, assign(matrix))
+        return
+    with pytest.raises(DataError, match="are NaN" if np.isnan(entry) else "chosen at any price"):
+        assign(matrix)
 
 
 def test_bad_arguments():

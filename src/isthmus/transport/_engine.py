@@ -3,7 +3,8 @@ r"""The fast assignment engine: epsilon-scaled auction on shortlists, finished b
 The stages, each handing its column prices to the next (Bertsekas 1988 for the auction and its scaling; Jonker &
 Volgenant 1987 for the finish; shortlists, coarse samples and simultaneous trees are ours):
 
-1. *Survey*: column minima are the first prices. If nearly every row then has a favourite of its own, go to 4.
+1. *Survey*: column minima are the first prices. If nearly every row then has a favourite of its own, go to 4. A first
+   glance at a square matrix sees whether that is so at prices of zero already; then there is no survey.
 2. *Coarse sample*, unless rows mostly have different favourites: a scaled auction among every 8th, then every
    2nd row and column. The duals of the sampled rows price all columns.
 3. *Scaled auction* over everything with a falling ``epsilon``. A phase has a budget of bids, because duplicate
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from isthmus.transport import _kernels as kernels
 from isthmus.transport._certificate import Infeasible, Solution, certify, finite_range
+from isthmus.transport._glance import glance
 
 _EASY = 0.97  # share of rows with a favourite of their own, from which on no scaled auction is needed
 _GLANCE = 4  # one row in so many shows whether nearly all have favourites of their own
@@ -211,6 +213,10 @@ def solve(
         DataError: NaN, or an infinite entry of the attractive sign.
     """
     rows, total = costs.shape
+    market = _glanced(costs, sign, deadline) if prices is None and rows == total else None
+    if market is not None:
+        _finish(market)
+        return certify(costs, sign, market.column_of, market.prices, market.row_duals())
     least, constant = np.empty(total), np.empty(rows, np.bool_)
     finite = kernels.survey(costs, sign, least, constant) == 0.0
     reach = 1.0 if finite else finite_range(costs, sign)
@@ -246,6 +252,22 @@ def _run(market: _Market, pairs: NDArray | None) -> None:
             gap = market.seed()[1]
             unit = gap if gap > 0.0 else unit
             best = _scale(market, _FINE * unit, unit)
+    _finish(market, kept=kept, best=best)
+
+
+def _glanced(costs: NDArray, sign: float, deadline: float) -> _Market | None:
+    """Return a market at prices of zero with lists of one column, if nearly every row has a favourite of its own."""
+    rows = len(costs)
+    market = _Market(costs, sign, np.arange(rows, dtype=np.int32), np.zeros(rows), deadline)
+    patience, taken = int((1.0 - _EASY) * rows), np.zeros(rows, np.bool_)
+    if not glance(costs, sign, patience, market.choices, market.offers, market.least, taken):
+        return None
+    market.seeded = market.prices.copy()
+    return market
+
+
+def _finish(market: _Market, *, kept: NDArray | None = None, best: NDArray | None = None) -> None:
+    """Make all pairs optimal; when time is over before, fill up greedily, or take the ``best`` pairing if better."""
     market.auction(0.0, kept=kept)
     if market.finish():
         return
