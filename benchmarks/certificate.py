@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -38,6 +37,8 @@ DIGITS = (
     (3, 96, "relu"),
     (5, 64, "relu"),
 )
+DIGITS_TRAINING: dict[str, Any] = {"learning_rate": 0.05, "batch_size": 64, "epochs": 30}
+TARGET = 1.05
 COST_WIDTHS = (64, 128, 256, 512)
 COST_EXAMPLES, COST_BATCH, COST_SEGMENTS = 10_000, 500, 64
 
@@ -94,6 +95,52 @@ def measure(name: str, a: nn.Module, b: nn.Module, batches: Any) -> list[dict[st
     return rows
 
 
+def halving(name: str, a: nn.Module, b: nn.Module, batches: Any) -> dict[str, Any]:
+    """Reach a ratio by halving loose segments, and by equal segments, doubled until it is reached."""
+
+    def timed(**settings: Any) -> tuple[Any, float]:
+        start = time.process_time()
+        return certify(a, b, batches, **settings), time.process_time() - start
+
+    adaptive, adaptive_seconds = timed(segments=4, target=TARGET)
+    count = 4
+    while (tried := timed(segments=count))[0].ratio > TARGET:
+        count *= 2
+    row = {
+        "network": name,
+        "target": TARGET,
+        "segments": adaptive.segments,
+        "ratio": adaptive.ratio,
+        "cpu_seconds": adaptive_seconds,
+        "equal_segments": count,
+        "equal_ratio": tried[0].ratio,
+        "equal_cpu_seconds": tried[1],
+    }
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def halvings() -> list[dict[str, Any]]:
+    """Measure it on the deepest and on the residual network, the two that need most segments."""
+    digits, held_out = load_dataset("digits"), to_batches(load_dataset("digits", split="test"))
+    deep = trained_pair(lambda: network_for("mlp", digits, width=64, depth=5), digits, DIGITS_TRAINING)
+    rows = [halving("digits MLP 5×64 relu", *deep, held_out)]
+    return [
+        *rows,
+        halving("digits residual CNN", *trained_pair(ResidualCnn, digits, DIGITS_TRAINING), held_out),
+    ]
+
+
+def peak_mib() -> float:
+    """Largest resident memory of this process so far; ``getrusage`` would count the parent's at the fork too."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(
+        "benchmarks.certificate: expected VmHWM in /proc/self/status, found none. Run it on Linux."
+    )
+
+
 def cost(width: int) -> dict[str, Any]:
     """Time one certificate of random 784-input networks with three hidden layers, in this process."""
     torch.manual_seed(0)
@@ -101,7 +148,7 @@ def cost(width: int) -> dict[str, Any]:
     inputs, labels = torch.rand(COST_EXAMPLES, 784), torch.randint(10, (COST_EXAMPLES,))
     data = list(zip(inputs.split(COST_BATCH), labels.split(COST_BATCH), strict=True))
     certify(a, b, [(inputs[:2], labels[:2])], segments=1)  # load everything that is loaded once
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib()
     wall, cpu = time.perf_counter(), time.process_time()
     certify(a, b, data, segments=COST_SEGMENTS)
     return {
@@ -110,8 +157,8 @@ def cost(width: int) -> dict[str, Any]:
         "segments": COST_SEGMENTS,
         "seconds": time.perf_counter() - wall,
         "cpu_seconds": time.process_time() - cpu,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "grown_mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
+        "peak_mib": peak_mib(),
+        "grown_mib": peak_mib() - before,
     }
 
 
@@ -129,16 +176,15 @@ def costs(widths: Sequence[int]) -> list[dict[str, Any]]:
 def run(mnist: Path | None, widths: Sequence[int]) -> list[dict[str, Any]]:
     """Train and certify every network."""
     digits, held_out = load_dataset("digits"), to_batches(load_dataset("digits", split="test"))
-    settings = {"learning_rate": 0.05, "batch_size": 64, "epochs": 30}
     rows: list[dict[str, Any]] = []
     for depth, width, activation in DIGITS:
 
         def make(d: int = depth, w: int = width, f: str = activation) -> nn.Module:
             return network_for("mlp", digits, width=w, depth=d, activation=f)
 
-        pair = trained_pair(make, digits, settings)
+        pair = trained_pair(make, digits, DIGITS_TRAINING)
         rows += measure(f"digits MLP {depth}×{width} {activation}", *pair, held_out)
-    rows += measure("digits residual CNN", *trained_pair(ResidualCnn, digits, settings), held_out)
+    rows += measure("digits residual CNN", *trained_pair(ResidualCnn, digits, DIGITS_TRAINING), held_out)
     if mnist is not None:
         images, test = load_dataset("mnist", mnist), load_dataset("mnist", mnist, split="test")
         for width in widths:
@@ -175,6 +221,16 @@ def tables(record: dict[str, Any]) -> str:
         f"| {row['width']} | {row['seconds']:.0f} | {row['cpu_seconds']:.0f} | {row['grown_mib']:.0f} |"
         for row in record["costs"]
     ]
+    lines += [
+        "",
+        "| network | halved: segments | ratio | CPU seconds | equal: segments | ratio | CPU seconds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {row['network']} | {row['segments']} | {_ratio(row['ratio'])} | {row['cpu_seconds']:.2f} "
+        f"| {row['equal_segments']} | {_ratio(row['equal_ratio'])} | {row['equal_cpu_seconds']:.2f} |"
+        for row in record["halvings"]
+    ]
     return "\n".join(lines)
 
 
@@ -192,6 +248,7 @@ def main() -> None:
     )
     parser.add_argument("--cost", type=int, help="measure one width in this process")
     parser.add_argument("--only-costs", type=Path, help="measure the costs anew in a stored record")
+    parser.add_argument("--only-halvings", type=Path, help="measure halved segments anew in a stored record")
     parser.add_argument("--table", type=Path, help="print the tables of a record")
     parser.add_argument("--figures", type=Path, nargs=2, metavar=("RECORD", "FOLDER"), help="draw a record")
     given = parser.parse_args()
@@ -209,6 +266,9 @@ def main() -> None:
     elif given.only_costs is not None:
         record = json.loads(given.only_costs.read_text(encoding="utf-8"))
         _write(given.only_costs, {**record, "costs": costs(COST_WIDTHS)})
+    elif given.only_halvings is not None:
+        record = json.loads(given.only_halvings.read_text(encoding="utf-8"))
+        _write(given.only_halvings, {**record, "halvings": halvings()})
     elif given.out is not None:
         rows = run(given.mnist, given.widths)
         machine = {
@@ -216,8 +276,10 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
-        _write(given.out, {**machine, "rows": rows, "costs": []})  # kept if the costs are interrupted
-        _write(given.out, {**machine, "rows": rows, "costs": costs(COST_WIDTHS)})
+        record = {**machine, "rows": rows, "costs": [], "halvings": []}
+        _write(given.out, record)  # kept if what follows is interrupted
+        record["halvings"] = halvings()
+        _write(given.out, {**record, "costs": costs(COST_WIDTHS)})
     else:
         parser.error("give --out, --table or --figures")
 

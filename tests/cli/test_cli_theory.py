@@ -106,6 +106,21 @@ def test_dimension_says_what_it_skipped(isthmus: Cli, project: Path) -> None:
     assert "at least one layer of 8 different neurons" in result.err
 
 
+def test_certify_halves_segments_for_a_target(isthmus: Cli, project: Path) -> None:
+    result = isthmus(
+        "theory", "certify", *PAIR, "--segments", "2", "--target", "1.1", "--json", "--out", "near"
+    )
+    assert result.code == 0, result.err
+    first, last = result.json["certificates"]
+    assert first["segments"] == 2 < last["segments"]
+    assert last["ratio"] <= 1.1 < first["ratio"]
+    assert last["lmc_error"] < first["lmc_error"]
+    files(project / "near", "certificate", result.json)
+    refused = isthmus("theory", "certify", *PAIR, "--target", "0.9")
+    assert refused.code == 2
+    assert "must be above 1, found 0.9" in refused.err
+
+
 def test_certify_proves_more_with_more_segments(isthmus: Cli, project: Path) -> None:
     result = isthmus("theory", "certify", *PAIR, "--segments", "1,4,8", "--json", "--out", "proof")
     assert result.code == 0, result.err
@@ -166,6 +181,15 @@ def test_meanfield_and_dropout_write_their_files(isthmus: Cli, tmp_path: Path) -
     table = isthmus("theory", "meanfield", *small, "--errors", "0.0000001,0.5", "--reference-width", "64")
     assert table.code == 0, table.err
     assert "more than tried" in table.out
+    noisy = ("--ridge", "0.01", "--temperature", "0.1", "--coupling", "same_init", "--errors", "", "--json")
+    other = isthmus("theory", "meanfield", *small, *noisy, "--reference-width", "64")
+    assert other.code == 0, other.err
+    assert other.json["coupling"] == "same_init"
+    assert (other.json["ridge"], other.json["temperature"]) == (0.01, 0.1)
+    assert max(other.json["w2"][0]) < min(record["w2"][0])  # the same initial neurons stay closer
+    refused = isthmus("theory", "meanfield", "--coupling", "twins")
+    assert refused.code == 2
+    assert "--coupling twins: expected one of independent, same_data, same_init" in refused.err
 
     result = isthmus(
         "theory", "dropout", "--widths", "16,64", "--seeds", "2", "--json", "--out", tmp_path / "d"

@@ -132,7 +132,8 @@ def approximate_data() -> dict[str, Any]:
     return {
         "width": 8,
         "networks": [
-            {"error": e, "barrier": e / 10, **dict.fromkeys(keys, 5.0 + e)} for e in (0.3, 0.1, 0.2)
+            {"learning_rate": e, "error": e, "barrier": e / 10, **dict.fromkeys(keys, 5.0 + e)}
+            for e in (0.3, 0.1, 0.2)
         ],
     }
 

@@ -14,6 +14,7 @@ from isthmus.theory import (
     TanhNeuron,
     chaos_test,
     curvature_bound,
+    lipschitz_bound,
     lmc_error,
     match_clouds,
     mean_field_curve,
@@ -183,7 +184,11 @@ def check_curvature_bound(seed: int) -> None:
     error = lmc_error(a, matched, x, neuron).max(1)
     assert (error <= curvature_bound(w2, x, neuron) + 1e-12).all()
     moved = np.linalg.norm(a - matched, axis=-1).mean()
-    assert (error <= neuron.lipschitz(x) * moved / 2 + 1e-12).all()
+    bound = lipschitz_bound(a, matched, x, neuron)
+    assert bound == pytest.approx(neuron.lipschitz(x)[None] * moved / 2)
+    assert (error <= bound + 1e-12).all()
+    plain = lmc_error(a, b, x, neuron).max(1)  # any order will do
+    assert (plain <= lipschitz_bound(a, b, x, neuron) + 1e-12).all()
 
 
 def test_error_is_below_its_bounds_on_random_clouds():

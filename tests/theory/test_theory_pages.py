@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ PAGES = Path(__file__).parents[2] / "docs" / "theory"
 NAMES = [
     "01-transport",
     "02-rates",
+    "03-certificates",
     "04-widths",
     "05-dimension",
     "06-mean-field",
@@ -41,6 +43,16 @@ def test_docstring_examples_run():
         assert result.failed == 0
         attempted += result.attempted
     assert attempted >= 2
+
+
+def test_every_function_says_whose_statement_it_is_and_where_it_comes_from():
+    for name in isthmus.theory.__all__:
+        value = getattr(isthmus.theory, name)
+        if inspect.isfunction(value):
+            text = inspect.getdoc(value) or ""
+            assert any(label in text for label in ("[P", "[L", "[O")), name
+            module = inspect.getdoc(inspect.getmodule(value)) or ""
+            assert re.search(r"[Tt]heory note|Source", text + module), name
 
 
 def test_public_names_are_listed_once_and_documented():

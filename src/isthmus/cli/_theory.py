@@ -125,6 +125,12 @@ def certify(
         str | None, typer.Option(help="Part of the data to certify on; `test` where there is one.")
     ] = None,
     segments: Annotated[str, typer.Option(help="Numbers of segments to try; more is tighter.")] = "1,4,16",
+    target: Annotated[
+        float | None,
+        typer.Option(
+            help="Then cut the loose segments until bound / measured error is at most this, above 1."
+        ),
+    ] = None,
     alignment: Annotated[Path | None, typer.Option(help="Alignment file made by `isthmus align`.")] = None,
     align: Annotated[str | None, typer.Option(metavar="METHOD", help=f"Relabel B first: {_METHODS}")] = None,
     loss: Annotated[str, typer.Option(help="`cross_entropy` or `mse`.")] = "cross_entropy",
@@ -149,15 +155,21 @@ def certify(
     certificates = []
     with console.progress() as bar:
         tell = console.stages(bar)
-        tell("reading data", 0, len(counts) + 1)
+        steps = len(counts) + 1 + (target is not None)
+        tell("reading data", 0, steps)
         found = data_for(data, data_dir, batch_size=batch_size, limit=limit)
         chosen = split or ("test" if "test" in found else next(iter(found)))
         if chosen not in found:
             raise DataError(f"--split {chosen}: {data} has {', '.join(found)}.")
         moved = _relabelled(pair, found, alignment, align, seed)
         for k, count in enumerate(counts):
-            tell(f"certifying with {count} segments", k + 1, len(counts) + 1)
+            tell(f"certifying with {count} segments", k + 1, steps)
             certificates.append(prove(pair.a, moved, found[chosen], segments=count, loss=loss))
+        if target is not None:
+            tell(f"cutting segments for a ratio of {target:g}", steps - 1, steps)
+            certificates.append(
+                prove(pair.a, moved, found[chosen], segments=counts[-1], loss=loss, target=target)
+            )
     record = {
         "kind": "certificate",
         "data": data,
@@ -176,6 +188,13 @@ def meanfield(
     seeds: Annotated[int, typer.Option(min=1, help="Pairs per width.")] = 4,
     horizon: Annotated[float, typer.Option(help="Training time T.")] = 5.0,
     step: Annotated[float, typer.Option(help="SGD step ε.")] = 0.05,
+    ridge: Annotated[float, typer.Option(min=0.0, help="Weight decay λ.")] = 0.0,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="Temperature τ of the noise; 0 is noiseless.")
+    ] = 0.0,
+    coupling: Annotated[
+        str, typer.Option(help="`independent` (the theorem's case), `same_data` or `same_init`.")
+    ] = "independent",
     floor_steps: Annotated[
         str, typer.Option(help="Steps compared at the largest N; empty for none.")
     ] = "0.2,0.05,0.01",
@@ -189,15 +208,29 @@ def meanfield(
 ) -> None:
     """Theorem 3.1 as an experiment: mean-field networks of N neurons, matched, error and W₂² against N."""
     from isthmus.theory import MeanFieldSettings, mean_field_record
+    from isthmus.theory._mean_field import Coupling
 
-    settings = MeanFieldSettings(inputs=inputs, horizon=horizon, step=step)
+    known: tuple[Any, ...] = get_args(Coupling)
+    if coupling not in known:
+        raise DataError(f"--coupling {coupling}: expected one of {', '.join(known)}.")
+    chosen: Any = coupling
+    settings = MeanFieldSettings(
+        inputs=inputs, horizon=horizon, step=step, ridge=ridge, temperature=temperature
+    )
     wanted = _whole_numbers("--widths", widths)
     steps, goals = _numbers("--floor-steps", floor_steps), _numbers("--errors", errors)
     folder = None if out is None else console.usable_folder(out)
     with console.progress() as bar:
         console.stages(bar)("training mean-field networks", 0, 1)
         record = mean_field_record(
-            settings, wanted, seeds, steps=steps, errors=goals, delta=delta, reference_width=reference_width
+            settings,
+            wanted,
+            seeds,
+            steps=steps,
+            errors=goals,
+            delta=delta,
+            reference_width=reference_width,
+            coupling=chosen,
         )
     _deliver(record, "meanfield", folder, json, _mean_field_table)
 
@@ -395,7 +428,9 @@ def _mean_field_table(record: Mapping[str, Any]) -> Table:
         wide = "more than tried" if b["enough"] is None else f"{b['fails']} < N ≤ {b['enough']}"
         parts.append(f"error {b['error']:g}: {wide}")
     heads = ["N", "error, matched", "W₂²", "proven bound", "error, unmatched"]
-    return _table(f"Mean-field pairs, {record['inputs']} inputs", heads, rows, "; ".join(parts))
+    noise = f", temperature {record['temperature']:g}" if record["temperature"] else ""
+    kind = "" if record["coupling"] == "independent" else f", {record['coupling'].replace('_', ' ')}"
+    return _table(f"Mean-field pairs, {record['inputs']} inputs{noise}{kind}", heads, rows, "; ".join(parts))
 
 
 def _dropout_table(record: Mapping[str, Any]) -> Table:

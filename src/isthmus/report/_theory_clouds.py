@@ -193,10 +193,11 @@ def two_regimes_panels(data: Data) -> Account:
                 axes.axhline(record["floor"], color=look_of(i).colour, linewidth=1, linestyle=(0, (1, 3)))
                 axes.annotate(
                     f"2·{d - k}·{record['noise']:g}²",
-                    (sizes[-1], record["floor"]),
-                    fontsize=7.5,
-                    va="bottom",
-                    ha="right",
+                    (sizes[0], record["floor"]),  # the curves start above their floors
+                    fontsize=8,
+                    va="top",
+                    xytext=(0, -2),
+                    textcoords="offset points",
                 )
         guide(axes, sizes, records[0]["means"][0], -2 / k, f"slope −2/{k}")
         log_log(axes, sizes)
@@ -277,6 +278,11 @@ def approximate_dimension_panels(data: Data) -> Account:
         def draw(axes: Axes) -> None:
             for i, (key, text) in enumerate(names.items()):
                 line(axes, [r["barrier"] for r in rows], [r[key + suffix] for r in rows], i, text)
+            for r in (r for r in rows if "learning_rate" in r):
+                place = {"xytext": (0, -13), "textcoords": "offset points", "ha": "center"}
+                axes.annotate(
+                    f"{r['learning_rate']:g}", (r["barrier"], r["naive" + suffix]), fontsize=8, **place
+                )
             log_values(axes, "y")
             log_values(axes, "x")
             tidy(axes, title, "barrier of the relabelled pair (nats)", "approximate dimension")
@@ -285,4 +291,7 @@ def approximate_dimension_panels(data: Data) -> Account:
         return draw
 
     alt = f"Approximate dimensions against the barrier at width {data['width']}, uncentred and centred."
-    return alt, [panel("", f"Uncentred, width {data['width']}"), panel("_centred", "Centred")]
+    return alt, [
+        panel("", f"Uncentred, width {data['width']} (figures: learning rate)"),
+        panel("_centred", "Centred"),
+    ]

@@ -250,7 +250,8 @@ def dropout_panels(data: Data) -> Account:
         for i, key in ((1, "half"), (3, "matched")):
             line(axes, data["line"], data[key], i, names[key])
         for x, y, m in zip(data["line"], data["half"], widths, strict=True):
-            axes.annotate(f"{m}", (x, y), fontsize=7.5, xytext=(3, 5), textcoords="offset points")
+            axes.annotate(f"{m}", (x, y), fontsize=8, ha="right", xytext=(-3, 5), textcoords="offset points")
+        axes.margins(x=0.12)  # room for the labels of the widths
         log_values(axes, "x")
         log_values(axes, "y")
         tidy(axes, "Dropout against the line, by width", "error on the line", "change under dropout")

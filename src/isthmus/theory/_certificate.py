@@ -2,30 +2,31 @@ r"""Certificates: a proven bound on the error of linear connectivity, and on the
 
 from __future__ import annotations
 
-import copy
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from isthmus.batches import Batch, Batches, device_of, iterate, reusable
-from isthmus.errors import DataError, ModelError
-from isthmus.evaluation import combine_states, require_evaluation, score
+from isthmus.batches import Batches, iterate, reusable
+from isthmus.errors import DataError
+from isthmus.evaluation import require_evaluation
 from isthmus.states import check_finite, check_same_architecture, state_of
-from isthmus.symmetry import Trace, trace
-from isthmus.theory._fold import fold_normalisation
-from isthmus.theory._propagate import Ends, layer_norms, segment_bound
+from isthmus.theory._measure import Measured, measure
+from isthmus.theory._path import Path
 
 __all__ = ["Certificate", "Envelope", "certify"]
 
 _ROUNDING = 1e-9
 
-_KNOTS = 17
-"""Points of the path at which spectral norms are computed; between them convexity bounds them."""
+_MOST_SEGMENTS = 4096
+"""Segments beyond which no more are cut for a target."""
+
+_MOST_HALVINGS = 3
+"""Halvings of a segment in one pass: the errors that tell how many are needed are known at its ends only."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +60,8 @@ class Certificate:
         per_example: bound on :math:`\sup_t` of the error of each example, shape ``(examples,)``.
         barrier: bound on the loss barrier; ``None`` without targets.
         barrier_measured: largest rise seen at the ends of segments.
-        accuracy_floor: share of examples that every network of the path classifies correctly, or less; the
-            smallest over segments. ``None`` without class labels.
+        accuracy_floor: accuracy that every network of the path reaches at least: the smallest, over segments, share
+            of examples that all networks of the segment classify correctly. ``None`` without class labels.
         envelope: the bounds along the path.
         examples: number of examples.
         segments: number of segments.
@@ -77,6 +78,11 @@ class Certificate:
     examples: int
     segments: int
     scope: str
+
+    @property
+    def lmc_error_rms(self) -> float:
+        r"""Bound on :math:`\sup_t` of the root mean square over examples, from the bounds of each."""
+        return float(self.per_example.square().mean().sqrt())
 
     @property
     def ratio(self) -> float:
@@ -96,7 +102,8 @@ class Certificate:
         envelope = {k: plain(v) for k, v in vars(self.envelope).items()}
         # with one segment nothing is measured inside, and the ratio is infinite
         ratio = self.ratio if math.isfinite(self.ratio) else None
-        return {**kept, "ratio": ratio, "per_example_max": largest, "envelope": envelope}
+        summary = {"ratio": ratio, "lmc_error_rms": self.lmc_error_rms, "per_example_max": largest}
+        return {**kept, **summary, "envelope": envelope}
 
     def __str__(self) -> str:
         """Return a short account."""
@@ -118,6 +125,7 @@ def certify(
     *,
     segments: int = 16,
     loss: str = "cross_entropy",
+    target: float | None = None,
 ) -> Certificate:
     r"""Prove how far the straight line between two networks can be from linear, and how high its barrier.
 
@@ -133,18 +141,24 @@ def certify(
 
     Args:
         model_a: network A, in evaluation mode; not mutated.
-        model_b: network B or its state, **already relabelled** (``alignment.apply(b)``).
+        model_b: network B or its state, **already relabelled** (``alignment.apply(b)``). Of a module, the code is run
+            once, in evaluation mode, to see that it computes what A's code computes with B's tensors.
         batches: the data over which the statement is made; with targets for a bound on the barrier.
         segments: number of equal segments. The bound tightens like ``segments^-1.5`` or faster; 16 usually come
             within a few per cent for multi-layer perceptrons, 64 for deep convolutional networks.
         loss: ``"cross_entropy"`` or ``"mse"``.
+        target: ratio of the bound on the LMC error to the largest measured value, above 1. Segments whose bound is
+            above it are cut into 2, 4 or 8, pass after pass over the data (which are then kept in memory), until none
+            is, or until there are 4096 segments: see :attr:`Certificate.ratio` for what was reached.
 
     Returns:
-        The certificate. Numbers are float64 and proven up to rounding, for which ``1e-9 (1 + value)`` is added.
+        The certificate. Numbers are float64 and proven, rounding included: what float64 may have done to the values
+        of the networks is bounded and added, and ``1e-9 (1 + value)`` for the arithmetic of the bound itself.
 
     Raises:
-        ModelError: an operator is out of scope (the message names it), training mode, or not traceable.
-        DataError: no data, or an unknown loss.
+        ModelError: an operator is out of scope (the message names it), training mode, not traceable, B's code computes
+            something else, or outputs that are not finite.
+        DataError: no data, an unknown loss, fewer than one segment, or a target of 1 or less.
         CheckpointError: different architectures, NaN or infinite weights.
 
     Notes:
@@ -153,186 +167,107 @@ def certify(
         batch normalisation the certified path is that of the folded networks (each normalisation multiplied into
         the layer before it), which has the same ends.
     """
-    if loss not in ("cross_entropy", "mse"):
-        raise DataError(f"certify: unknown loss {loss!r}; bounds are known for 'cross_entropy' and 'mse'.")
-    if segments < 1:
-        raise DataError(f"certify: segments must be at least 1, found {segments}.")
+    _check_settings(segments, loss, target)
     require_evaluation(model_a, "Network A")
     a, b = state_of(model_a, "A"), state_of(model_b, "B")
     check_same_architecture(a, b)
     check_finite(a, "A")
     check_finite(b, "B")
-    path = _Path(model_a, a, b, segments)
-    parts = [_certify_batch(path, batch, loss) for batch in iterate(reusable(batches))]
-    return _assemble(path, parts, loss)
+    knots = segments + 1 if target is None else _MOST_SEGMENTS
+    path = Path(model_a, model_b if isinstance(model_b, nn.Module) else None, a, b, knots=knots)
+    ts = [k / segments for k in range(segments + 1)]
+    data = iterate(reusable(batches)) if target is None else list(iterate(reusable(batches)))
+    parts = [measure(path, batch, list(itertools.pairwise(ts)), loss) for batch in data]
+    while target is not None and (finer := _finer(parts, ts, target)):
+        parts = [measure(path, batch, finer, loss, known) for batch, known in zip(data, parts, strict=True)]
+        ts = sorted({*ts, *(t for span in finer for t in span)})
+    return _assemble(parts, ts, loss, folded=path.folded)
 
 
-class _Path:
-    """The folded networks at the ends of all segments, with the norms of their layers."""
-
-    def __init__(
-        self, model: nn.Module, state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor], segments: int
-    ) -> None:
-        self.model = copy.deepcopy(model).double()
-        self.ts = [k / segments for k in range(segments + 1)]
-        self._ends = (_double(state_a), _double(state_b))
-        self._traces: dict[tuple[Any, ...], Trace] = {}
-        self._folded_ends: tuple[dict[str, Tensor], ...] = ()
-        self._norms: list[dict[str, float]] = []
-        self.folded = False
-
-    def traced(self, batch: Batch) -> Trace:
-        key = tuple(
-            tuple(t.shape) if isinstance(t, Tensor) else t for t in (*batch.args, *batch.kwargs.values())
+def _check_settings(segments: int, loss: str, target: float | None) -> None:
+    if loss not in ("cross_entropy", "mse"):
+        raise DataError(f"certify: unknown loss {loss!r}; bounds are known for 'cross_entropy' and 'mse'.")
+    if segments < 1 or segments != int(segments):
+        raise DataError(f"certify: segments must be a whole number, at least 1, found {segments}.")
+    if target is not None and not target > 1:
+        raise DataError(
+            f"certify: a target is a ratio of bound to measured value and must be above 1, found {target}."
         )
-        if key not in self._traces:
-            self._traces[key] = trace(self.model, batch.args, batch.kwargs)
-            self._prepare(self._traces[key])
-        return self._traces[key]
-
-    def _prepare(self, traced: Trace) -> None:
-        """Fold the states and bound the norms, once (they depend on no data).
-
-        A norm is a convex function of the weights, hence of ``t``: chords between a few exact values lie above
-        it, and their larger end over a segment bounds it there.
-        """
-        if self._folded_ends:
-            return
-        a, b = (fold_normalisation(traced, s) for s in self._ends)
-        self._folded_ends = (a, b)
-        self.folded = any(not torch.equal(a[k], self._ends[0][k]) for k in a)
-        knots = np.linspace(0.0, 1.0, min(len(self.ts), _KNOTS))
-        exact = [layer_norms(traced, self.state(t)) for t in knots.tolist()]
-        chords = {name: np.interp(self.ts, knots, [norms[name] for norms in exact]) for name in exact[0]}
-        self._norms = [{name: float(c[k]) for name, c in chords.items()} for k in range(len(self.ts))]
-
-    def state(self, t: float) -> dict[str, Tensor]:
-        """Return the state at a position; made anew, since keeping all of them takes memory and saves nothing."""
-        return combine_states(self._folded_ends, lambda pair: _mix(pair, t), check=False)
-
-    def end(self, k: int, traced: Trace, batch: Batch) -> tuple[Ends, Tensor]:
-        """Return the values of all nodes at the end of a segment, and the output."""
-        values: dict[str, Any] = dict(zip(traced.inputs, (*batch.args, *batch.kwargs.values()), strict=False))
-
-        def keep(node: fx.Node, _: Any, result: Any) -> None:
-            values[node.name] = result
-
-        state = self.state(self.ts[k])
-        traced.run(state, batch.args, batch.kwargs, on_node=keep)
-        return Ends(state, values, self._norms[k]), values[self.output(traced).name]
-
-    def output(self, traced: Trace) -> fx.Node:
-        names = list(traced.outputs)
-        chosen = "logits" if "logits" in names else names[0]
-        return traced.outputs[chosen]
 
 
-def _mix(pair: Sequence[Tensor], t: float) -> Tensor:
-    return pair[0] if t == 0 else pair[1] if t == 1 else (1 - t) * pair[0] + t * pair[1]
+def _finer(parts: Sequence[Measured], ts: Sequence[float], target: float) -> list[tuple[float, float]]:
+    """Return, rising, the parts of the segments above the target; the loosest come first if there are too many.
 
-
-def _double(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k: v.double() if v.is_floating_point() else v for k, v in state.items()}
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """Per-example numbers of one batch: rows are ends or segments."""
-
-    deltas: Tensor
-    bounds: Tensor
-    losses: Tensor | None
-    extra: Tensor | None
-    certain: Tensor | None
-
-
-def _certify_batch(path: _Path, batch: Batch, loss: str) -> _Part:
-    batch = batch.to(device_of(path.model), torch.float64)
-    if batch.kwargs and len(batch.args) == 0 and len(batch.kwargs) > 1:
-        raise ModelError(
-            "certify: several inputs are out of scope; wrap the model so that it takes one tensor."
-        )
-    traced = path.traced(batch)
-    deltas, bounds, outputs = [], [], []
-    previous: Ends | None = None
-    for k in range(len(path.ts)):
-        here, output = path.end(k, traced, batch)
-        outputs.append(output.reshape(output.shape[0], -1) if batch.targets is None else output)
-        if previous is not None:
-            bounds.append(segment_bound(traced, previous, here, path.output(traced)))
-        previous = here
-    first, last = outputs[0], outputs[-1]
-    for t, output in zip(path.ts, outputs, strict=True):
-        error = output - ((1 - t) * first + t * last)
-        deltas.append(error.reshape(len(error), -1).norm(dim=1))
-    radius = torch.stack(bounds)
-    if batch.targets is None:
-        return _Part(torch.stack(deltas), radius, None, None, None)
-    scored = [score(o, batch.targets, loss) for o in outputs]
-    losses = torch.stack([s.losses for s in scored])
-    extra = torch.stack(list(_extra(outputs, losses, radius, batch.targets, loss)))
-    certain = _certain(outputs, radius, batch.targets) if scored[0].correct is not None else None
-    return _Part(torch.stack(deltas), radius, losses, extra, certain)
-
-
-def _extra(
-    outputs: Sequence[Tensor], losses: Tensor, radius: Tensor, targets: Tensor, loss: str
-) -> Iterator[Tensor]:
-    """Yield, per segment, how much more than the chord between its ends each example's loss can be."""
-    for k, r in enumerate(radius):
-        if loss == "cross_entropy":
-            worst = torch.maximum(losses[k], losses[k + 1])
-            if outputs[k].ndim > 2:
-                yield math.sqrt(2) * r  # positions are averaged, and a mean of norms is at most the norm
-            else:
-                yield torch.minimum(
-                    math.sqrt(2) * r, math.sqrt(2) * (1 - torch.exp(-worst)) * r + r.square() / 4
-                )
-            continue
-        count = outputs[k][0].numel()
-        distances = [
-            (o - targets.to(o).reshape(o.shape)).reshape(len(o), -1).norm(dim=1) for o in outputs[k : k + 2]
-        ]
-        yield (2 * torch.maximum(*distances) * r + r.square()) / count
-
-
-def _certain(outputs: Sequence[Tensor], radius: Tensor, targets: Tensor) -> Tensor | None:
-    """Return, per segment and example, whether every network on the segment must classify it correctly.
-
-    [O] theory note 3.6: the prediction cannot change where every margin of the chord exceeds ``√2 r``.
+    A segment's own bound falls like the square of its length, or a little slower: that tells how many parts it needs.
     """
-    if outputs[0].ndim != 2:
+    error, error_bound, _ = _errors(parts, ts)
+    ends = torch.maximum(error[:-1], error[1:])
+    goal = max(target * float(error.max()), 4 * _ROUNDING)
+    shrink = ((error_bound - ends) / (goal - ends).clamp_min(_ROUNDING)).clamp_min(1)
+    powers = (shrink.log2() / 2).round().clamp(1, _MOST_HALVINGS).long().tolist()
+    left = _MOST_SEGMENTS - len(ends)
+    found: list[tuple[float, float]] = []
+    for k in torch.argsort(error_bound, descending=True).tolist():
+        count = 2 ** powers[k]
+        if float(error_bound[k]) <= goal or left < count - 1:
+            break
+        left -= count - 1
+        cuts = [ts[k] + (ts[k + 1] - ts[k]) * i / count for i in range(count)]
+        found += itertools.pairwise([*cuts, ts[k + 1]])
+    return sorted(found)
+
+
+def _errors(parts: Sequence[Measured], ts: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean errors at the points, bounds on the mean between them, and bounds for every example."""
+    spans = list(itertools.pairwise(ts))
+    errors = torch.cat([torch.stack([p.points[t].error for t in ts]) for p in parts], 1)
+    bounds = torch.cat([torch.stack([p.spans[s].bound for s in spans]) for p in parts], 1)
+    rounding = torch.cat([p.rounding for p in parts])
+    mean = errors.mean(1)
+    each = (torch.maximum(errors[:-1], errors[1:]) + bounds).max(0).values + rounding
+    return (
+        mean,
+        _rounded(torch.maximum(mean[:-1], mean[1:]) + bounds.mean(1) + rounding.mean()),
+        _rounded(each),
+    )
+
+
+def _rises(parts: Sequence[Measured], ts: Sequence[float]) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return the rise of the loss over its chord at the points, bounds between them, and the chord."""
+    spans = list(itertools.pairwise(ts))
+    losses, extra, slack = [], [], []
+    for p in parts:
+        found = [p.points[t].losses for t in ts]
+        more = [p.spans[s].extra for s in spans]
+        if p.loss_rounding is None or any(x is None for x in (*found, *more)):
+            return None
+        losses.append(torch.stack([x for x in found if x is not None]))
+        extra.append(torch.stack([x for x in more if x is not None]))
+        slack.append(p.loss_rounding)
+    mean, at = torch.cat(losses, 1).mean(1), torch.tensor(ts, dtype=torch.float64, device=losses[0].device)
+    chord = (1 - at) * mean[0] + at * mean[-1]
+    rise = mean - chord
+    above = torch.maximum(rise[:-1], rise[1:]) + torch.cat(extra, 1).mean(1) + torch.cat(slack).mean()
+    return rise, _rounded(above), chord
+
+
+def _floor(parts: Sequence[Measured], ts: Sequence[float]) -> float | None:
+    """Return the accuracy that every network of the path reaches."""
+    rows = [[p.spans[s].certain for s in itertools.pairwise(ts)] for p in parts]
+    if any(x is None for row in rows for x in row):
         return None
-    margins = []
-    for output in outputs:
-        chosen = output.gather(1, targets.long().unsqueeze(1))
-        others = (chosen - output).scatter(1, targets.long().unsqueeze(1), math.inf)
-        margins.append(others)
-    ends = zip(margins[:-1], margins[1:], radius, strict=True)
-    return torch.stack([torch.minimum(m, n).min(dim=1).values > math.sqrt(2) * r for m, n, r in ends])
+    certain = torch.cat([torch.stack([x for x in row if x is not None]) for row in rows], 1)
+    return float(certain.double().mean(1).min())
 
 
-def _assemble(path: _Path, parts: Sequence[_Part], loss: str) -> Certificate:
-    deltas, bounds = torch.cat([p.deltas for p in parts], 1), torch.cat([p.bounds for p in parts], 1)
-    error, reach = deltas.mean(1), bounds.mean(1)
-    error_bound = _rounded(torch.maximum(error[:-1], error[1:]) + reach)
-    each = _rounded((torch.maximum(deltas[:-1], deltas[1:]) + bounds).max(0).values)
-    ts = torch.tensor(path.ts, dtype=torch.float64)
-    rise = rise_bound = chord = None
-    floor: float | None = None
-    if all(p.losses is not None for p in parts):
-        losses = torch.cat([p.losses for p in parts if p.losses is not None], 1).mean(1)
-        extra = torch.cat([p.extra for p in parts if p.extra is not None], 1).mean(1)
-        chord = (1 - ts) * losses[0] + ts * losses[-1]
-        rise = losses - chord
-        rise_bound = _rounded(torch.maximum(rise[:-1], rise[1:]) + extra)
-        if all(p.certain is not None for p in parts):
-            certain = torch.cat([p.certain for p in parts if p.certain is not None], 1)
-            floor = float(certain.double().mean(1).min())
-    how = "with batch normalisation folded into the layers, " if path.folded else ""
+def _assemble(parts: Sequence[Measured], ts: Sequence[float], loss: str, *, folded: bool) -> Certificate:
+    error, error_bound, each = (x.cpu() for x in _errors(parts, ts))
+    rises = _rises(parts, ts)
+    rise, rise_bound, chord = (None, None, None) if rises is None else (x.cpu() for x in rises)
+    how = "with batch normalisation folded into the layers, " if folded else ""
     scope = (
-        f"Proven for these two networks and these {deltas.shape[1]} examples, on the straight line between their "
-        f"tensors, {how}in float64 up to rounding; loss {loss}. Nothing is claimed about other data."
+        f"Proven for these two networks and these {len(each)} examples, on the straight line between their "
+        f"tensors, {how}rounding in float64 included; loss {loss}. Nothing is claimed about other data."
     )
     return Certificate(
         lmc_error=float(error_bound.max()),
@@ -340,10 +275,10 @@ def _assemble(path: _Path, parts: Sequence[_Part], loss: str) -> Certificate:
         per_example=each,
         barrier=None if rise_bound is None else max(float(rise_bound.max()), 0.0),
         barrier_measured=None if rise is None else max(float(rise.max()), 0.0),
-        accuracy_floor=floor,
-        envelope=Envelope(ts, error, error_bound, rise, rise_bound, chord),
-        examples=deltas.shape[1],
-        segments=len(path.ts) - 1,
+        accuracy_floor=None if rises is None else _floor(parts, ts),
+        envelope=Envelope(torch.tensor(ts, dtype=torch.float64), error, error_bound, rise, rise_bound, chord),
+        examples=len(each),
+        segments=len(ts) - 1,
         scope=scope,
     )
 

@@ -19,8 +19,8 @@ from isthmus.theory._gaussian import isotropic_gaussian_upper
 from isthmus.theory._inputs import FloatArray, read_array, read_integer, read_number
 from isthmus.theory._low_dimension import low_dimension_bounds, low_dimension_rows
 from isthmus.theory._lower import nearest_neighbour_lower, volume_lower
-from isthmus.theory._mean_field import MeanFieldSettings
-from isthmus.theory._mean_field_experiment import chaos_test, mean_field_curve, n_min
+from isthmus.theory._mean_field import Coupling, MeanFieldSettings
+from isthmus.theory._mean_field_experiment import WidthBracket, chaos_test, mean_field_curve, n_min
 from isthmus.theory._rates import RateCurve, fit_dimension, rate_curve, rate_curve_of_rows
 from isthmus.theory._tower import Tower
 from isthmus.theory._width import (
@@ -63,6 +63,9 @@ def width_record(
 
     Raises:
         DataError: an argument outside its range.
+
+    Source:
+        Theory note §4.2 to §4.4.
     """
     wanted = np.geomspace(0.01, 0.5, 9).tolist() if epsilons is None else [float(e) for e in epsilons]
     towers = {
@@ -120,7 +123,8 @@ def rate_record(
 ) -> dict[str, Any]:
     r"""Measure :math:`\mathbb E W_2^2` of two samples against their size, between its proven bounds.
 
-    Labels as in :func:`rate_curve`, :func:`volume_lower`, :func:`nearest_neighbour_lower`, :func:`box_upper`,
+    **[P, Theorems 5.3 and 5.4]**, constants **[O]**; labels in detail as in :func:`rate_curve`,
+    :func:`volume_lower`, :func:`nearest_neighbour_lower`, :func:`box_upper`,
     :func:`isotropic_gaussian_upper` and :func:`low_dimension_bounds`.
 
     Args:
@@ -141,6 +145,9 @@ def rate_record(
     Raises:
         DataError: an unknown law, or an argument outside its range.
         ShapeError: more signal axes than axes.
+
+    Source:
+        Theory note §2 and §5.
     """
     d = read_integer(dimension, "rate: dimension")
     floor: float | None = None
@@ -201,6 +208,9 @@ def dimension_record(
 
     Raises:
         DataError: no layer at all has enough neurons.
+
+    Source:
+        Theory note §5 and §8.
     """
     found, skipped = [], []
     for name, value in layers.items():
@@ -243,10 +253,12 @@ def mean_field_record(
     errors: Sequence[float] = (),
     delta: float = 0.34,
     reference_width: int = 4096,
+    coupling: Coupling = "independent",
 ) -> dict[str, Any]:
     r"""Run Theorem 3.1 as an experiment: error and distance against width, the floor of the step, how wide is enough.
 
-    Labels as in :func:`mean_field_curve`, :func:`chaos_test` and :func:`n_min`.
+    **[P, Theorem 3.1]**, the experiment **[O]**; assumptions as in :func:`mean_field_curve`, :func:`chaos_test` and
+    :func:`n_min`.
 
     Args:
         settings: see :class:`MeanFieldSettings`.
@@ -256,6 +268,8 @@ def mean_field_record(
         errors: errors for which the least sufficient width is sought.
         delta: share of pairs allowed to miss the error.
         reference_width: neurons of the wide network.
+        coupling: what the two networks of a pair share, see :func:`mean_field_pairs`; the floor is always that of
+            independent runs.
 
     Returns:
         ``widths``; ``sup_error``, ``w2``, ``bound``, ``unmatched``, each a list per width of one value per seed;
@@ -264,9 +278,12 @@ def mean_field_record(
     Raises:
         DataError: an argument outside its range.
         ShapeError: a reference width below twice the largest width.
+
+    Source:
+        Theory note §6.4 and §6.5.
     """
     count = read_integer(seeds, "mean field: seeds")
-    curve = mean_field_curve(settings, widths, range(count))
+    curve = mean_field_curve(settings, widths, range(count), coupling=coupling)
     floor = []
     for step in steps:
         test = chaos_test(
@@ -280,13 +297,18 @@ def mean_field_record(
                 "ratio": test.ratio,
             }
         )
-    brackets = n_min(settings, list(errors), delta=delta, seeds=range(count)) if errors else []
+    brackets: list[WidthBracket] = []
+    if errors:
+        brackets = n_min(settings, list(errors), delta=delta, seeds=range(count), coupling=coupling)
     return {
         "kind": "meanfield",
         "inputs": settings.inputs,
         "parameters": settings.unit.dimension,
         "horizon": settings.horizon,
         "step": settings.step,
+        "ridge": settings.ridge,
+        "temperature": settings.temperature,
+        "coupling": coupling,
         "seeds": count,
         "widths": list(curve.widths),
         "sup_error": curve.sup_error.tolist(),
@@ -324,6 +346,9 @@ def dropout_record(inputs: int, widths: Sequence[int], seeds: int, *, samples: i
     Raises:
         DataError: an argument outside its range.
         ShapeError: no widths.
+
+    Source:
+        Theory note §7.
     """
     d, count = read_integer(inputs, "dropout: inputs"), read_integer(seeds, "dropout: seeds")
     sizes = [read_integer(m, "dropout: widths", least=2) for m in widths]

@@ -74,6 +74,8 @@ def _sole_layer(source: fx.Node, trace: Trace) -> tuple[str, str | None, int] | 
     name = operator_of(source) if source.op == "call_function" else ""
     if name not in ("aten.linear", "aten.conv1d", "aten.conv2d", "aten.conv3d") or len(source.users) != 1:
         return None
+    if name == "aten.linear" and source.meta["val"].ndim != 2:
+        return None  # the normalisation acts on axis 1, the layer's units lie on the last
     given = bound_arguments(source)
     weight, bias = given["weight"], given.get("bias")
     tensors = [t for t in (weight, bias) if t is not None]

@@ -86,6 +86,9 @@ def layer_output_error(weight_a: Any, weight_b: Any, permutation: Any, inputs: A
 
     Raises:
         ShapeError: shapes disagree, or the permutation is none.
+
+    Source:
+        Theory note §1.3; Ferbach et al. (2024), section 6.
     """
     weight_a, weight_b = read_array(weight_a, "weight_a"), read_array(weight_b, "weight_b")
     inputs = read_array(inputs, "inputs")

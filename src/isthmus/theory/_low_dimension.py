@@ -68,8 +68,13 @@ def low_dimension_rows(
 ) -> FloatArray:
     """Draw ``size`` Gaussian rows: ``signal`` standard axes, then noise of standard deviation ``noise``.
 
+    The law of **[P, Assumption 8]** with Gaussian axes, for :func:`low_dimension_bounds`.
+
     Raises:
         ShapeError: more signal axes than axes.
+
+    Source:
+        Theory note §2.6.
     """
     k, full = _read_axes(signal, dimension)
     return np.hstack([rng.standard_normal((size, k)), noise * rng.standard_normal((size, full - k))])

@@ -108,7 +108,13 @@ class TanhNeuron:
 
 
 def reference_target(x: FloatArray) -> FloatArray:
-    r"""Return :math:`0.8 \tanh(1.5 x_1) + 0.4 \cos(2 x_2) - 0.3`, the target of the reference experiments."""
+    r"""Return :math:`0.8 \tanh(1.5 x_1) + 0.4 \cos(2 x_2) - 0.3`, the target of the reference experiments.
+
+    **[O]**, an example without any assumption of the theory; inputs of shape ``(..., d)`` with ``d`` at least 2.
+
+    Source:
+        Theory note §6.4.
+    """
     return 0.8 * np.tanh(1.5 * x[..., 0]) + 0.4 * np.cos(2 * x[..., 1]) - 0.3
 
 

@@ -21,7 +21,7 @@ from isthmus.theory._mean_field import (
 from isthmus.transport import w2_matching
 
 __all__ = ["ChaosTest", "MatchedClouds", "MeanFieldCurve", "WidthBracket", "chaos_test", "curvature_bound"]
-__all__ += ["lmc_error", "match_clouds", "mean_field_curve", "n_min"]
+__all__ += ["lipschitz_bound", "lmc_error", "match_clouds", "mean_field_curve", "n_min"]
 
 _TEST_POINTS = 400
 _TEST_SEED = 20240502
@@ -69,7 +69,7 @@ def lmc_error(
 ) -> FloatArray:
     r"""Return :math:`|e(t, x)|` of pairs of networks as they are ordered: match them first.
 
-    :math:`e(t, x) = f_{\theta_t}(x) - (1-t) f_A(x) - t f_B(x)`.
+    :math:`e(t, x) = f_{\theta_t}(x) - (1-t) f_A(x) - t f_B(x)`, the error of **[P, Theorem 3.1]**. No assumption.
 
     Args:
         theta_a: clouds of A, shape ``(seeds, N, D)``.
@@ -84,6 +84,9 @@ def lmc_error(
     Raises:
         ShapeError: the shapes differ.
         DataError: fewer than two points.
+
+    Source:
+        Theory note §0 and §6.
     """
     a, b = _read_pair(theta_a, theta_b)
     grid = np.linspace(0.0, 1.0, read_integer(points, "lmc_error: points", least=2))
@@ -114,6 +117,34 @@ def curvature_bound(w2: FloatArray, x: FloatArray, neuron: Neuron) -> FloatArray
         Theory note §6.2.
     """
     return np.asarray(w2)[:, None] * neuron.curvature(x) / 8
+
+
+def lipschitz_bound(theta_a: FloatArray, theta_b: FloatArray, x: FloatArray, neuron: Neuron) -> FloatArray:
+    r"""Bound the error of networks as they are ordered by the mean distance of their neurons.
+
+    .. math:: \sup_t |e(t, x)| \le \tfrac12 \mathrm{Lip}(x) \cdot \tfrac1N \sum_i \lVert \Delta\theta_i \rVert
+
+    **[O]**, the slope row of theory note 3.2 for every neuron. Deterministic, for every ``x``; assumes only that
+    ``neuron.lipschitz`` bounds the gradient in the parameters. It is of first order in the distance where
+    :func:`curvature_bound` is of second: the smaller of the two where networks are far apart.
+
+    Args:
+        theta_a: clouds of A, shape ``(seeds, N, D)``.
+        theta_b: clouds of B, same shape; match them first.
+        x: inputs, shape ``(samples, inputs)``.
+        neuron: the neuron.
+
+    Returns:
+        Shape ``(seeds, samples)``.
+
+    Raises:
+        ShapeError: the shapes differ.
+
+    Source:
+        Theory note §6.2.
+    """
+    a, b = _read_pair(theta_a, theta_b)
+    return np.linalg.norm(a - b, axis=-1).mean(-1)[:, None] * neuron.lipschitz(x) / 2
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,11 @@
-"""Spectral norms that are true upper bounds: exact for matrices, through a torus for convolutions.
+r"""Spectral norms that are true upper bounds, rounding included: matrices exactly, convolutions through a torus.
 
-Power iteration approaches a norm from below, so it is never used here.
+Power iteration approaches a norm from below, so it is never used here. A norm is the root of the largest eigenvalue of
+a Gram matrix :math:`G = A A^\top`. In floating point :math:`G` is off by at most :math:`k u \|A\|_F^2` (``k`` products
+summed, ``u`` half the machine epsilon) and a symmetric eigenvalue by a small multiple of :math:`n u \|G\|` [L, Higham
+2002, chapters 3 and 18; LAPACK's backward error], for which 16 ``n`` is allowed. Both are added before the root is
+taken, relative to :math:`\|A\|_F^2 \ge \|G\|`; entries are divided by the largest first, so that no square overflows or
+vanishes.
 """
 
 from __future__ import annotations
@@ -11,19 +16,37 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["convolution_norm", "matrix_norm", "pooling_norm"]
+__all__ = ["ROUNDOFF", "convolution_norm", "matrix_norm", "pooling_norm"]
 
-_SLACK = 1e-9
-"""Relative allowance for the rounding of a float64 eigenvalue computation."""
+ROUNDOFF = torch.finfo(torch.float64).eps / 2
+"""Largest relative error of one float64 operation."""
 
 
 def matrix_norm(matrix: Tensor) -> float:
-    """Return the spectral norm of a matrix, float64, from the eigenvalues of its smaller Gram matrix."""
-    values = matrix.double()
+    """Return the spectral norm of a matrix, float64, from the eigenvalues of its smaller Gram matrix.
+
+    Never below the true norm, and above it by less than ``1e-8`` of it for sides up to 4096.
+    """
+    values = matrix.detach().double()
     if values.numel() == 0:
         return 0.0
-    gram = values @ values.T if values.shape[0] <= values.shape[1] else values.T @ values
-    return math.sqrt(max(float(torch.linalg.eigvalsh(gram)[-1]), 0.0)) * (1 + _SLACK)
+    return _largest_norm(values.unsqueeze(0))
+
+
+def _largest_norm(blocks: Tensor) -> float:
+    """Return a bound on the largest spectral norm of matrices (real or complex), shape ``(count, rows, columns)``."""
+    scale = float(blocks.abs().max())
+    if scale == 0.0 or not math.isfinite(scale):
+        return scale
+    scaled = blocks / scale
+    small, long = sorted(scaled.shape[1:])
+    gram = scaled @ scaled.mH if scaled.shape[1] == small else scaled.mH @ scaled
+    # a complex product is four real ones
+    allowance = (4 * long + 16 * small + 8) * ROUNDOFF
+    square = torch.linalg.eigvalsh(gram)[:, -1].clamp_min(0) + allowance * gram.diagonal(
+        dim1=1, dim2=2
+    ).real.sum(1)
+    return scale * math.sqrt(float(square.max())) * (1 + 4 * ROUNDOFF)
 
 
 def convolution_norm(
@@ -46,7 +69,11 @@ def convolution_norm(
     Returns:
         The bound, float64.
     """
-    weights = kernel.double()
+    weights = kernel.detach().double()
+    scale = float(weights.abs().max()) if weights.numel() else 0.0
+    if scale == 0.0:
+        return 0.0
+    weights = weights / scale
     lengths = tuple(weights.shape[2:])
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, lengths, strict=True)]
     torus = [s + r - 1 for s, r in zip(space, reach, strict=True)]
@@ -57,8 +84,10 @@ def convolution_norm(
     blocks = (
         waves.unflatten(1, (groups, -1)).transpose(0, 1).reshape(-1, waves.shape[1] // groups, waves.shape[2])
     )
-    gram = blocks @ blocks.mH if blocks.shape[1] <= blocks.shape[2] else blocks.mH @ blocks
-    return math.sqrt(max(float(torch.linalg.eigvalsh(gram).max()), 0.0)) * (1 + _SLACK)
+    # every coefficient is a sum along a tree of depth log2(n), off by a few roundings per level of its absolute sum
+    levels = 1 + math.log2(math.prod(torus))
+    absolute = math.sqrt(math.prod(lengths)) * float(weights.norm())
+    return scale * (_largest_norm(blocks) + 64 * levels * ROUNDOFF * absolute)
 
 
 def pooling_norm(kernel: Sequence[int], stride: Sequence[int]) -> float:

@@ -252,6 +252,9 @@ def entezari_log10_width(dimension: int, epsilon: float) -> float:
 
     Raises:
         DataError: an argument outside its range.
+
+    Source:
+        Theory note §4.3; Entezari et al. (2022), arXiv 2110.06296.
     """
     d = read_integer(dimension, "entezari_log10_width: dimension")
     eps = read_number(epsilon, "entezari_log10_width: epsilon", above=0)
