@@ -304,6 +304,13 @@ def test_training_mode_without_effect_passes(module: nn.Module) -> None:
     require_evaluation(nn.Sequential(module).train())
 
 
+def test_a_state_is_no_module() -> None:
+    with pytest.raises(
+        ModelError, match=r"Net A: expected a torch\.nn\.Module.*found OrderedDict. Load the state"
+    ):
+        require_evaluation(nn.Linear(2, 2).state_dict(), "Net A")  # type: ignore[arg-type]
+
+
 def test_many_guilty_modules_are_counted() -> None:
     with pytest.raises(ModelError, match=r"Net A is in training mode: .* and 2 more"):
         require_evaluation(nn.Sequential(*[nn.Dropout() for _ in range(5)]), "Net A")

@@ -211,8 +211,13 @@ def require_evaluation(model: nn.Module, name: str = "The model") -> None:
     batch normalisation, and instance normalisation with running statistics.
 
     Raises:
-        ModelError: naming the submodules.
+        ModelError: naming the submodules, or what was given in place of a module.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"{name}: expected a torch.nn.Module, since its code is run, found {type(model).__name__}. "
+            "Load the state into a module."
+        )
     guilty = [
         f"{path or type(module).__name__} ({type(module).__name__})"
         for path, module in model.named_modules()

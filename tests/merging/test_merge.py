@@ -158,6 +158,29 @@ def test_aligned_merge_of_permuted_copies_is_the_network(method: str) -> None:
     assert all(torch.equal(merged[k], v) for k, v in a.state_dict().items())
 
 
+def test_aligning_by_keyword_inputs_needs_no_data() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 5), nn.Linear(5, 2)
+
+        def forward(self, *, inputs: Tensor) -> Tensor:
+            return self.b(self.a(inputs).relu())
+
+    torch.manual_seed(0)
+    model, ring = Named().double(), torch.tensor([1, 2, 3, 4, 0])
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    moved = {
+        "a.weight": state["a.weight"][ring],
+        "a.bias": state["a.bias"][ring],
+        "b.weight": state["b.weight"][:, ring],
+    }
+    merged = merge(
+        [model, {**state, **moved}], align="weights", kwargs={"inputs": torch.zeros(2, 3).double()}
+    )
+    assert all(torch.equal(merged[k], v) for k, v in state.items())
+
+
 def test_refresh() -> None:
     a, b = seeded(0, norm=True), seeded(1, norm=True)
     wanted = refresh_batchnorm(a, interpolate(a, b, 0.5), [data()])

@@ -29,6 +29,7 @@ def merge(
     alignments: Sequence[Relabelling | None] | None = None,
     batches: Batches | None = None,
     args: Any = None,
+    kwargs: Mapping[str, Any] | None = None,
     refresh: Refresh = None,
     model: nn.Module | None = None,
 ) -> State:
@@ -46,6 +47,7 @@ def merge(
         alignments: instead, one relabelling for each network after the first; None leaves one as it is.
         batches: data for aligning and for refreshing.
         args: example inputs for aligning without data, see :func:`isthmus.matching.align`.
+        kwargs: example keyword inputs for the same.
         refresh: ``"batchnorm"`` recomputes running statistics on ``batches``; a function takes the merged
             state and returns one.
         model: the architecture, for ``align`` and ``refresh`` where no module is among ``models``.
@@ -75,7 +77,7 @@ def merge(
     if align is not None:
         if alignments is not None:
             raise DataError("Merging: give align (a method) or alignments (relabellings), not both.")
-        alignments = _align_all(models, architecture, align, data, args)
+        alignments = _align_all(models, architecture, align, data, args, kwargs)
     if alignments is not None:
         states = _relabelled(states, alignments)
     merged = combine_states(states, _averaging(shares))
@@ -111,6 +113,7 @@ def _align_all(
     method: str,
     batches: Batches | None,
     args: Any,
+    kwargs: Mapping[str, Any] | None,
 ) -> list[Relabelling]:
     """Align every network to the first, which is loaded into a copy of the architecture if it is a state."""
     if architecture is None:
@@ -124,7 +127,10 @@ def _align_all(
         state = dict(frame)
         frame = copy.deepcopy(architecture)
         frame.load_state_dict(state)
-    return [matching.align(frame, other, batches=batches, args=args, method=method) for other in models[1:]]
+    return [
+        matching.align(frame, other, batches=batches, args=args, kwargs=kwargs, method=method)
+        for other in models[1:]
+    ]
 
 
 def _relabelled(states: Sequence[State], alignments: Sequence[Relabelling | None]) -> list[State]:
