@@ -105,6 +105,16 @@ def test_a_method_is_also_called_what_users_type() -> None:
     assert '<code class="under">correlation</code>' not in html
 
 
+def test_what_methods_have_to_say_is_told_once() -> None:
+    record = make_record()
+    assert "never vary:" not in words_of(record)
+    for name in ("activations", "correlation"):
+        record["methods"][name]["notes"] = ["fc: 2 units of A never vary: A [1, <5>]"]
+    words = words_of(record)
+    assert words.count("fc: 2 units of A never vary: A [1, <5>] (activations, correlation)") == 1
+    assert "1 note, such as" in words
+
+
 def test_only_relabellings_have_a_status() -> None:
     html = html_of(make_record())
     assert html.count('<td class="whole">–</td>') == 1

@@ -89,6 +89,7 @@ def page(record: Record, pictures: Sequence[tuple[Picture, Sequence[bytes]]]) ->
         record=record,
         headline=headline(record),
         methods=_method_rows(record),
+        notes=_notes(record),
         splits=_split_tables(record),
         groups=record["symmetry"]["groups"],
         pinned=record["symmetry"]["pinned"],
@@ -120,6 +121,15 @@ def _method_rows(record: Record) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _notes(record: Record) -> dict[str, str]:
+    """Return what the methods have to say, such as units that never vary, each with the methods that say it."""
+    said: dict[str, list[str]] = {}
+    for name, method in record["methods"].items():
+        for note in method.get("notes", []):
+            said.setdefault(note, []).append(label(name))
+    return {note: ", ".join(names) for note, names in said.items()}
 
 
 def _split_tables(record: Record) -> list[dict[str, Any]]:

@@ -164,6 +164,7 @@ class RecordedMethod(TypedDict):
     moved: dict[str, Fraction]
     matched_cost: dict[str, RecordedCost]
     dimension: dict[str, RecordedDimension]
+    notes: NotRequired[list[str]]
     line: dict[str, RecordedLine]
 
 
