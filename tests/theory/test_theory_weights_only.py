@@ -124,6 +124,14 @@ class _Refused(nn.Module):
             return self.two(functional.elu(self.one(x), alpha=2.0))
         if self.kind == "softplus":
             return self.two(functional.softplus(self.one(x), beta=2.0))
+        if self.kind == "jump":
+            return self.two(functional.softplus(self.one(x), threshold=1.0))
+        if self.kind == "learned limit":
+            return self.two(torch.clamp(self.one(x), max=self.one.bias))
+        if self.kind == "cast":
+            return self.two(self.one(x).float().double())
+        if self.kind == "mixed":
+            return self.two(self.one(x).unsqueeze(0).flatten(0, 1)[:2])
         if self.kind == "made":
             return self.two(functional.linear(x, self.one.weight * 2))
         return torch.relu(self.one(x))
@@ -137,6 +145,10 @@ class _Refused(nn.Module):
         ("twice", "operator aten.tanh is out of scope"),
         ("elu", "operator aten.elu is out of scope"),
         ("softplus", "operator aten.softplus is out of scope"),
+        ("jump", "operator aten.softplus is out of scope"),
+        ("learned limit", "operator aten.clamp is out of scope"),
+        ("cast", "is out of scope"),
+        ("mixed", "is out of scope"),
         ("made", "operator aten.linear is out of scope"),
         ("head", "end in a linear layer"),
     ],
