@@ -89,9 +89,7 @@ def certificate_panels(data: Data) -> Account:
             panel("rise", "rise_bound", "Rise of the loss over its chord", "rise (units of the loss)")
         )
     ratio = (
-        ""
-        if finest["ratio"] is None
-        else f"; the tightest bound is {show(finest['ratio'])} times the measured"
+        "" if finest["ratio"] is None else f"; the tightest bound is {finest['ratio']:.4g} times the measured"
     )
     alt = f"Step-shaped proven envelopes above the measured curve, {finest['segments']} segments at most{ratio}."
     return alt, panels

@@ -150,6 +150,7 @@ def certify(
         target: ratio of the bound on the LMC error to the largest measured value, above 1. Segments whose bound is
             above it are cut into 2, 4 or 8, pass after pass over the data (which are then kept in memory), until none
             is, or until there are 4096 segments: see :attr:`Certificate.ratio` for what was reached.
+            It is about the error: where the error is small its segments stay long, and the bound on the barrier loose.
 
     Returns:
         The certificate. Numbers are float64 and proven, rounding included: what float64 may have done to the values
