@@ -314,9 +314,11 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_two_ray_nodes_give_the_same_records_though_a_node_and_a_worker_die(
-    finished: Path, tmp_path: Path
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray: Any = pytest.importorskip("ray")
+    # Nodes are other machines to Ray: they import the deadly job by its name.
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     from ray.cluster_utils import Cluster
 
     class Deadly(OnRay):
@@ -417,7 +419,7 @@ def test_a_job_that_ray_gives_up_is_recorded(tmp_path: Path, monkeypatch: pytest
     assert status.blocked == 4
     assert set(status.failed.values()) == {"the worker died"}
     record = json.loads(records_text(tmp_path)[0])
-    assert record["traceback"].startswith("The worker died in each of 3 tries")
+    assert record["traceback"].startswith("Ray gave the unit up: its worker or node died in each of 3 tries")
 
 
 def test_no_cluster_and_no_ray(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -396,7 +396,10 @@ class OnRay(AbstractExecutor):
         try:
             return self._ray.get(ready[0])
         except self._ray.exceptions.RayError as error:
-            return record_failure(job, f"{_died(TRIES)}\n{error}")
+            why = (
+                f"Ray gave the unit up: its worker or node died in each of {TRIES} tries, or could not start."
+            )
+            return record_failure(job, f"{why}\n{error}")
 
     def close(self) -> None:
         """Drop what runs, and leave the cluster if this executor joined it."""
