@@ -351,13 +351,13 @@ def test_a_killed_run_leaves_nothing_that_looks_whole(pair_of: Callable[..., Any
     pair = pair_of("bert")
     (tmp_path / "root").mkdir()
     command = [sys.executable, str(Path(__file__).with_name("pretrained_killed.py"))]
-    command += [str(pair.a.path), str(pair.b.path), str(tmp_path / "root"), "12", "0"]
+    command += [str(pair.a.path), str(pair.b.path), str(tmp_path / "root"), "6", "0"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stderr
     tried = json.loads(done.stdout)
-    assert len(tried) == 20
+    assert len(tried) == 14
     for run in tried:
         assert run["ended"] == signal.SIGKILL, run
         assert run["left"] in ("nothing", "hidden", "whole"), run
