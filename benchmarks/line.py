@@ -4,14 +4,16 @@ Run as ``python -m benchmarks.line --out benchmarks/results/line.json --mnist DI
 tables of a stored record. The plain loop loads each interpolated state into a copy of the network and runs all
 batches through it with cross-entropy: no chord, no LMC error, no accuracy, which :func:`isthmus.line` adds. All
 ways of one network take turns; times are medians of process CPU time on one thread (by default), so that a shared
-machine disturbs them little. Peak memory is that of a fresh process for each way, above what it held before.
+machine disturbs them little. Peak memory is that of a forked process for each way, above what it held at the start.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import json
+import multiprocessing
 import platform
 import resource
 import statistics
@@ -209,6 +211,9 @@ def compare(name: str, pair: Pair, args: argparse.Namespace) -> dict[str, Any]:
                 way: described(results[way], seconds[way], seconds["plain loop"], losses) for way in ways
             },
         }
+        for way in ways if args.memory == "yes" and points == min(args.points) else ():
+            peak = peak_memory(partial(run_way, way, pair, points))
+            record["points"][str(points)]["ways"][way]["peak_bytes"] = peak
     return record
 
 
@@ -232,30 +237,26 @@ def described(result: Any, seconds: list[float], plain: list[float], losses: Ten
     return found
 
 
-def random_mlp_pair(args: argparse.Namespace) -> Pair:
-    """Return random MLPs and data of the same sizes: loading and training would hide the memory of a line."""
-    inputs, labels = torch.randn(args.mlp_examples, 784), torch.randint(10, (args.mlp_examples,))
-    a, b = (mlp(inputs=784, width=args.width, depth=3, outputs=10).eval() for _ in range(2))
-    return a, b, batches_of(inputs, labels, args.mlp_batch)
+def peak_memory(call: Callable[[], Any]) -> int:
+    """Return the bytes a call needs beyond what the process holds, measured in a forked process."""
 
+    def child(pipe: Any) -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        call()
+        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
-def peak_in_child(name: str, way: str, args: argparse.Namespace) -> int:
-    """Return the memory one way needs beyond its networks and data, in bytes, measured in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.line", "--child", name, way, "--points"]
-    sizes = (
-        "mlp_examples",
-        "mlp_batch",
-        "resnet_examples",
-        "resnet_batch",
-        "resnet_width",
-        "width",
-        "threads",
-    )
-    more = [f"--{s.replace('_', '-')}={getattr(args, s)}" for s in sizes]
-    done = subprocess.run(
-        [*command, str(min(args.points)), *more], capture_output=True, text=True, check=True
-    )
-    return int(done.stdout)
+    # Give freed memory back, or the child would use it again unseen.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    context = multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=child, args=(send,))
+    process.start()
+    send.close()
+    kilobytes = receive.recv()
+    process.join()
+    return 1024 * int(kilobytes)
 
 
 def machine() -> dict[str, Any]:
@@ -288,6 +289,7 @@ def tables(record: dict[str, Any]) -> str:
             f"**{name}**: {found['examples']} examples in batches of {found['batch']}, "
             f"{found['operations_per_example'] / 1e6:.2f} MFLOP each; matrix products in GFLOP/s: {rates}. "
             f"{about['processor']}, {about['threads']} thread, torch {about['torch']}, "
+            f"{'AMX' if about['amx'] else 'no AMX'}, "
             f"commit {about['commit'][:7]}{' with changes' if about['dirty'] else ''}, {about['date']}. "
             f"CPU seconds, medians of interleaved rounds: {few} at the fewest points, else {many}.",
             "",
@@ -342,8 +344,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resnet-examples", type=int, default=2000)
     parser.add_argument("--resnet-batch", type=int, default=250)
     parser.add_argument("--resnet-width", type=float, default=1.0)
-    parser.add_argument("--memory", choices=["yes", "no", "only"], default="yes", help="measure peak memory")
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", choices=["yes", "no"], default="yes", help="measure peak memory")
     return parser.parse_args(arguments)
 
 
@@ -361,12 +362,6 @@ def main() -> None:
         return
     torch.set_num_threads(args.threads)
     pairs = {"mlp": mlp_pair, "resnet20": resnet_pair}
-    if args.child is not None:
-        pair = {**pairs, "mlp": random_mlp_pair}[args.child[0]](args)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        run_way(args.child[1], pair, args.points[0])
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
-        return
     record: dict[str, Any] = {"networks": {}}
     if args.out is not None and args.out.exists():
         record = json.loads(args.out.read_text())

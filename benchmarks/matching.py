@@ -20,8 +20,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import multiprocessing
-import resource
+import os
 import statistics
 import subprocess
 import tempfile
@@ -36,7 +35,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from benchmarks.line import cpu_seconds, machine, product_rate, trained_mlp
+import isthmus
+from benchmarks.line import cpu_seconds, machine, peak_memory, product_rate, trained_mlp
 from benchmarks.peers import FOLDER, install
 from isthmus import align
 from isthmus.checkpoints import atomic_path
@@ -232,24 +232,6 @@ def bandwidth_of() -> float:
     return x.nbytes / min(cpu_seconds(x.max)[0] for _ in range(5))
 
 
-def peak_memory(call: Callable[[], Any]) -> int:
-    """Return the bytes a call needs beyond its inputs, measured in a forked process."""
-
-    def child(pipe: Any) -> None:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        call()
-        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-
-    context = multiprocessing.get_context("fork")
-    receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=child, args=(send,))
-    process.start()
-    send.close()
-    kilobytes = receive.recv()
-    process.join()
-    return 1024 * int(kilobytes)
-
-
 def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Measure weight matching on one problem."""
     a, b, inputs = problem(name, args)
@@ -296,6 +278,21 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
+def peaks(name: str, args: argparse.Namespace) -> dict[str, dict[str, int]]:
+    """Return the peak memory of the ways of a problem by start."""
+    a, b, inputs = problem(name, args)
+    pair = pair_of(a, b, inputs[:2])
+    del inputs
+    assign(torch.randn(300, 300))
+    return {
+        start: {
+            "plain loop": peak_memory(partial(PlainLoop(pair).run, start)),
+            "isthmus": peak_memory(partial(ours, pair, start, CoordinateDescent())),
+        }
+        for start in args.starts
+    }
+
+
 REBASIN = """
 import resource, sys, time, torch
 torch.set_num_threads(1)
@@ -327,11 +324,13 @@ def rebasin(a: nn.Module, b: nn.Module, example: Tensor, args: argparse.Namespac
                     text=True,
                     check=True,
                     timeout=args.timeout,
+                    env={**os.environ, "PYTHONPATH": str(Path(isthmus.__file__).parents[1])},
                 )
             except subprocess.TimeoutExpired:
                 return {"skipped": f"not finished after {args.timeout} s"}
             except subprocess.CalledProcessError as failure:
-                return {"skipped": failure.stderr.strip().splitlines()[-1][:200]}
+                words = failure.stderr.strip().splitlines() or [f"ended with {failure.returncode}"]
+                return {"skipped": words[-1][:200]}
             found.append([float(x) for x in done.stdout.split()[-2:]])
     return {"seconds": statistics.median(s for s, _ in found), "all": found}
 
@@ -502,6 +501,9 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one run of rebasin")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument(
+        "--only-memory", action="store_true", help="add peak memory to the problems of a record"
+    )
     return parser.parse_args(arguments)
 
 
@@ -526,6 +528,13 @@ def main() -> None:
     record = {"weights": {}, "data": {}}
     if args.out is not None and args.out.exists():
         record = json.loads(args.out.read_text(encoding="utf-8"))
+    if args.only_memory:
+        for name in args.problems:
+            for start, found in peaks(name, args).items():
+                record["weights"][name]["starts"][start]["peak_bytes"] = found
+            with atomic_path(args.out) as temporary:
+                temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        return
     versions = {n: importlib.metadata.version(n) for n in ("numpy", "scipy", "numba")}
     jobs = [("weights", n, compare) for n in args.problems] + [("data", n, with_data) for n in args.data]
     for kind, name, measure in jobs:
