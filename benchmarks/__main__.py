@@ -9,6 +9,7 @@ by the commands in each benchmark's own text.
 from __future__ import annotations
 
 import runpy
+import shlex
 import subprocess
 import sys
 import time
@@ -16,12 +17,14 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "build" / "benchmarks"
-NOT_ALONE = {"assignment_page", "peers_worker"}
-NAMES = sorted(p.stem for p in HERE.glob("[a-z]*.py") if p.stem not in NOT_ALONE)
+NAMES = sorted(
+    p.stem for p in HERE.glob("[a-z]*.py") if p.stem not in ("assignment_page", "peers", "peers_worker")
+)
 
 SHORT = {
     "core": "--networks mlp resnet20 --repeats 1 --examples 32 --out {out}",
     "assignment": "--sizes 256 1024 --descents 256 --repeats 3 --largest-trained 256 --epochs 2 --out {out}",
+    "matching": "--problems resnet20-1 --data --starts 'single pass' --repeats 1 --no-memory --timeout 60 --out {out}",
     "line": "--networks resnet20 --points 11 --repeats 2 --resnet-examples 100 --resnet-batch 50 --out {out}",
     "training": "--rounds 1 --out {out}",
     "certificate": "--cost 64",
@@ -36,7 +39,7 @@ def run_short() -> int:
     for name, options in SHORT.items():
         out = RESULTS / f"{name}.json"
         out.unlink(missing_ok=True)
-        command = [part.format(out=out) for part in options.split()]
+        command = [part.format(out=out) for part in shlex.split(options)]
         print(f"== {name}: {' '.join(command)}", flush=True)
         start = time.monotonic()
         done = subprocess.run(

@@ -99,7 +99,8 @@ def draw_growth(record: dict[str, Any], stem: Path) -> None:
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
             axis.grid(alpha=0.3)
-            axis.legend(fontsize=8, frameon=False)
+            if axis.lines:
+                axis.legend(fontsize=8, frameon=False)
             widths = sorted({row["width"] for row in record["cold"]})
             axis.set_xticks(widths, [str(w) for w in widths])
             if measure == "seconds":

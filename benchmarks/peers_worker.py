@@ -89,36 +89,7 @@ def _extra_bytes(solver: Any, costs: np.ndarray) -> int:
     return 1024 * int(kilobytes)
 
 
-def rebasin(layers: str) -> dict[str, Any]:
-    """Align two MLPs with the ``rebasin`` package.
-
-    ``layers`` is a file of :func:`torch.save`: for A and B a list of (weight, bias) of linear layers with rectifiers
-    between them. B's permuted layers are stored beside it, in ``<layers>.out``.
-    """
-    import torch
-    from rebasin import PermutationCoordinateDescent
-    from torch import nn
-
-    torch.set_num_threads(1)
-    networks = []
-    for pairs in torch.load(layers):
-        parts: list[nn.Module] = []
-        for weight, bias in pairs:
-            linear = nn.Linear(weight.shape[1], weight.shape[0])
-            linear.load_state_dict({"weight": weight, "bias": bias})
-            parts += [linear, nn.ReLU()]
-        networks.append(nn.Sequential(*parts[:-1]))
-    example = torch.randn(2, networks[0][0].in_features)
-    start = time.process_time()
-    descent = PermutationCoordinateDescent(*networks, example, enable_parallel=False)
-    descent.rebasin()
-    seconds = time.process_time() - start
-    linears = [m for m in networks[1] if isinstance(m, nn.Linear)]
-    torch.save([(m.weight.detach(), m.bias.detach()) for m in linears], layers + ".out")
-    return {"seconds": seconds}
-
-
-TASKS = {"versions": versions, "assignment": assignment, "rebasin": rebasin}
+TASKS = {"versions": versions, "assignment": assignment}
 
 
 def main() -> None:
