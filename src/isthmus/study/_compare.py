@@ -148,11 +148,13 @@ def compare(
 
 
 def _prepare_solver(size: int, seed: int) -> None:
-    """Have the assignment solver compiled, if it will be, before anything is timed."""
-    size = min(size, _SOLVER_SIZE)
+    """Have the assignment solver compiled, if networks of this width need that, before anything is timed."""
     generator = torch.Generator().manual_seed(seed)
-    matrix = torch.randn(size, size, generator=generator, dtype=torch.float64)
-    assign(matrix, maximize=True, warm=assign(matrix, maximize=True))
+    for dtype in (torch.float32, torch.float64):  # gains of weights and of activations
+        matrix = torch.randn(
+            min(size, _SOLVER_SIZE), min(size, _SOLVER_SIZE), generator=generator, dtype=dtype
+        )
+        assign(matrix, maximize=True)
 
 
 def _count(batches: Batches) -> str:

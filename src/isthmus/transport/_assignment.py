@@ -30,9 +30,10 @@ __all__ = ["Assignment", "assign"]
 
 _LOGGER = logging.getLogger("isthmus.transport")
 
-_LARGE = 256 * 256
-"""Entries from which on the compiled engine is used. Below, SciPy takes a few milliseconds at most, and no one has to
-wait for the engine: 0.4 seconds to load in each process, 10 to compile when used for the first time."""
+_LARGE = 256 * 256 + 1
+"""Entries from which on the compiled engine is used. Up to there, and so for the demo's 256 units, SciPy takes a few
+milliseconds, and no one has to wait for the engine: 0.4 seconds to load in each process, 10 and more to compile when
+used for the first time."""
 
 
 @dataclass(frozen=True, eq=False)
