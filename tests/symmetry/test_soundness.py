@@ -280,3 +280,23 @@ def test_a_rule_that_fails_or_answers_in_another_shape_pins(monkeypatch: pytest.
         (pinned,) = (p for p in spec.pinned if p.tensor == "a.bias")
         assert pinned.reason == "the rule does not know this form of the operator"
         assert pinned.operator == "aten.softmax"
+
+
+@pytest.mark.parametrize("join", [torch.cat, torch.stack])
+def test_choices_put_together_still_count_one_axis(join: Callable[..., Tensor]) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        scores = m.a(x)
+        best = scores.argmax(-1, keepdim=True)
+        second = scores.scatter(-1, best, -1e9).argmax(-1, keepdim=True)
+        return m.table[join([best, second], -1)].flatten(1)
+
+    model = build(lambda: Net(forward, a=nn.Linear(5, 6), table=(6, 3)))
+    check(model, X, {MOVES}, every_slot=False)
+
+
+def test_choices_on_axes_of_unequal_length_are_numbers() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.table[torch.stack([m.a(x).argmax(-1), m.c(x).argmax(-1)], -1)]
+
+    model = build(lambda: Net(forward, a=nn.Linear(5, 6), c=nn.Linear(5, 4), table=(6, 3)))
+    assert sizes(model, X) == []

@@ -269,3 +269,22 @@ def test_the_same_seed_gives_the_same_errors() -> None:
     spec = discover(model, inputs)
     one, two = (verify(spec, model, inputs, generator=seeded(5)) for _ in range(2))
     assert one == two
+
+
+def test_numbers_that_only_fit_float64_do_not_force_float32() -> None:
+    """A mask filled with the least finite number of the dtype, as attention code makes it."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            least = torch.tensor(torch.finfo(h.dtype).min)
+            return self.b(torch.max(h, least))
+
+    model = build(Masked)
+    found = verify(discover(model, X), model, X)
+    assert found.passed
+    assert found.dtype == torch.float64

@@ -76,6 +76,9 @@ _TAKE_INDICES = frozenset(
 )
 
 
+_GATHER_TENSORS = ("aten.cat", "aten.concat", "aten.concatenate", "aten.stack")
+
+
 def rule(*names: str, kind: Kind = "mixes") -> Callable[[Rule], Rule]:
     """Register a rule for operators, named without overload (``aten.linear``).
 
@@ -176,6 +179,16 @@ class Operation:
         else:
             self.unify(axis, points.axis)
             self.selections.append(Selection(points, tuple(places), _mixing(x, [dim])))
+
+    def common_axis(self, values: Sequence[Value]) -> Pointer | None:
+        """Return a pointer for entries that all count positions of one axis, or ``None`` after fixing them."""
+        pointers = [v.points for v in values if v.points is not None]
+        if len({p.axis.size for p in pointers}) > 1:
+            self.use_as_numbers(values)
+            return None
+        for other in pointers[1:]:
+            self.unify(pointers[0].axis, other.axis)
+        return replace(self.point(pointers[0].axis), tied=any(p.tied for p in pointers))
 
     def belong(self, axis: Expression, table: int, place: Expression) -> None:
         """Say that every position of ``place`` belongs to one position of ``axis``, as a table (by number) says."""
@@ -360,6 +373,8 @@ class Interpreter:
             pointing = [v for v in values if v.points is not None]
             if pointing and kind == "moves" and len(pointing) == len(values) == 1:
                 result = _with_points(result, pointing[0].points)
+            elif len(pointing) == len(values) and op.name in _GATHER_TENSORS:
+                result = _with_points(result, op.common_axis(pointing))
             elif pointing and op.name not in _TAKE_INDICES:
                 op.use_as_numbers(pointing)
             self._remember(op, kind, values)

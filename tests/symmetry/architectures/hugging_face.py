@@ -57,6 +57,8 @@ _T5: dict[str, Any] = {
     "vocab_size": 40,
 }
 _BERT: dict[str, Any] = {**WIDE, "max_position_embeddings": 32, "type_vocab_size": 2}
+VIDEO = PIXELS[:, None].repeat(1, 2, 1, 1, 1) + torch.linspace(0, 3, 2).reshape(1, 2, 1, 1, 1)
+SERIES = WAVE[:, :64].reshape(2, 32, 2)
 
 # fmt: off
 # name: (config class, model class, settings, inputs, outputs that count)
@@ -159,6 +161,59 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], Any]] = {
     "layoutlm": ("LayoutLMConfig", "LayoutLMForMaskedLM", {**_BERT, "max_2d_position_embeddings": 32}, _tokens(bbox=torch.arange(56).reshape(2, 7, 4) % 5 + torch.tensor([0, 0, 9, 9])), "logits"),
     "perceiver": ("PerceiverConfig", "PerceiverForMaskedLM", {"num_latents": 6, "d_latents": 16, "d_model": 16, "num_blocks": 1, "num_self_attends_per_block": 2, "num_self_attention_heads": 4, "num_cross_attention_heads": 4, "vocab_size": 40, "max_position_embeddings": 7, "qk_channels": 16, "v_channels": 16}, {"inputs": TOKENS}, "logits"),
     "decision_transformer": ("DecisionTransformerConfig", "DecisionTransformerModel", {"state_dim": 5, "act_dim": 3, "hidden_size": 16, "n_layer": 2, "n_head": 4, "max_ep_len": 20}, {"states": WAVE[:, :20].reshape(2, 4, 5), "actions": WAVE[:, 20:32].reshape(2, 4, 3), "rewards": WAVE[:, 32:36].reshape(2, 4, 1), "returns_to_go": WAVE[:, 36:40].reshape(2, 4, 1), "timesteps": torch.arange(4).expand(2, 4), "attention_mask": torch.ones(2, 4, dtype=torch.long)}, ["action_preds"]),
+    # more of each kind
+    "deepseek_v2": ("DeepseekV2Config", "DeepseekV2ForCausalLM", {**WIDE, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "kv_lora_rank": 8, "q_lora_rank": 12, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 6, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}, _tokens(**CAUSAL), "logits"),
+    "olmoe": ("OlmoeConfig", "OlmoeForCausalLM", {**WIDE, "hidden_size": 32, "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2}, _tokens(**CAUSAL), "logits"),
+    "granitemoe": ("GraniteMoeConfig", "GraniteMoeForCausalLM", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}, _tokens(**CAUSAL), "logits"),
+    "llama4": ("Llama4TextConfig", "Llama4ForCausalLM", {**GROUPED, "intermediate_size_mlp": 20, "num_local_experts": 4, "num_experts_per_tok": 1, "interleave_moe_layer_step": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}, _tokens(**CAUSAL), "logits"),
+    "phimoe": ("PhimoeConfig", "PhimoeForCausalLM", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}, _tokens(**CAUSAL), "logits"),
+    "jamba": ("JambaConfig", "JambaForCausalLM", {**WIDE, "hidden_size": 32, "num_key_value_heads": 2, "num_experts": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1, "mamba_d_state": 5, "mamba_dt_rank": 3, "use_mamba_kernels": False}, _tokens(**CAUSAL), "logits"),
+    "falcon_mamba": ("FalconMambaConfig", "FalconMambaForCausalLM", {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 40, "state_size": 5, "time_step_rank": 3}, _tokens(**CAUSAL), "logits"),
+    "rwkv": ("RwkvConfig", "RwkvForCausalLM", {"hidden_size": 16, "attention_hidden_size": 12, "num_hidden_layers": 2, "vocab_size": 40, "intermediate_size": 24}, _tokens(use_cache=False), "logits"),
+    "recurrent_gemma": ("RecurrentGemmaConfig", "RecurrentGemmaForCausalLM", {**WIDE, "hidden_size": 32, "num_hidden_layers": 3, "num_key_value_heads": 1, "lru_width": 20, "head_dim": 8}, _tokens(**CAUSAL), "logits"),
+    "glm4": ("Glm4Config", "Glm4ForCausalLM", {**GROUPED, "pad_token_id": 0}, _tokens(**CAUSAL), "logits"),
+    "nemotron": ("NemotronConfig", "NemotronForCausalLM", {**GROUPED}, _tokens(**CAUSAL), "logits"),
+    "persimmon": ("PersimmonConfig", "PersimmonForCausalLM", {**WIDE, "hidden_size": 32}, _tokens(**CAUSAL), "logits"),
+    "biogpt": ("BioGptConfig", "BioGptForCausalLM", {**WIDE, "max_position_embeddings": 32}, _tokens(**CAUSAL), "logits"),
+    "ctrl": ("CTRLConfig", "CTRLLMHeadModel", {"n_embd": 16, "n_layer": 2, "n_head": 4, "dff": 24, "vocab_size": 40, "n_positions": 32}, _tokens(**CAUSAL), "logits"),
+    "openai_gpt": ("OpenAIGPTConfig", "OpenAIGPTLMHeadModel", {"n_embd": 16, "n_layer": 2, "n_head": 4, "vocab_size": 40, "n_positions": 32}, _tokens(), "logits"),
+    "diffllama": ("DiffLlamaConfig", "DiffLlamaForCausalLM", {**GROUPED}, _tokens(**CAUSAL), "logits"),
+    "cohere2": ("Cohere2Config", "Cohere2ForCausalLM", {**GROUPED, "sliding_window": 4}, _tokens(**CAUSAL), "logits"),
+    "xlm": ("XLMConfig", "XLMWithLMHeadModel", {"emb_dim": 16, "n_layers": 2, "n_heads": 4, "vocab_size": 40, "n_words": 40, "max_position_embeddings": 32}, _tokens(), "logits"),
+    "rembert": ("RemBertConfig", "RemBertForMaskedLM", {**_BERT, "input_embedding_size": 8, "output_embedding_size": 12}, _tokens(), "logits"),
+    "big_bird": ("BigBirdConfig", "BigBirdForMaskedLM", {**_BERT, "attention_type": "original_full"}, _tokens(), "logits"),
+    "funnel": ("FunnelConfig", "FunnelForMaskedLM", {"d_model": 16, "n_head": 4, "d_head": 4, "d_inner": 24, "block_sizes": [1, 1], "num_decoder_layers": 1, "vocab_size": 40}, _tokens(), "logits"),
+    "yoso": ("YosoConfig", "YosoForMaskedLM", {**_BERT, "use_expectation": True}, _tokens(), "logits"),
+    "esm": ("EsmConfig", "EsmForMaskedLM", {**WIDE, "max_position_embeddings": 32, "pad_token_id": 1, "mask_token_id": 39, "position_embedding_type": "rotary", "token_dropout": False}, _tokens(), "logits"),
+    "data2vec_text": ("Data2VecTextConfig", "Data2VecTextForMaskedLM", _BERT, _tokens(), "logits"),
+    "mt5": ("MT5Config", "MT5ForConditionalGeneration", _T5, _seq2seq(), "logits"),
+    "mbart": ("MBartConfig", "MBartForConditionalGeneration", _BART, _seq2seq(), "logits"),
+    "prophetnet": ("ProphetNetConfig", "ProphetNetForConditionalGeneration", {"hidden_size": 16, "num_encoder_layers": 2, "num_decoder_layers": 2, "num_encoder_attention_heads": 4, "num_decoder_attention_heads": 4, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "vocab_size": 40, "max_position_embeddings": 32}, _seq2seq(), "logits"),
+    "swiftformer": ("SwiftFormerConfig", "SwiftFormerForImageClassification", {"image_size": 32, "embed_dims": [8, 12], "depths": [1, 1], "downsamples": [True, True]}, {"pixel_values": PIXELS.repeat(1, 1, 2, 2)}, "logits"),
+    "pvt_v2": ("PvtV2Config", "PvtV2ForImageClassification", {"image_size": 32, "hidden_sizes": [8, 16], "depths": [1, 1], "num_encoder_blocks": 2, "num_attention_heads": [1, 2], "patch_sizes": [7, 3], "strides": [4, 2], "sr_ratios": [2, 1], "mlp_ratios": [2, 2]}, {"pixel_values": PIXELS.repeat(1, 1, 2, 2)}, "logits"),
+    "dinov2_registers": ("Dinov2WithRegistersConfig", "Dinov2WithRegistersForImageClassification", {**WIDE, **IMAGE}, {"pixel_values": PIXELS}, "logits"),
+    "dinov3_vit": ("DINOv3ViTConfig", "DINOv3ViTModel", {**WIDE, **IMAGE}, {"pixel_values": PIXELS}, "last_hidden_state"),
+    "yolos": ("YolosConfig", "YolosForObjectDetection", {**WIDE, "image_size": [16, 16], "patch_size": 4, "num_detection_tokens": 3}, {"pixel_values": PIXELS}, ["logits", "pred_boxes"]),
+    "vit_msn": ("ViTMSNConfig", "ViTMSNForImageClassification", {**WIDE, **IMAGE}, {"pixel_values": PIXELS}, "logits"),
+    "data2vec_vision": ("Data2VecVisionConfig", "Data2VecVisionForImageClassification", {**WIDE, **IMAGE, "use_shared_relative_position_bias": True}, {"pixel_values": PIXELS}, "logits"),
+    "videomae": ("VideoMAEConfig", "VideoMAEForVideoClassification", {**WIDE, **IMAGE, "num_frames": 2, "tubelet_size": 2}, {"pixel_values": VIDEO}, "logits"),
+    "timesformer": ("TimesformerConfig", "TimesformerForVideoClassification", {**WIDE, **IMAGE, "num_frames": 2}, {"pixel_values": VIDEO}, "logits"),
+    "vivit": ("VivitConfig", "VivitForVideoClassification", {**WIDE, "image_size": 16, "num_frames": 2, "tubelet_size": [2, 4, 4]}, {"pixel_values": VIDEO}, "logits"),
+    "swin2sr": ("Swin2SRConfig", "Swin2SRForImageSuperResolution", {"image_size": 16, "embed_dim": 8, "depths": [2], "num_heads": [2], "window_size": 4, "upscale": 2, "num_channels": 3}, {"pixel_values": PIXELS}, "reconstruction"),
+    "blip": ("BlipConfig", "BlipForImageTextRetrieval", {"text_config": {**WIDE, "encoder_hidden_size": 16, "max_position_embeddings": 32, "bos_token_id": 1, "pad_token_id": 0, "eos_token_id": 2, "sep_token_id": 2}, "vision_config": {**WIDE, **IMAGE}, "image_text_hidden_size": 12}, {"input_ids": TOKENS, "pixel_values": PIXELS, "attention_mask": torch.ones_like(TOKENS)}, "itm_score"),
+    "git": ("GitConfig", "GitForCausalLM", {**WIDE, "max_position_embeddings": 32, "vision_config": {**WIDE, **IMAGE}}, {"input_ids": TOKENS, "pixel_values": PIXELS, "use_cache": False}, "logits"),
+    "siglip2_text": ("Siglip2TextConfig", "Siglip2TextModel", {**WIDE, "max_position_embeddings": 32, "projection_size": 12}, _tokens(), "pooler_output"),
+    "wav2vec2_conformer": ("Wav2Vec2ConformerConfig", "Wav2Vec2ConformerForCTC", {**WIDE, "conv_dim": [8, 8], "conv_kernel": [10, 3], "conv_stride": [5, 2], "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "conv_depthwise_kernel_size": 3, "position_embeddings_type": "relative"}, {"input_values": WAVE[:, :400]}, "logits"),
+    "wavlm": ("WavLMConfig", "WavLMForCTC", {**WIDE, "conv_dim": [8, 8], "conv_kernel": [10, 3], "conv_stride": [5, 2], "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}, {"input_values": WAVE[:, :400]}, "logits"),
+    "wav2vec2_masked": ("Wav2Vec2Config", "Wav2Vec2ForCTC", {**WIDE, "conv_dim": [8, 8], "conv_kernel": [10, 3], "conv_stride": [5, 2], "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "feat_extract_norm": "layer", "do_stable_layer_norm": True}, {"input_values": WAVE[:, :400], "attention_mask": torch.cat([torch.ones(2, 300, dtype=torch.long), torch.tensor([[1], [0]]).expand(2, 100)], 1)}, "logits"),
+    "sew": ("SEWConfig", "SEWForCTC", {**WIDE, "conv_dim": [8, 8], "conv_kernel": [10, 3], "conv_stride": [5, 2], "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}, {"input_values": WAVE[:, :400]}, "logits"),
+    "data2vec_audio": ("Data2VecAudioConfig", "Data2VecAudioForCTC", {**WIDE, "conv_dim": [8, 8], "conv_kernel": [10, 3], "conv_stride": [5, 2], "num_feat_extract_layers": 2, "num_conv_pos_embedding_groups": 2, "conv_pos_kernel_size": 3}, {"input_values": WAVE[:, :400]}, "logits"),
+    "musicgen_decoder": ("MusicgenDecoderConfig", "MusicgenForCausalLM", {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 24, "vocab_size": 40, "num_codebooks": 2, "pad_token_id": 39, "bos_token_id": 39}, {"input_ids": TOKENS.repeat(2, 1), "use_cache": False}, "logits"),
+    "patchtst": ("PatchTSTConfig", "PatchTSTForRegression", {"num_input_channels": 2, "context_length": 32, "patch_length": 8, "patch_stride": 8, "d_model": 16, "num_attention_heads": 4, "num_hidden_layers": 2, "ffn_dim": 24, "num_targets": 2}, {"past_values": SERIES}, "regression_outputs"),
+    "patchtsmixer": ("PatchTSMixerConfig", "PatchTSMixerForPrediction", {"num_input_channels": 2, "context_length": 32, "patch_length": 8, "patch_stride": 8, "d_model": 8, "num_layers": 2, "expansion_factor": 2, "prediction_length": 4, "loss": "mse"}, {"past_values": SERIES}, "prediction_outputs"),
+    "layoutlmv3": ("LayoutLMv3Config", "LayoutLMv3ForTokenClassification", {**_BERT, "coordinate_size": 3, "shape_size": 2, "max_2d_position_embeddings": 16, "visual_embed": False, "has_relative_attention_bias": True, "has_spatial_attention_bias": True, "max_position_embeddings": 32, "pad_token_id": 1}, _tokens(bbox=torch.arange(4).expand(2, 7, 4).contiguous()), "logits"),
+    "qwen3_next": ("Qwen3NextConfig", "Qwen3NextForCausalLM", {**GROUPED, "num_experts": 4, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 20, "num_experts_per_tok": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 4, "linear_value_head_dim": 4, "layer_types": ["linear_attention", "full_attention"]}, _tokens(**CAUSAL), "logits"),
+    "mixtral_grouped": ("MixtralConfig", "MixtralForCausalLM", {**GROUPED, "num_local_experts": 4}, _tokens(**CAUSAL), "logits"),
 }
 # fmt: on
 
@@ -170,7 +225,7 @@ def build(name: str) -> Built:
     transformers.logging.set_verbosity_error()
     config_class, model_class, settings, inputs, outputs = CONFIGS[name]
     config = getattr(transformers, config_class)(**settings)
-    if "experts" in str(settings):
+    if "experts" in str(settings) and "grouped" not in name:
         config._experts_implementation = (
             "batched_mm"  # the grouped product needs float32 and sorts the tokens
         )

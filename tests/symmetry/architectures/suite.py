@@ -67,18 +67,34 @@ EXPECTED: dict[str, Kinds] = {
     **{
         name: _transformer(32, 24, _GROUPED)
         for name in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "starcoder2",
-                     "cohere", "granite", "olmo", "olmo2")
+                     "cohere", "cohere2", "granite", "olmo", "olmo2")
     },
     **{
         name: {"stream": (32, 1), "experts": (4, 2), "hidden units of an expert": (inner, 8), **_GROUPED}
-        for name, inner in (("mixtral", 24), ("qwen3_moe", 12), ("gpt_oss", 24))
+        for name, inner in (("mixtral", 24), ("qwen3_moe", 12), ("gpt_oss", 24), ("olmoe", 24), ("granitemoe", 24))
     },
-    "mamba": {"stream": (16, 1), "channels": (32, 2), "states": (5, 2), "step rank": (3, 2)},
-    **{name: _transformer(16, 24, _PLAIN_ATTENTION) for name in ("bert", "roberta", "distilbert", "vit", "deit", "ast")},
+    "mixtral_grouped": {"stream": (32, 1), "hidden units of an expert": (24, 8), **_GROUPED},
+    "biogpt": _transformer(16, 24, _PLAIN_ATTENTION),
+    "openai_gpt": _transformer(16, 64, _PLAIN_ATTENTION),
+    "xlm": _transformer(16, 64, _PLAIN_ATTENTION),
+    "rembert": _transformer(16, 24, _PLAIN_ATTENTION, embedding=(8, 1), output=(12, 1)),
+    **{
+        name: {"stream": (16, 1), "channels": (32, 2), "states": (5, 2), "step rank": (3, 2)}
+        for name in ("mamba", "falcon_mamba")
+    },
+    **{name: _transformer(16, 24, _PLAIN_ATTENTION) for name in ("bert", "roberta", "distilbert", "vit", "deit", "ast",
+                                                              "data2vec_text", "vit_msn", "vivit")},
     "bert_classifier": _transformer(16, 24, _PLAIN_ATTENTION, pooler=(16, 1)),
     "electra": _transformer(16, 24, _PLAIN_ATTENTION, embedding=(8, 1)),
     "albert": {"stream": (16, 1), "embedding": (8, 1), "hidden units": (24, 1), **_attention(1, 4, 4)},
     "modernbert": _transformer(16, 24, _attention(2, 4, 4, qk=0)),
+    "mt5": {
+        "stream": (16, 1),
+        "hidden units": (24, 4),
+        "dimensions in a head": (4, 48),
+        "heads with a shared bias, in the encoder and in the decoder": (4, 2),
+        "heads of cross-attention": (4, 2),
+    },
     "t5": {
         "stream": (16, 1),
         "hidden units": (24, 4),
@@ -86,7 +102,7 @@ EXPECTED: dict[str, Kinds] = {
         "heads with a shared bias, in the encoder and in the decoder": (4, 2),
         "heads of cross-attention": (4, 2),
     },
-    **dict.fromkeys(("bart", "pegasus", "marian", "blenderbot"), _ENCODER_DECODER),
+    **dict.fromkeys(("bart", "pegasus", "marian", "blenderbot", "mbart"), _ENCODER_DECODER),
     "whisper": {**_ENCODER_DECODER, "stream": (16, 2), "convolution": (16, 1)},
     "clip": {"streams": (16, 2), "projection": (12, 1), "hidden units": (24, 4), **_attention(4, 4, 4)},
     "convnext": {"first stage": (8, 1), "second stage": (16, 1), "hidden 1": (32, 1), "hidden 2": (64, 2)},
@@ -164,9 +180,9 @@ def build(name: str) -> tuple[nn.Module, Any, dict[str, Any], Any]:
 def run(name: str) -> Entry:
     """Discover the symmetry of one network and verify it."""
     model, args, kwargs, outputs = build(name)
-    start = time.perf_counter()
+    start = time.process_time()
     spec = discover(model, args, kwargs, outputs=outputs)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     found = verify(spec, model, args, kwargs, generator=torch.Generator().manual_seed(1))
     kind = "plain" if name in PLAIN else hugging_face.CONFIGS[name][1]
     return Entry(name, kind, sum(p.numel() for p in model.parameters()), spec, found, seconds)

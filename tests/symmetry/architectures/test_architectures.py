@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("transformers", reason="the suite builds networks from transformers configurations")
 
 from suite import EXPECTED, FAST, NAMES, build, expected_sizes, run
-from table import MARKER, table_of
+from table import MARKER, page_of, row_of, rows_in
 
 from isthmus.symmetry import discover, verify
 
@@ -23,7 +23,7 @@ def test_architecture(name: str) -> None:
     entry = run(name)
     assert entry.verification.passed, f"{entry.verification}\n{entry.spec}"
     assert entry.spec.groups
-    assert name in table_of([entry])
+    assert rows_in(page_of({name: row_of(entry)})) == {name: row_of(entry)}
     if name in EXPECTED:
         wanted = expected_sizes(EXPECTED[name])
         assert entry.sizes == wanted, (
@@ -60,4 +60,8 @@ def test_the_page_lists_every_network() -> None:
     page = Path(__file__).parents[3] / "docs" / "architectures.md"
     text = page.read_text(encoding="utf-8")
     assert MARKER in text
-    assert [name for name in NAMES if f"| {name} |" not in text] == []
+    rows = rows_in(text)
+    assert list(rows) == list(NAMES)
+    assert page_of(rows).split("\n\n")[-1] == text.split("\n\n")[-1]
+    assert "wrong: 0;" in text
+    assert "**wrong**" not in text
