@@ -389,8 +389,8 @@ def tables(record: dict[str, Any]) -> str:
         rows += [
             f"Weight matching from the {start}, CPU seconds on one thread:",
             "",
-            "| networks | sweeps | plain loop, SciPy | isthmus | ratio | floor | same | peak MB, plain / isthmus |",
-            "|" + " --- |" * 8,
+            "| networks | runs | sweeps | plain loop, SciPy | isthmus | ratio | floor | same | MB, plain / isthmus |",
+            "|" + " --- |" * 9,
         ]
         for name, found in record["weights"].items():
             part = found["starts"].get(start)
@@ -399,7 +399,8 @@ def tables(record: dict[str, Any]) -> str:
             peak = part.get("peak_bytes")
             same = "yes" if part["same_permutations"] else f"value {part['value_above_plain']:+.1e}"
             rows.append(
-                f"| {name} | {part['sweeps']['isthmus']} | {part['seconds']['plain loop']:.2f} "
+                f"| {name} | {len(part['all_seconds']['isthmus'])} | {part['sweeps']['isthmus']} "
+                f"| {part['seconds']['plain loop']:.2f} "
                 f"| {part['seconds']['isthmus']:.2f} | **{part['ratios']['isthmus']:.1f}** "
                 f"| {part['floor']['seconds']:.2f} | {same} "
                 f"| {'–' if peak is None else ' / '.join(f'{peak[w] / 1e6:.0f}' for w in ('plain loop', 'isthmus'))} |"
@@ -426,18 +427,23 @@ def tables(record: dict[str, Any]) -> str:
         "With MNIST images, the whole call without verification; in brackets the moments' products alone:",
         "",
     ]
-    rows += ["| networks | images | covariance | activations | correlation |", "|" + " --- |" * 5]
+    rows += ["| networks | runs | images | covariance | activations | correlation |", "|" + " --- |" * 6]
     for name, found in record["data"].items():
         cells = [f"{s:.2f} ({found['moment_floor'][m]:.2f})" for m, s in found["seconds"].items()]
-        rows.append(f"| {name} | {found['examples']} | {' | '.join(cells)} |")
+        rows.append(
+            f"| {name} | {len(found['all_seconds']['covariance'])} | {found['examples']} | {' | '.join(cells)} |"
+        )
     about = next(iter(record["weights"].values()))["machine"]
     rates = [f["product_rate"] / 1e9 for f in record["weights"].values()]
+    machines = [f["machine"] for kind in ("weights", "data") for f in record[kind].values()]
+    commits = list(dict.fromkeys(m["commit"][:7] for m in machines))
     rows += [
         "",
         f"{about['processor']}, {about['threads']} thread, {'AMX' if about['amx'] else 'no AMX'}; "
-        f"{', '.join(f'{k} {v}' for k, v in about['versions'].items())}; commit {about['commit'][:7]}"
-        f"{' with changes' if about['dirty'] else ''}, {about['date']}. Medians of {about['repeats']} interleaved "
-        f"runs; float32 products at {min(rates):.0f} to {max(rates):.0f} GFLOP/s.",
+        f"{', '.join(f'{k} {v}' for k, v in about['versions'].items())}; commits {', '.join(commits)}"
+        f"{' with changes' if any(m['dirty'] for m in machines) else ''}, {about['date']}. Medians of interleaved runs "
+        f"(rebasin: {next((len(f['rebasin']['all']) for f in record['weights'].values() if 'all' in f['rebasin']), 0)}"
+        f" run); float32 products at {min(rates):.0f} to {max(rates):.0f} GFLOP/s.",
     ]
     return "\n".join(rows)
 
@@ -455,9 +461,15 @@ def growth(record: dict[str, Any], path: Path) -> str:
         if name.startswith("mlp-")
     }
     widths = sorted(parts)
+    for part in parts.values():
+        # Widths need different numbers of sweeps, which says nothing about growth; the single pass is one more.
+        part["per sweep"] = {w: s / (part["sweeps"]["isthmus"] + 1) for w, s in part["seconds"].items()}
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
     words = []
-    kinds = (("seconds", "CPU seconds", 1.0), ("peak_bytes", "peak memory, MB", 1e6))
+    for way in ("plain loop", "isthmus"):
+        whole = exponent(widths, [parts[w]["seconds"][way] for w in widths])
+        words.append(f"CPU seconds of whole runs, {way}: {whole:.2f}")
+    kinds = (("per sweep", "CPU seconds per sweep", 1.0), ("peak_bytes", "peak memory, MB", 1e6))
     for axis, (kind, label, unit) in zip(axes, kinds, strict=True):
         for way, mark in (("plain loop", "s--"), ("isthmus", "o-")):
             known = [w for w in widths if parts[w].get(kind, {}).get(way, 0.0) > 0.0]
