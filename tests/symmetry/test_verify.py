@@ -281,7 +281,7 @@ def test_numbers_that_only_fit_float64_do_not_force_float32() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             h = self.a(x)
-            least = torch.tensor(torch.finfo(h.dtype).min)
+            least = torch.full((4,), torch.finfo(h.dtype).min)
             return self.b(torch.max(h, least))
 
     model = build(Masked)
