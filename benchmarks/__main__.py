@@ -23,7 +23,7 @@ NAMES = sorted(
 
 SHORT = {
     "core": "--networks mlp resnet20 --repeats 1 --examples 32 --out {out}",
-    "assignment": "--sizes 256 1024 --descents 256 --repeats 3 --largest-trained 256 --epochs 2 --out {out}",
+    "assignment": "--sizes 512 1024 --descents 512 --repeats 3 --largest-trained 512 --epochs 2 --out {out}",
     "matching": "--problems resnet20-1 --data --starts 'single pass' --repeats 1 --no-memory --timeout 60 --out {out}",
     "line": "--networks resnet20 --points 11 --repeats 2 --resnet-examples 100 --resnet-batch 50 --out {out}",
     "training": "--rounds 1 --out {out}",
