@@ -387,6 +387,25 @@ def test_data_that_do_not_fit_the_network(isthmus: Cli, project: Path) -> None:
     assert not (project / "line").exists()
 
 
+@pytest.mark.parametrize(("options", "expected"), [((), 1), (("--threads", "3"), 3)])
+def test_digits_are_too_small_for_several_threads(
+    isthmus: Cli, project: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], expected: int
+) -> None:
+    import isthmus.cli._demo as module
+
+    seen = []
+
+    def run(*_: object, **__: object) -> None:
+        seen.append(torch.get_num_threads())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "run_demo", run)
+    before = torch.get_num_threads()
+    assert isthmus("demo", *options, "--out", "demo").code == 130
+    assert seen == [expected]
+    assert torch.get_num_threads() == before
+
+
 def test_the_version(isthmus: Cli) -> None:
     result = isthmus("--version")
     assert result.code == 0

@@ -116,6 +116,12 @@ def demo(
         int, typer.Option(min=2, help="Training examples on which activations are compared.")
     ] = 5000,
     points: Annotated[int, typer.Option(min=2, help="Positions on each line.")] = 11,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Default 1 for digits, whose products are too small to share; else as torch."
+        ),
+    ] = None,
     seed: Seed = 0,
     out: Annotated[
         Path, typer.Option(help="Folder for report.html, figures, result.json and checkpoints.")
@@ -142,7 +148,9 @@ def demo(
         points=points,
         seed=seed,
     )
-    record, paths = write_demo(settings, data_dir, out)
+    record, paths = write_demo(
+        settings, data_dir, out, threads=1 if threads is None and data == "digits" else threads
+    )
     console.emit(record, json, console.method_table(record))
     if not json:
         console.out().print(f"\nReport: {paths['report']}", highlight=False, soft_wrap=True)

@@ -17,7 +17,7 @@ __all__ = ["write_demo"]
 
 
 def write_demo(
-    settings: DemoSettings, data_dir: Path | None, out: Path
+    settings: DemoSettings, data_dir: Path | None, out: Path, *, threads: int | None = None
 ) -> tuple[dict[str, Any], dict[str, Path]]:
     """Run the demo with progress bars and write all its files into a folder.
 
@@ -28,7 +28,7 @@ def write_demo(
         OutputError: the folder cannot be written (checked before training).
         IsthmusError: whatever the demo raises; nothing is written then.
     """
-    with atomic_folder(out) as folder, console.progress() as bar:
+    with atomic_folder(out) as folder, console.torch_threads(threads), console.progress() as bar:
         training = bar.add_task("training", total=None)
         tasks: dict[str, Any] = {}
 
