@@ -208,6 +208,23 @@ class SharedHidden(nn.Module):
 TOKENS = torch.tensor([[0, 3, 1], [2, 2, 4]])
 
 
+def test_a_name_that_is_only_another_ones_twin_is_not_called_unused() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.norm = nn.Embedding(11, 6), nn.LayerNorm(6)
+            self.head = nn.Linear(6, 11, bias=False)
+            self.head.weight = self.tokens.weight
+
+        def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+            return self.head(self.norm(self.tokens(numbers)))
+
+    spec = discover(Tied().eval(), torch.arange(5)[None])
+    assert {p.axis for p in spec.pinned} == {0}
+    assert not any("not used" in p.reason for p in spec.pinned)
+    assert {p.tensor for p in spec.pinned} == {"tokens.weight", "head.weight"}
+
+
 def test_tied_parameters_move_under_all_names() -> None:
     model = build(TiedOutput)
     slots = ("embed.weight[1]", "head.weight[1]", "mix.weight[0]", "mix.weight[1]", "mix.bias[0]")

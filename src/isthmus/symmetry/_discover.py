@@ -80,6 +80,8 @@ def discover_from_trace(traced: Trace, *, outputs: Outputs = None) -> SymmetrySp
             for axis in axes:
                 _axes.pin(axis, Pin(f"the model's output {name!r}"))
     used = used_atoms(interpreter.steps)
+    names = {tensor: traced.aliases.get(tensor, (tensor,)) for tensor in labels}
+    labels = _without_idle_twins(labels, names, traced)
     for value in labels.values():
         for axis in value.axes:
             for atom in _axes.atoms_of(axis):
@@ -87,8 +89,17 @@ def discover_from_trace(traced: Trace, *, outputs: Outputs = None) -> SymmetrySp
                     _axes.pin(atom, Pin("not used by the traced computation"))
     values = [*labels.values(), *interpreter.all_values()]
     nesting = outer_atoms(values, interpreter.steps)
-    names = {tensor: traced.aliases.get(tensor, (tensor,)) for tensor in labels}
     return collect(labels, names, nesting, None if outputs is None else tuple(chosen))
+
+
+def _without_idle_twins(
+    labels: dict[str, Value], names: Mapping[str, tuple[str, ...]], traced: Trace
+) -> dict[str, Value]:
+    """Drop tied parameters that the graph takes twice and reads under one name only: that name speaks for all."""
+    placeholders = traced.graph.find_nodes(op="placeholder")
+    read = {traced.tensors[n.name] for n in placeholders if n.name in traced.tensors and n.users}
+    spoken = {names[tensor] for tensor in read}
+    return {t: value for t, value in labels.items() if t in read or names[t] not in spoken}
 
 
 def _interpret(traced: Trace, cuts: Cuts) -> tuple[dict[str, Value], SegmentingInterpreter]:
