@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 __all__ = ["main"]
@@ -11,6 +12,7 @@ def main() -> None:
     """Run the command line; exit code 0 for success, 1 for a failed check, 2 for bad use."""
     try:
         from isthmus.cli._app import run
+        from isthmus.cli._console import INTERRUPTED
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich", "click"):
             raise
@@ -18,4 +20,11 @@ def main() -> None:
             f'The command line needs {error.name!r}, which is not installed: pip install "isthmus[cli]"\n'
         )
         raise SystemExit(2) from error
-    raise SystemExit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code == INTERRUPTED:
+        # A signal that meets exec() of a string, as imports use it, makes Python end itself by SIGINT later on,
+        # whatever exit code is asked for. All cleaning up has been done by now.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code)
