@@ -8,25 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from symmetry_helpers import build, check, described, group, normal
+from symmetry_helpers import Net, build, check, described, group, normal
 from torch import Tensor, nn
 
 from isthmus.symmetry import discover, verify
-
-
-class Net(nn.Module):
-    def __init__(self, function: Callable[..., Any], **parts: Any) -> None:
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            if isinstance(part, nn.Module):
-                self.add_module(name, part)
-            else:
-                self.register_parameter(name, nn.Parameter(torch.randn(part)))
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.function(self, *inputs)
-
 
 X = normal(4, 5)
 IMAGE = normal(2, 3, 4, 4)
