@@ -27,7 +27,7 @@ def versions() -> dict[str, Any]:
         try:
             importlib.import_module(module)
             found[name] = importlib.metadata.version(name)
-        except Exception as failure:
+        except Exception as failure:  # a peer may fail to import in any way; the record says how
             missing[name] = f"not imported: {type(failure).__name__}: {failure}"
     return {"versions": found, "missing": missing}
 
@@ -100,7 +100,7 @@ def main() -> None:
         request = json.loads(row)
         try:
             answer = TASKS[request.pop("task")](**request)
-        except Exception as failure:
+        except Exception as failure:  # a peer that breaks is skipped with its reason, the others go on
             answer = {"error": f"{type(failure).__name__}: {failure}"}
         print(json.dumps(answer), file=answers, flush=True)
 
