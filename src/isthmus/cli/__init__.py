@@ -22,8 +22,8 @@ def main() -> None:
         raise SystemExit(2) from error
     code = run(sys.argv[1:])
     if code == INTERRUPTED:
-        # A signal that meets exec() of a string, as imports use it, makes Python end itself by SIGINT later on,
-        # whatever exit code is asked for. All cleaning up has been done by now.
+        # Seen once on a busy machine: after our message Python ended by SIGINT (-2) in its own shutdown. All
+        # cleaning up has been done by now, so that shutdown is left out.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
