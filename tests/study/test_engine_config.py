@@ -80,7 +80,7 @@ def test_presets_are_valid_and_can_be_planned(name: str) -> None:
     study = read_study(name)
     assert study.name == name
     assert study.description
-    plan = plan_study(study, lambda data, split: f"{data} {split}", lambda variant: True)
+    plan = plan_study(study, lambda data, split: f"{data} {split}", lambda variant: True, "float32")
     assert {u.kind for u in plan.units} >= {"train", "measure"}
 
 

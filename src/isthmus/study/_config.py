@@ -15,7 +15,8 @@ from isthmus.study._datasets import DATASETS
 from isthmus.study._errors import StudyError
 from isthmus.study._initialise import Initialisation
 from isthmus.study._networks import FAMILIES
-from isthmus.study._training import Optimiser, Precision, Schedule
+from isthmus.study._precision import Precision, PrecisionSetting
+from isthmus.study._training import Optimiser, Schedule
 from isthmus.study._yaml import KeyPath, line_of, read_yaml
 
 try:
@@ -81,7 +82,10 @@ class NetworkConfig(_Strict):
 
 
 class TrainingConfig(_Strict):
-    """How networks are trained: the fields of :class:`isthmus.study.TrainSettings` but its seed."""
+    """How networks are trained: the fields of :class:`isthmus.study.TrainSettings` but its seed.
+
+    ``precision`` may be ``"auto"``: what is faster where the study is begun.
+    """
 
     # A field that is added later goes into `content`, or every address of every study would change.
 
@@ -94,7 +98,7 @@ class TrainingConfig(_Strict):
     warmup_from: float = Field(default=1e-6, ge=0)
     schedule: Schedule = "cosine"
     weight_decay: float = Field(default=0.0, ge=0)
-    precision: Precision = "float32"
+    precision: PrecisionSetting = "float32"
     initialisation: Initialisation = "lecun_normal"
     augment: Augmentation = "none"
 
@@ -174,6 +178,17 @@ class StudyConfig(_Study):
         if self.pairs == "all":
             return tuple(itertools.combinations(seeds, 2))
         return tuple(zip(seeds[::2], seeds[1::2], strict=True))
+
+    def with_precision(self, precision: Precision) -> StudyConfig:
+        """Return the study with ``precision: auto`` replaced by a value."""
+
+        def fixed(variant: Variant) -> Variant:
+            if variant.training.precision != "auto":
+                return variant
+            training = variant.training.model_copy(update={"precision": precision})
+            return variant.model_copy(update={"training": training})
+
+        return self.model_copy(update={"variants": tuple(fixed(v) for v in self.variants)})
 
 
 def preset_names() -> tuple[str, ...]:

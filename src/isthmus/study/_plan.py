@@ -10,6 +10,7 @@ from typing import Any
 
 import isthmus
 from isthmus.study._config import StudyConfig, Variant
+from isthmus.study._precision import Precision
 
 __all__ = ["NetworkRef", "Plan", "Unit", "address_of", "plan_study"]
 
@@ -65,19 +66,31 @@ class Unit:
 
 @dataclass(frozen=True)
 class Plan:
-    """All units of a study, in an order in which none precedes what it needs."""
+    """All units of a study, in an order in which none precedes what it needs.
+
+    Attributes:
+        study: its name.
+        units: its units.
+        precision: what ``precision: auto`` stands for.
+    """
 
     study: str
     units: tuple[Unit, ...]
+    precision: Precision = "float32"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
-        return {"study": self.study, "units": [u.to_dict() for u in self.units]}
+        return {
+            "study": self.study,
+            "precision": self.precision,
+            "units": [u.to_dict() for u in self.units],
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """Read what :meth:`to_dict` gave."""
-        return cls(values["study"], tuple(Unit.from_dict(u) for u in values["units"]))
+        units = tuple(Unit.from_dict(u) for u in values["units"])
+        return cls(values["study"], units, values.get("precision", "float32"))
 
 
 def address_of(content: Mapping[str, Any]) -> str:
@@ -86,14 +99,18 @@ def address_of(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def plan_study(study: StudyConfig, digest: Digest, stackable: Callable[[Variant], bool]) -> Plan:
+def plan_study(
+    study: StudyConfig, digest: Digest, stackable: Callable[[Variant], bool], precision: Precision
+) -> Plan:
     """Cut a study into units.
 
     Args:
         study: the study.
         digest: of data sets, by name and split.
         stackable: whether several networks of a variant can be trained together.
+        precision: what ``precision: auto`` stands for.
     """
+    study = study.with_precision(precision)
     units: dict[str, Unit] = {}
     for members in _groups(study.variants):
         places = {}
@@ -106,7 +123,7 @@ def plan_study(study: StudyConfig, digest: Digest, stackable: Callable[[Variant]
         for variant in members:
             for unit in _measurements(study, variant, places, digest):
                 units[unit.address] = unit
-    return Plan(study.name, tuple(_sorted(units.values())))
+    return Plan(study.name, tuple(_sorted(units.values())), precision)
 
 
 def _groups(variants: Iterable[Variant]) -> list[list[Variant]]:

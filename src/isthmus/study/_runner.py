@@ -13,6 +13,7 @@ from isthmus.study._config import StudyConfig, Variant
 from isthmus.study._executors import AbstractExecutor, InProcess, Job, Outcome
 from isthmus.study._measure import build_network, load_split
 from isthmus.study._plan import Plan, Unit, plan_study
+from isthmus.study._precision import Precision, faster_precision
 from isthmus.study._sinks import AbstractSink, scalars_of
 from isthmus.study._stacked import can_stack
 from isthmus.study._store import Store
@@ -73,8 +74,13 @@ class StudyStatus:
         return {**vars(self), "finished": self.finished}
 
 
-def make_plan(study: StudyConfig, data_dir: str | Path | None) -> Plan:
+def make_plan(study: StudyConfig, data_dir: str | Path | None, *, precision: Precision | None = None) -> Plan:
     """Return the units of a study; reads the data, whose digests are part of the addresses.
+
+    Args:
+        study: the study.
+        data_dir: folder of the data set, if it is not to be downloaded.
+        precision: what ``precision: auto`` stands for; by default what is faster on this machine's CPU.
 
     Raises:
         DataError: the data cannot be had.
@@ -86,7 +92,8 @@ def make_plan(study: StudyConfig, data_dir: str | Path | None) -> Plan:
         model = build_network(variant.network, load_split(variant.data.name, where, "train"))
         return variant.training.augment == "none" and can_stack(model)
 
-    return plan_study(study, lambda name, split: load_split(name, where, split).digest, stackable)
+    chosen = faster_precision("cpu") if precision is None else precision
+    return plan_study(study, lambda name, split: load_split(name, where, split).digest, stackable, chosen)
 
 
 def run_study(
@@ -122,7 +129,9 @@ def run_study(
     """
     store = Store(Path(out).resolve())
     store.create()
-    plan = make_plan(study, data_dir)
+    # A study that is continued elsewhere keeps the precision it was begun with: its records stay of one kind.
+    precision = store.plan().precision if store.has_plan else faster_precision(device)
+    plan = make_plan(study, data_dir, precision=precision)
     store.write_plan(plan, study.text)
     done = {u.address for u in plan.units if _is_done(store, u.address)}
     chosen = InProcess() if executor is None else executor

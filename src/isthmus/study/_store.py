@@ -54,19 +54,23 @@ class Store:
         with atomic_path(self.folder / "study.yaml") as temporary:
             temporary.write_text(text, encoding="utf-8")
 
+    @property
+    def has_plan(self) -> bool:
+        """Whether a study was begun here."""
+        return (self.folder / "plan.json").is_file()
+
     def plan(self) -> Plan:
         """Return the plan of the last run.
 
         Raises:
             StudyError: there is none.
         """
-        path = self.folder / "plan.json"
-        if not path.is_file():
+        if not self.has_plan:
             raise StudyError(
                 f"{self.folder}: holds no study (no plan.json). Run one: isthmus study run FILE --out "
                 f"{self.folder}"
             )
-        return Plan.from_dict(_read_json(path))
+        return Plan.from_dict(_read_json(self.folder / "plan.json"))
 
     def record(self, address: str) -> dict[str, Any] | None:
         """Return the record of a unit, or ``None``."""

@@ -18,13 +18,13 @@ from isthmus.study._augment import Augmentation, augmented
 from isthmus.study._dataset import Dataset
 from isthmus.study._errors import StudyError
 from isthmus.study._initialise import Initialisation, initialise
+from isthmus.study._precision import Precision
 from isthmus.study._seeds import derive_seed, seeded_generator
 
 __all__ = ["EpochRecord", "TrainResult", "TrainSettings", "train"]
 
 Optimiser = Literal["sgd", "adam"]
 Schedule = Literal["cosine", "constant"]
-Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
