@@ -17,9 +17,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "build" / "benchmarks"
-NAMES = sorted(
-    p.stem for p in HERE.glob("[a-z]*.py") if p.stem not in ("assignment_page", "peers", "peers_worker")
-)
+PARTS = ("assignment_page", "matching_page", "matching_plain", "peers", "peers_worker")
+NAMES = sorted(p.stem for p in HERE.glob("[a-z]*.py") if p.stem not in PARTS)
 
 SHORT = {
     "core": "--networks mlp resnet20 --repeats 1 --examples 32 --out {out}",

@@ -24,7 +24,7 @@ import os
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,12 @@ from unittest import mock
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 import isthmus
 from benchmarks.line import cpu_seconds, machine, peak_memory, product_rate, trained_mlp
+from benchmarks.matching_page import tables, write_page
+from benchmarks.matching_plain import PlainLoop
 from benchmarks.peers import FOLDER, install
 from isthmus import align
 from isthmus.checkpoints import atomic_path
@@ -51,78 +52,6 @@ from isthmus.study import load_dataset
 from isthmus.symmetry import discover_from_trace, trace
 from isthmus.testing import mlp, resnet20, vgg16_bn
 from isthmus.transport import assign
-
-MARKER = "<!-- made by benchmarks/matching.py --table -->"
-Permutations = dict[str, Tensor]
-
-
-class PlainLoop:
-    """Weight matching as most scripts do it: everything anew for each group in each sweep, float32 and SciPy."""
-
-    def __init__(self, pair: Pair) -> None:
-        layers = pair.layers
-        self.structure, self.a, self.b = layers.structure, pair.state_a, pair.state_b
-        self.places = {
-            group: [
-                (name, axis)
-                for name in layers.parameters
-                for axis, pairs in layers.table.get(name, {}).items()
-                if any(g == group for g, _ in pairs)
-            ]
-            for group in self.structure.sizes
-        }
-        self.table = layers.table
-
-    def moved(self, name: str, permutations: Mapping[str, Tensor], keep: int) -> Tensor:
-        """Return B's tensor with all axes but one relabelled."""
-        tensor = self.b[name]
-        for axis, pairs in self.table[name].items():
-            for group, slot in pairs if axis != keep else ():
-                if group in permutations:
-                    tensor = tensor.index_select(axis, slot.index.gather_index(permutations[group]))
-        return tensor
-
-    def gain(self, group: str, permutations: Mapping[str, Tensor], incoming: bool = False) -> Tensor:
-        """Return the gains of a group, float32; rows are units of A, columns those of B in its own order."""
-        size = self.structure.sizes[group]
-        total = torch.zeros(size, size)
-        for name, axis in self.places[group]:
-            others = {g for k, pairs in self.table[name].items() if k != axis for g, _ in pairs}
-            if incoming and not others <= permutations.keys():
-                continue
-            a, b = (t.movedim(axis, 0) for t in (self.a[name], self.moved(name, permutations, axis)))
-            total += a.reshape(size, -1) @ b.reshape(size, -1).T
-        return total
-
-    def single_pass(self) -> Permutations:
-        """Return permutations found layer by layer, from what depends on the layers before."""
-        found: Permutations = {}
-        for group in self.structure.sizes:
-            found[group] = solved(self.gain(group, found, incoming=True))
-        return found
-
-    def descent(self, start: Permutations | None) -> tuple[Permutations, int]:
-        """Return the fixed point of sweeps over all groups, and their number."""
-        found = start or {g: torch.arange(n) for g, n in self.structure.sizes.items()}
-        sweeps, improved = 0, True
-        while improved:
-            improved, sweeps = False, sweeps + 1
-            for group in self.structure.sizes:
-                gain = self.gain(group, found)
-                best, rows = solved(gain), torch.arange(len(gain))
-                rise = (gain[rows, best].double() - gain[rows, found[group]].double()).sum()
-                if float(rise) > 1e-12 * float(gain[rows, best].double().sum().abs()):
-                    found, improved = {**found, group: best}, True
-        return found, sweeps
-
-    def run(self, start: str) -> tuple[Permutations, int]:
-        """Return the result from one of the starts."""
-        return self.descent(self.single_pass() if start == "single pass" else None)
-
-
-def solved(gain: Tensor) -> Tensor:
-    """Return the best permutation, by SciPy."""
-    return torch.from_numpy(linear_sum_assignment(gain.numpy(), maximize=True)[1])
 
 
 def ours(pair: Pair, start: str, schedule: CoordinateDescent) -> Match:
@@ -377,118 +306,6 @@ def with_data(name: str, args: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
-def exponent(widths: list[int], values: list[float]) -> float:
-    """Return the slope of a line through the points on log axes."""
-    return float(np.polyfit(np.log(widths), np.log(values), 1)[0])
-
-
-def tables(record: dict[str, Any]) -> str:
-    """Return the tables of the docs."""
-    rows: list[str] = []
-    for start in ("single pass", "identity"):
-        rows += [
-            f"Weight matching from the {start}, CPU seconds on one thread:",
-            "",
-            "| networks | runs | sweeps | plain loop, SciPy | isthmus | ratio | floor | same | MB, plain / isthmus |",
-            "|" + " --- |" * 9,
-        ]
-        for name, found in record["weights"].items():
-            part = found["starts"].get(start)
-            if part is None:
-                continue
-            peak = part.get("peak_bytes")
-            same = "yes" if part["same_permutations"] else f"value {part['value_above_plain']:+.1e}"
-            rows.append(
-                f"| {name} | {len(part['all_seconds']['isthmus'])} | {part['sweeps']['isthmus']} "
-                f"| {part['seconds']['plain loop']:.2f} "
-                f"| {part['seconds']['isthmus']:.2f} | **{part['ratios']['isthmus']:.1f}** "
-                f"| {part['floor']['seconds']:.2f} | {same} "
-                f"| {'–' if peak is None else ' / '.join(f'{peak[w] / 1e6:.0f}' for w in ('plain loop', 'isthmus'))} |"
-            )
-        rows.append("")
-    rows += [
-        "The whole call, with tracing, discovery, verification and costs:",
-        "",
-        "| networks | align | rebasin | ratio |",
-        "|" + " --- |" * 4,
-    ]
-    for name, found in record["weights"].items():
-        part, peer = found["starts"].get("single pass"), found["rebasin"]
-        if part is not None:
-            mine = part["seconds"]["align"]
-            theirs = (
-                f"{peer['seconds']:.2f} | {peer['seconds'] / mine:.1f}"
-                if "seconds" in peer
-                else f"{peer['skipped']} | –"
-            )
-            rows.append(f"| {name} | {mine:.2f} | {theirs} |")
-    rows += [
-        "",
-        "With MNIST images, the whole call without verification; in brackets the moments' products alone:",
-        "",
-    ]
-    rows += ["| networks | runs | images | covariance | activations | correlation |", "|" + " --- |" * 6]
-    for name, found in record["data"].items():
-        cells = [f"{s:.2f} ({found['moment_floor'][m]:.2f})" for m, s in found["seconds"].items()]
-        rows.append(
-            f"| {name} | {len(found['all_seconds']['covariance'])} | {found['examples']} | {' | '.join(cells)} |"
-        )
-    about = next(iter(record["weights"].values()))["machine"]
-    rates = [f["product_rate"] / 1e9 for f in record["weights"].values()]
-    machines = [f["machine"] for kind in ("weights", "data") for f in record[kind].values()]
-    commits = list(dict.fromkeys(m["commit"][:7] for m in machines))
-    rows += [
-        "",
-        f"{about['processor']}, {about['threads']} thread, {'AMX' if about['amx'] else 'no AMX'}; "
-        f"{', '.join(f'{k} {v}' for k, v in about['versions'].items())}; commits {', '.join(commits)}"
-        f"{' with changes' if any(m['dirty'] for m in machines) else ''}, {about['date']}. Medians of interleaved runs "
-        f"(rebasin: {next((len(f['rebasin']['all']) for f in record['weights'].values() if 'all' in f['rebasin']), 0)}"
-        f" run); float32 products at {min(rates):.0f} to {max(rates):.0f} GFLOP/s.",
-    ]
-    return "\n".join(rows)
-
-
-def growth(record: dict[str, Any], path: Path) -> str:
-    """Draw time and memory against width; return the fitted exponents in words."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    parts = {
-        int(name[4:]): found["starts"]["single pass"]
-        for name, found in record["weights"].items()
-        if name.startswith("mlp-")
-    }
-    widths = sorted(parts)
-    for part in parts.values():
-        # Widths need different numbers of sweeps, which says nothing about growth; the single pass is one more.
-        part["per sweep"] = {w: s / (part["sweeps"]["isthmus"] + 1) for w, s in part["seconds"].items()}
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
-    words = []
-    for way in ("plain loop", "isthmus"):
-        whole = exponent(widths, [parts[w]["seconds"][way] for w in widths])
-        words.append(f"CPU seconds of whole runs, {way}: {whole:.2f}")
-    kinds = (("per sweep", "CPU seconds per sweep", 1.0), ("peak_bytes", "peak memory, MB", 1e6))
-    for axis, (kind, label, unit) in zip(axes, kinds, strict=True):
-        for way, mark in (("plain loop", "s--"), ("isthmus", "o-")):
-            known = [w for w in widths if parts[w].get(kind, {}).get(way, 0.0) > 0.0]
-            values = [parts[w][kind][way] / unit for w in known]
-            if len(known) < 2:
-                continue
-            slope = exponent(known, values)
-            axis.loglog(known, values, mark, label=f"{way}, exponent {slope:.2f}")
-            words.append(f"{label}, {way}: {slope:.2f}")
-        axis.set_xticks(widths, [str(w) for w in widths])
-        axis.minorticks_off()
-        axis.set_xlabel("width of the hidden layers")
-        axis.set_ylabel(label)
-        axis.legend(frameon=False)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
-    plt.close(figure)
-    return "; ".join(words)
-
-
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -524,17 +341,10 @@ def main() -> None:
     args = parsed()
     if args.table is not None:
         record = json.loads(args.table.read_text(encoding="utf-8"))
-        text = tables(record)
         if args.docs is None:
-            print(text)
-            return
-        picture = args.docs.parent / "images" / "matching-growth.png"
-        picture.parent.mkdir(exist_ok=True)
-        words = growth(record, picture)
-        text += f"\n\n![Growth of time and memory with width](images/{picture.name})\n\nFitted exponents: {words}."
-        head, _, rest = args.docs.read_text(encoding="utf-8").partition(MARKER)
-        tail = rest.partition("\n## ")[2]
-        args.docs.write_text(f"{head}{MARKER}\n{text}\n" + (f"\n## {tail}" if tail else ""), encoding="utf-8")
+            print(tables(record))
+        else:
+            write_page(record, args.docs)
         return
     torch.set_num_threads(args.threads)
     record = {"weights": {}, "data": {}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,31 @@ def test_width_prints_towers(isthmus: Cli) -> None:
     assert result.code == 0
     assert "10^10^6.64" in result.out
     assert "Entezari" not in result.out  # one hidden layer only
+
+
+def test_width_of_other_first_layers(isthmus: Cli) -> None:
+    from isthmus.theory import layer_tolerance, log_width_low_dimension, log_width_sub_gaussian
+
+    asked = ("theory", "width", "--inputs", "40", "--eps", "0.2", "--delta", "0.05")
+    others = ("--proxy", "1.5", "--signal", "3", "--noise", "0.001")
+    found = isthmus(*asked, *others, "--json").json
+    for kind, sup_t in (("fixed_t", False), ("sup_t", True)):
+        tau2 = layer_tolerance(1, 0.2, delta=0.05, sup_t=sup_t) ** 2
+        wide = log_width_sub_gaussian(40, tau2, proxy=1.5)
+        flat = log_width_low_dimension(3, 40, tau2, 0.001)
+        assert found["sub_gaussian"][kind] == pytest.approx(wide / math.log(10))
+        assert found["low_dimension"][kind] == pytest.approx(flat.log_width / math.log(10))
+        assert found["low_dimension"]["regime"][kind] == flat.regime
+    certain, plain = found["layers"][0]["sup_t"]["value"], isthmus(*asked[:-2], "--json").json
+    assert certain > plain["layers"][0]["sup_t"]["value"]
+    assert found["necessary"] == plain["necessary"]
+    assert plain["sub_gaussian"] is None
+    assert plain["low_dimension"] is None
+    table = isthmus(*asked, *others).out
+    assert "with probability 0.95" in table
+    assert f"10^{found['sub_gaussian']['fixed_t']:.2f}" in table
+    assert f"10^{found['low_dimension']['sup_t']:.2f}" in table
+    assert isthmus(*asked[:-1], "0").code == 2
 
 
 @pytest.mark.parametrize("law", ["gaussian", "uniform", "low-dim"])

@@ -106,3 +106,14 @@ def test_open_pairs() -> None:
     allowed = _open_pairs(permutation, torch.tensor([0]), torch.tensor([3]))
     # Unit 0 of A is dead and holds 2; unit 3 of A lives and holds 3, which is dead.
     assert allowed.int().tolist() == [[0, 0, 1, 1], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize("method", ["activations", "correlation"])
+def test_gains_of_open_units_alone_give_what_whole_matrices_give(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, x = network(0, (1, 4, 6), depth=3), network(1, (2, 3), depth=3), examples()
+    found = align(a, b, batches=[x], method=method)
+    monkeypatch.setattr("isthmus.matching._constant.parts_of", lambda *_: None)
+    whole = align(a, b, batches=[x], method=method)
+    assert all(torch.equal(p, whole.permutations[g]) for g, p in found.permutations.items())

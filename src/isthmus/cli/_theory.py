@@ -35,13 +35,27 @@ def width(
     eps: Annotated[
         float, typer.Option(help="Error allowed at the output, root mean square, for outputs of order 1.")
     ] = 0.1,
+    delta: Annotated[
+        float | None, typer.Option(help="Probability of failure allowed; without, the error is a mean.")
+    ] = None,
+    proxy: Annotated[
+        float | None,
+        typer.Option(help="Also a first layer of sub-Gaussian weights with this variance proxy."),
+    ] = None,
+    signal: Annotated[
+        int | None, typer.Option(min=1, help="Also a first layer whose weights have so many signal axes.")
+    ] = None,
+    noise: Annotated[
+        float, typer.Option(min=0.0, help="Standard deviation of the other axes, for --signal.")
+    ] = 0.1,
     out: Out = None,
     json: Json = False,
 ) -> None:
     """How wide a network must be, a priori: sufficient, necessary, and Entezari et al. (base-10 logarithms)."""
     from isthmus.theory import width_record
 
-    _deliver(width_record(inputs, depth, eps), "width", out, json, _width_table)
+    record = width_record(inputs, depth, eps, delta=delta, proxy=proxy, signal=signal, noise=noise)
+    _deliver(record, "width", out, json, _width_table)
 
 
 @theory.command()
@@ -346,12 +360,19 @@ def _width_table(record: Mapping[str, Any]) -> Table:
         [f"hidden layer {k}, effective width", layer["fixed_t"]["text"], layer["sup_t"]["text"]]
         for k, layer in enumerate(record["layers"], start=1)
     ]
+    for name, found in (
+        ("sub-Gaussian weights", record["sub_gaussian"]),
+        ("weights of low dimension", record["low_dimension"]),
+    ):
+        if found is not None:
+            widths = (f"10^{found[kind]:.2f}" for kind in ("fixed_t", "sup_t"))
+            rows.append([f"sufficient for {name}, first layer", *widths])
     rows.append(["necessary for the matching, first layer", f"10^{record['necessary']:.2f}", ""])
     if record["entezari"] is not None:
         rows.append(["Entezari et al. 2022, constant unknown", f"10^{record['entezari']:.2f}", ""])
     title = (
         f"{record['input_dimension']} inputs, {record['depth']} hidden layers, error {record['epsilon']:g}"
-    )
+    ) + ("" if record["delta"] is None else f" with probability {1 - record['delta']:g}")
     caption = "Sufficient: proven for Gaussian weights at initialisation. Real widths are multiples of effective ones."
     return _table(title, ["", "sufficient, each t", "sufficient, every t at once"], rows, caption)
 

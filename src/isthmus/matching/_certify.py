@@ -24,6 +24,7 @@ from scipy.sparse.csgraph import connected_components, min_weight_full_bipartite
 from torch import Tensor
 
 from isthmus.coupling import invert_permutation
+from isthmus.matching._pairs import kernels_for
 from isthmus.matching._products import rounding_of
 from isthmus.transport import Assignment
 
@@ -121,22 +122,34 @@ def _rivals(
     short_u, short_v = (
         (x - y).to(estimate.device, torch.float32) for x, y in ((u, widest + margin), (v, 0.0))
     )
-    step = max(1, _CHUNK // len(estimate))
-    found: list[Tensor] = []
-    count, level = 0, torch.empty(0)
-    for start in range(0, len(estimate), step):
-        own = slice(start, start + step)
-        level = torch.add(short_u[own, None], short_v, out=level if len(level) == len(short_u[own]) else None)
-        # NumPy finds the few that are true several times faster than torch.
-        near = np.flatnonzero((estimate[own] >= level).cpu().numpy())
-        found.append(torch.from_numpy(near) + start * len(estimate))
-        count += len(near)
-        if count > _MOST * len(estimate):
-            return None
-    places = torch.cat(found)
+    places = _near(estimate, short_u, short_v, _MOST * len(estimate))
+    if places is None:
+        return None
     rows, columns = places // len(estimate), places % len(estimate)
     rival = chosen[rows] != columns
     return rows[rival], columns[rival]
+
+
+def _near(estimate: Tensor, u: Tensor, v: Tensor, most: int) -> Tensor | None:
+    """Return the places of the entries with ``entry - v[j] >= u[i]``, or ``None`` if they are more than ``most``."""
+    kernels = kernels_for(estimate)
+    if kernels is not None:
+        places = np.empty(most, np.int64)
+        count = kernels.near_pairs(estimate.numpy(), u.numpy(), v.numpy(), places)
+        return torch.from_numpy(np.sort(places[:count])) if count <= most else None
+    step = max(1, _CHUNK // len(estimate))
+    found: list[Tensor] = []
+    count, above = 0, torch.empty(0)
+    for start in range(0, len(estimate), step):
+        own = slice(start, start + step)
+        above = torch.sub(estimate[own], v, out=above if len(above) == len(u[own]) else None)
+        # NumPy finds the few that are true several times faster than torch.
+        near = np.flatnonzero((above >= u[own, None]).cpu().numpy())
+        found.append(torch.from_numpy(near) + start * len(estimate))
+        count += len(near)
+        if count > most:
+            return None
+    return torch.cat(found)
 
 
 def _settle(

@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from isthmus.coupling import identity_permutation
 from isthmus.matching._grids import Cluster, Structure
 from isthmus.matching._nested import Gain, Solver
-from isthmus.matching._objectives import AbstractObjective
+from isthmus.matching._objectives import TermObjective
+from isthmus.matching._parts import parts_of
 from isthmus.matching._schedules import CoordinateDescent, SinglePass
 
 __all__ = ["CONSTANT_UNITS", "pair_constant_units"]
@@ -35,7 +37,7 @@ class _LeftOver:
         allowed: by group, which pairs may be chosen, bool, shape ``(size, size)``.
     """
 
-    inner: AbstractObjective
+    inner: TermObjective
     allowed: Mapping[str, Tensor]
 
     @property
@@ -47,11 +49,24 @@ class _LeftOver:
         self, cluster: Cluster, permutations: Mapping[str, Tensor], *, all_terms: bool = True
     ) -> Sequence[Gain]:
         name = cluster[0]
-        gains = self.inner.gains(cluster, permutations, all_terms=all_terms)
-        total = torch.stack([g.reduced(name).cpu() for g in gains]).sum(0)
         allowed = self.allowed[name]
-        total[~(allowed[:, permutations[name]] if name in permutations else allowed)] = -torch.inf
-        return [Gain(total, {name: torch.arange(len(total))[:, None]})]
+        order = permutations.get(name, identity_permutation(len(allowed)))
+        members = {name: torch.arange(len(allowed))[:, None]}
+        total = torch.zeros(allowed.shape, dtype=torch.float64).masked_fill_(~allowed, -torch.inf)
+        terms = self.inner.terms(cluster)
+        if not all_terms:
+            terms = [t for t in terms if t.neighbours <= permutations.keys()] or terms
+        by_term = parts_of(terms, name, len(allowed))
+        if by_term is None:
+            gains = self.inner.gains(cluster, permutations, all_terms=all_terms)
+            found = torch.stack([g.reduced(name).cpu() for g in gains]).sum(0)
+            return [Gain(found + total[:, order], members)]
+        # Pairs without a choice need no gain.
+        rows = torch.nonzero(allowed.sum(1) > 1).flatten()
+        columns = torch.nonzero(allowed[rows].any(0)).flatten()
+        for part in (part for parts in by_term for part in parts if len(rows)):
+            total[rows[:, None], columns] += part.gains(rows, columns, part.order(permutations)).cpu()
+        return [Gain(total[:, order], members)]
 
     def value(self, permutations: Mapping[str, Tensor], groups: Iterable[str] | None = None) -> float:
         return self.inner.value(permutations, groups)
@@ -63,7 +78,7 @@ class _LeftOver:
 def pair_constant_units(
     permutations: Mapping[str, Tensor],
     constant: Mapping[str, tuple[Tensor, Tensor]],
-    weights: AbstractObjective,
+    weights: TermObjective,
     solver: Solver,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:

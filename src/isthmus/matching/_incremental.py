@@ -21,7 +21,8 @@ from isthmus.matching._certify import ErrorBound, certified
 from isthmus.matching._grids import Cluster, Structure
 from isthmus.matching._nested import Gain, Solver, couple, total_gain
 from isthmus.matching._objectives import Comparison, Term, TermObjective
-from isthmus.matching._parts import Order, Part, parts_of
+from isthmus.matching._pairs import Order
+from isthmus.matching._parts import Part, parts_of
 from isthmus.matching._products import SHORT, add_product, blocks, product_error
 from isthmus.transport import Assignment, assign
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from isthmus.matching._grids import Cluster, Facet, Grid, Structure
 from isthmus.matching._nested import Gain, total_gain
-from isthmus.symmetry import Slot
+from isthmus.matching._pairs import Movers, order_of, pair_products
 from isthmus.symmetry._apply import permute_tensor
 
 __all__ = ["AbstractObjective", "Comparison", "MomentObjective", "Movers", "Term", "TermObjective"]
@@ -66,10 +66,7 @@ class AbstractObjective(Protocol):
 
 
 _PIECE = 2**18
-"""Entries of a tensor that are compared at once: 2 MB in float64."""
-
-Movers = Mapping[int, Sequence[tuple[str, Slot]]]
-"""All ``(group, slot)`` pairs that move a tensor, by axis."""
+"""Entries of a tensor that is compared as a whole: 2 MB in float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,24 +124,16 @@ class Comparison:
 
 
 def _inner(a: Tensor, b: Tensor, movers: Movers, permutations: Mapping[str, Tensor]) -> float:
-    """Return the inner product of a tensor with another one relabelled, in pieces that fit a cache."""
+    """Return the inner product of a tensor with another one relabelled."""
     if (
         a.ndim == 0
         or a.numel() <= _PIECE
         or any(slot.block for pairs in movers.values() for _, slot in pairs)
     ):
         return float((a.double() * permute_tensor(b, movers, permutations).double()).sum())
-    index = torch.arange(len(b))
-    for group, slot in movers.get(0, ()):
-        if group in permutations:
-            index = index[slot.index.gather_index(permutations[group])]
-    rest = {axis: pairs for axis, pairs in movers.items() if axis != 0}
-    step = max(1, _PIECE * len(a) // a.numel())
-    total = torch.zeros((), dtype=torch.float64, device=a.device)
-    for own, rows in zip(a.split(step), index.to(b.device).split(step), strict=True):
-        piece = permute_tensor(b.index_select(0, rows), rest, permutations).double()
-        total += torch.dot(own.double().reshape(-1), piece.reshape(-1))
-    return float(total)
+    order, rows = order_of(movers, permutations), torch.arange(len(b))
+    columns = order.pop(0, rows)
+    return float(pair_products(a, b, 0, rows, columns, order).sum())
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ another group have moved, and single entries can be had in float64 without the w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,15 +15,9 @@ import torch
 from torch import Tensor
 
 from isthmus.matching._objectives import Comparison, Term, cells_of
-from isthmus.symmetry import Slot
+from isthmus.matching._pairs import Movers, Order, order_of, ordered, pair_products
 
-__all__ = ["Order", "Part", "parts_of"]
-
-Order = Mapping[int, Tensor]
-"""By axis, where the entries of B's tensor come from; axes that stay as they are do not appear."""
-
-_CHUNK = 2**18
-"""Entries of each tensor that are gathered at once when single gains are computed: 2 MB in float64."""
+__all__ = ["Part", "parts_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +37,7 @@ class Part:
     b: Tensor
     axis: int
     positions: Tensor
-    movers: Mapping[int, Sequence[tuple[str, Slot]]]
+    movers: Movers
     scale: Tensor | None = field(default=None)
 
     @cached_property
@@ -58,20 +52,11 @@ class Part:
 
     def order(self, permutations: Mapping[str, Tensor]) -> Order:
         """Return how the other axes of B's tensor are reordered."""
-        found: dict[int, Tensor] = {}
-        for axis, pairs in self.movers.items():
-            index = None
-            for name, slot in pairs:
-                if name in permutations:
-                    step = slot.index.gather_index(permutations[name])
-                    index = step if index is None else index[step]
-            if index is not None and not torch.equal(index, torch.arange(len(index))):
-                found[axis] = index.to(self.b.device)
-        return found
+        return {axis: index.to(self.b.device) for axis, index in order_of(self.movers, permutations).items()}
 
     def matrix(self, order: Order, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the rows of A and of B, scaled, whose products are the gains."""
-        return self._rows(self.a, dtype, self.scale), self._rows(_ordered(self.b, order), dtype)
+        return self._rows(self.a, dtype, self.scale), self._rows(ordered(self.b, order), dtype)
 
     def change(self, old: Order, new: Order, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
         """Return matrices whose product is what a new order adds, or ``None`` if that is no less work."""
@@ -87,7 +72,7 @@ class Part:
         rest = {k: index for k, index in new.items() if k != axis}
         difference = self._at(axis, after[changed], dtype) - self._at(axis, before[changed], dtype)
         rows = self._rows(self.a.index_select(axis, changed), dtype, self.scale)
-        return rows, self._rows(_ordered(difference, rest), dtype)
+        return rows, self._rows(ordered(difference, rest), dtype)
 
     def _at(self, axis: int, index: Tensor, dtype: torch.dtype) -> Tensor:
         return self.b.index_select(axis, index).to(dtype)
@@ -102,22 +87,29 @@ class Part:
     @cached_property
     def norms(self) -> tuple[Tensor, Tensor]:
         """Norms of the rows of A and of B or a little more, float64, on the CPU; no order changes them."""
-        a, b = self.matrix({}, self.a.dtype)
-        return _norms(a), _norms(b)
+        return self._norms(self.a), self._norms(self.b)
+
+    def _norms(self, tensor: Tensor) -> Tensor:
+        where = self.positions.flatten()
+        squares = pair_products(tensor, tensor, self.axis, where, where, {}).reshape(self.positions.shape)
+        return squares.sum(1).sqrt() * (1 + 2.0**-40)
 
     def entries(self, rows: Tensor, columns: Tensor, order: Order) -> Tensor:
         """Return single gains of an unscaled part in float64: of units ``rows`` of A and ``columns`` of B."""
-        step = max(1, _CHUNK // max(self.length, 1))
-        found = [
-            (self._some(self.a, i) * self._some(self.b, j, order)).sum(1)
-            for i, j in zip(rows.split(step), columns.split(step), strict=True)
-        ]
-        return torch.cat(found).cpu() if found else torch.zeros(0, dtype=torch.float64)
+        where_a, where_b = (self.positions[units].flatten() for units in (rows, columns))
+        found = pair_products(self.a, self.b, self.axis, where_a, where_b, order)
+        return found.reshape(len(rows), -1).sum(1)
 
-    def _some(self, tensor: Tensor, units: Tensor, order: Order | None = None) -> Tensor:
-        where = self.positions[units].to(tensor.device)
-        chosen = _ordered(tensor.index_select(self.axis, where.flatten()), order or {})
-        return chosen.movedim(self.axis, 0).reshape(len(units), -1).double()
+    def gains(self, rows: Tensor, columns: Tensor, order: Order) -> Tensor:
+        """Return the gains of an unscaled part for all pairs of some units of A with some of B, float64."""
+        a, b = (
+            ordered(t.index_select(self.axis, self.positions[units].flatten().to(t.device)), own)
+            .movedim(self.axis, 0)
+            .reshape(len(units), -1)
+            .double()
+            for t, units, own in ((self.a, rows, {}), (self.b, columns, order))
+        )
+        return a @ b.T
 
     def _rows(self, tensor: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> Tensor:
         cells = cells_of(tensor.to(dtype), (self.axis,), self.positions)
@@ -157,18 +149,6 @@ def _part(comparison: Comparison, k: int, axes: tuple[int, ...], group: str, ter
     others = {axis: pairs for axis, pairs in movers.items() if axis != axes[0]}
     positions = term.facet.grids[0].positions
     return Part(comparison.a[k], comparison.b[k], axes[0], positions, others, term.scale)
-
-
-def _norms(rows: Tensor) -> Tensor:
-    """Return the norms of rows, in float64, rounded up."""
-    wide = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
-    return torch.linalg.vector_norm(wide, dim=1).double().cpu() * (1 + (rows.shape[1] + 4) * 2.0**-24)
-
-
-def _ordered(tensor: Tensor, order: Order) -> Tensor:
-    for axis, index in order.items():
-        tensor = tensor.index_select(axis, index)
-    return tensor
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

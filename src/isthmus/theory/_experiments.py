@@ -26,7 +26,9 @@ from isthmus.theory._tower import Tower
 from isthmus.theory._width import (
     entezari_log10_width,
     layer_tolerance,
+    log_width_low_dimension,
     log_width_lower,
+    log_width_sub_gaussian,
     log_width_upper,
     width_recursion,
 )
@@ -43,23 +45,37 @@ _FEWEST_ROWS = 8
 
 
 def width_record(
-    input_dimension: int, depth: int, epsilon: float, *, epsilons: Sequence[float] | None = None
+    input_dimension: int,
+    depth: int,
+    epsilon: float,
+    *,
+    delta: float | None = None,
+    proxy: float | None = None,
+    signal: int | None = None,
+    noise: float = 0.1,
+    epsilons: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     r"""Tabulate how wide a network must be, a priori, to be connected within an error.
 
-    **[O]** with the labels of :func:`width_recursion`, :func:`log_width_lower` and :func:`entezari_log10_width`.
+    **[O]** with the labels of :func:`width_recursion`, :func:`log_width_lower`, :func:`entezari_log10_width`,
+    :func:`log_width_sub_gaussian` and :func:`log_width_low_dimension`.
 
     Args:
         input_dimension: :math:`m_0`.
         depth: number of hidden layers.
         epsilon: root-mean-square error allowed at the output, relative to outputs of order 1.
+        delta: probability of failure, or ``None`` for the expectation (see :func:`layer_tolerance`).
+        proxy: variance proxy of a first layer with sub-Gaussian weights; ``None`` leaves it out.
+        signal: signal axes of a first layer whose weights are of low dimension; ``None`` leaves it out.
+        noise: standard deviation of its other axes.
         epsilons: errors for the curves of one hidden layer; nine from 0.01 to 0.5 by default.
 
     Returns:
         ``layers``: sufficient effective widths for every hidden layer (``fixed_t`` and ``sup_t``, each with
-        ``height``, ``value`` and ``text``, see :class:`Tower`); ``necessary`` (first layer, for the matching error)
-        and ``entezari`` (one hidden layer), as base-10 logarithms; ``against_epsilon`` for one hidden layer, base-10
-        logarithms; ``against_depth``: the last layer's width for 1 to ``depth`` layers.
+        ``height``, ``value`` and ``text``, see :class:`Tower`); as base-10 logarithms ``necessary`` (first layer, for
+        the mean matching error, whatever ``delta``), ``entezari`` (one hidden layer), and ``sub_gaussian`` and
+        ``low_dimension`` (first layer; ``fixed_t`` and ``sup_t``, the latter with a ``regime``); ``against_epsilon``
+        for one hidden layer, base-10 logarithms; ``against_depth``: the last layer's width for 1 to ``depth`` layers.
 
     Raises:
         DataError: an argument outside its range.
@@ -69,7 +85,8 @@ def width_record(
     """
     wanted = np.geomspace(0.01, 0.5, 9).tolist() if epsilons is None else [float(e) for e in epsilons]
     towers = {
-        kind: width_recursion(input_dimension, depth, epsilon, sup_t=kind == "sup_t") for kind in _KINDS
+        kind: width_recursion(input_dimension, depth, epsilon, delta=delta, sup_t=kind == "sup_t")
+        for kind in _KINDS
     }
     curves: dict[str, list[float]] = {
         "epsilon": wanted,
@@ -79,36 +96,71 @@ def width_record(
         "entezari": [],
     }
     for eps in wanted:
-        tau2 = {kind: layer_tolerance(1, eps, sup_t=kind == "sup_t") ** 2 for kind in _KINDS}
+        tau2 = _tolerances(1, eps, delta)
         for kind in _KINDS:
             curves[kind].append(log_width_upper(input_dimension, tau2[kind]) / _LN10)
-        curves["necessary"].append(log_width_lower(input_dimension, tau2["fixed_t"]) / _LN10)
+        curves["necessary"].append(_necessary(input_dimension, 1, eps))
         curves["entezari"].append(entezari_log10_width(input_dimension, eps))
     deepest = [
         {
             "depth": layers,
             **{
-                kind: _tower(width_recursion(input_dimension, layers, epsilon, sup_t=kind == "sup_t")[-1])
+                kind: _tower(
+                    width_recursion(input_dimension, layers, epsilon, delta=delta, sup_t=kind == "sup_t")[-1]
+                )
                 for kind in _KINDS
             },
         }
         for layers in range(1, depth + 1)
     ]
-    tolerance = layer_tolerance(depth, epsilon, sup_t=False)
+    tolerances = _tolerances(depth, epsilon, delta)
     return {
         "kind": "width",
         "input_dimension": int(input_dimension),
         "depth": int(depth),
         "epsilon": float(epsilon),
+        "delta": None if delta is None else float(delta),
         "layers": [{kind: _tower(towers[kind][k]) for kind in _KINDS} for k in range(depth)],
-        "necessary": log_width_lower(input_dimension, tolerance**2) / _LN10,
+        "necessary": _necessary(input_dimension, depth, epsilon),
         "entezari": entezari_log10_width(input_dimension, epsilon) if depth == 1 else None,
+        "sub_gaussian": None if proxy is None else _sub_gaussian(input_dimension, tolerances, proxy),
+        "low_dimension": None
+        if signal is None
+        else _low_dimension(signal, input_dimension, tolerances, noise),
         "against_epsilon": curves,
         "against_depth": deepest,
     }
 
 
 _KINDS = ("fixed_t", "sup_t")
+
+
+def _tolerances(depth: int, epsilon: float, delta: float | None) -> dict[str, float]:
+    """Return the squared tolerance per layer, for each ``t`` and for every ``t`` at once."""
+    return {kind: layer_tolerance(depth, epsilon, delta=delta, sup_t=kind == "sup_t") ** 2 for kind in _KINDS}
+
+
+def _necessary(dimension: int, depth: int, epsilon: float) -> float:
+    return log_width_lower(dimension, layer_tolerance(depth, epsilon, sup_t=False) ** 2) / _LN10
+
+
+def _sub_gaussian(dimension: int, tolerances: Mapping[str, float], proxy: float) -> dict[str, float]:
+    found = {
+        k: log_width_sub_gaussian(dimension, tau2, proxy=proxy) / _LN10 for k, tau2 in tolerances.items()
+    }
+    return {"proxy": float(proxy), **found}
+
+
+def _low_dimension(
+    signal: int, dimension: int, tolerances: Mapping[str, float], noise: float
+) -> dict[str, Any]:
+    found = {k: log_width_low_dimension(signal, dimension, tau2, noise) for k, tau2 in tolerances.items()}
+    return {
+        "signal": int(signal),
+        "noise": float(noise),
+        **{k: width.log_width / _LN10 for k, width in found.items()},
+        "regime": {k: width.regime for k, width in found.items()},
+    }
 
 
 def rate_record(
