@@ -250,17 +250,18 @@ def test_operands_of_unequal_rank_are_compared() -> None:
 
 
 def test_a_rule_that_fails_or_answers_in_another_shape_pins(monkeypatch: pytest.MonkeyPatch) -> None:
-    from isthmus.symmetry import _interpret
+    from isthmus.symmetry import _operation
+    from isthmus.symmetry._values import Value
 
     def fails(op: Any, **_: Any) -> Any:
         raise ValueError("no such form")
 
     def misses(op: Any, x: Any, **_: Any) -> Any:
-        return _interpret.Value(x.axes[:-1])
+        return Value(x.axes[:-1])
 
     model = build(lambda: Net(lambda m, x: m.b(m.a(x).softmax(-1)), a=nn.Linear(5, 6), b=nn.Linear(6, 3)))
     for wrong in (fails, misses):
-        monkeypatch.setitem(_interpret._RULES, "aten.softmax", (wrong, "mixes"))
+        monkeypatch.setitem(_operation._RULES, "aten.softmax", (wrong, "mixes"))
         spec = check(model, X, set(), every_slot=False)
         (pinned,) = (p for p in spec.pinned if p.tensor == "a.bias")
         assert pinned.reason == "the rule does not know this form of the operator"

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from isthmus.symmetry._axes import Atom, Pin, Placement, merged_copies, occurrences, placements, resolve
-from isthmus.symmetry._interpret import Value
 from isthmus.symmetry._spec import AxisGroup, IndexMap, PinnedAxis, Slot, SymmetrySpec
+from isthmus.symmetry._values import Value
 
 __all__ = ["collect"]
 

@@ -14,11 +14,11 @@ from torch import nn
 from isthmus.symmetry import _axes, _rules
 from isthmus.symmetry._axes import Pin
 from isthmus.symmetry._collect import collect
-from isthmus.symmetry._interpret import Value, constant_value
 from isthmus.symmetry._nesting import outer_atoms, used_atoms
 from isthmus.symmetry._spec import SymmetrySpec
 from isthmus.symmetry._stacked import Cuts, SegmentingInterpreter, joined
 from isthmus.symmetry._trace import Trace, trace
+from isthmus.symmetry._values import Value, constant_value
 
 __all__ = ["Outputs", "discover", "discover_from_trace"]
 

@@ -21,7 +21,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from isthmus.symmetry._axes import Atom, Expression, Fixed, Product, Sum, resolve
-from isthmus.symmetry._interpret import Mixing, Selection, Step, Value
+from isthmus.symmetry._operation import Mixing, Selection, Step
+from isthmus.symmetry._values import Value
 
 __all__ = ["outer_atoms", "used_atoms"]
 

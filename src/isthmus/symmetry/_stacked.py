@@ -18,7 +18,9 @@ from torch import fx
 
 from isthmus.symmetry import _axes
 from isthmus.symmetry._axes import Atom, Expression, Fixed, Sum, UnsplittableError, resolve
-from isthmus.symmetry._interpret import Interpreter, Operation, Value, rule_of, values_in
+from isthmus.symmetry._interpret import Interpreter
+from isthmus.symmetry._operation import Operation, rule_of
+from isthmus.symmetry._values import Value, values_in
 
 __all__ = ["Cuts", "SegmentingInterpreter", "joined"]
 
@@ -239,7 +241,7 @@ def _along(op: Operation, x: Stacked, bound: Mapping[str, Any]) -> Any:
         start = bound.get("start") or 0
         start = max(start + size, 0) if start < 0 else min(start, size)
         return x.range(start, op.shape[x.dim])
-    if isinstance(op.result, (tuple, list)) and rule_of(op.name) is rule_of("aten.split"):
+    if isinstance(op.result, (tuple, list)) and rule_of(op.name) == rule_of("aten.split"):
         starts = [sum(int(r.shape[x.dim]) for r in op.result[:k]) for k in range(len(op.result))]
         taken = [x.range(s, int(r.shape[x.dim])) for s, r in zip(starts, op.result, strict=True)]
         return None if None in taken else tuple(taken)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from isthmus.symmetry._axes import ONE, Expression
-from isthmus.symmetry._interpret import Operation, Value, rule
+from isthmus.symmetry._operation import Operation, rule
+from isthmus.symmetry._values import Value
 
 _RUNS = "runs of rows, one for each expert"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from isthmus.symmetry._axes import Expression, product_of
-from isthmus.symmetry._interpret import Operation, Value, rule
+from isthmus.symmetry._operation import Operation, rule
+from isthmus.symmetry._values import Value
 
 _KERNEL = "position in a convolution kernel"
 _SPACE = "position in space"

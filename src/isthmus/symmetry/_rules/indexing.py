@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from isthmus.symmetry._axes import are_copies
-from isthmus.symmetry._interpret import Operation, Value, rule
+from isthmus.symmetry._operation import Operation, rule
+from isthmus.symmetry._values import Value
 
 _INDEXED = "its positions are addressed by an index"
 _LAST = "the last of several entries for one position stays"

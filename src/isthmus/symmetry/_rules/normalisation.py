@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from isthmus.symmetry._axes import ONE
-from isthmus.symmetry._interpret import Operation, Value, rule
+from isthmus.symmetry._operation import Operation, rule
+from isthmus.symmetry._values import Value
 
 
 def _attach(op: Operation, x: Value, axis: int, *vectors: Value | None) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from isthmus.symmetry import _axes
 from isthmus.symmetry._axes import ONE, Expression, Sum
-from isthmus.symmetry._interpret import Operation, Value, rule
+from isthmus.symmetry._operation import Operation, rule
 from isthmus.symmetry._stacked import Stacked
+from isthmus.symmetry._values import Value
 
 _TIME = "steps of a recurrence"
 _GATES = "gates of a recurrent layer"

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from isthmus.symmetry._axes import ONE, Expression
-from isthmus.symmetry._interpret import Operation, Value, rule
+from isthmus.symmetry._operation import Operation, rule
+from isthmus.symmetry._values import Value
 
 
 def _reduced(op: Operation, x: Value, dim: int | Sequence[int] | None, keepdim: bool) -> Value:

@@ -8,7 +8,8 @@ from typing import Any
 
 from isthmus.symmetry import _axes
 from isthmus.symmetry._axes import ONE, Expression, Sum
-from isthmus.symmetry._interpret import Operation, Value, rule
+from isthmus.symmetry._operation import Operation, rule
+from isthmus.symmetry._values import Value
 
 
 @rule(

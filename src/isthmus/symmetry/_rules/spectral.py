@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from isthmus.symmetry._axes import Expression, product_of
-from isthmus.symmetry._interpret import Operation, Value, rule
+from isthmus.symmetry._operation import Operation, rule
+from isthmus.symmetry._values import Value
 
 _PARTS = "real and imaginary part"
 _FREQUENCIES = "frequencies of a Fourier transform"
