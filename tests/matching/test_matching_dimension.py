@@ -16,7 +16,7 @@ from isthmus.symmetry import SymmetrySpec, discover
 from isthmus.testing import gpt, mlp, randomise_state, reference_inputs, reference_network
 from isthmus.transport import approximate_dimension, entropy_rank, stable_rank
 
-METHODS = ["weights-incoming", "weights", "covariance", "activations"]
+METHODS = ["weights-incoming", "weights", "covariance", "activations", "correlation"]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -51,6 +51,26 @@ def test_each_method_measures_its_own_matrix() -> None:
         assert found.centred == pytest.approx(approximate_dimension(factor, center=True), rel=1e-9)
         assert found.stable_rank == pytest.approx(stable_rank(factor), rel=1e-9)
         assert found.entropy_rank == pytest.approx(entropy_rank(factor), rel=1e-9)
+
+
+def test_correlation_measures_units_scaled_to_one_and_leaves_out_constant_ones() -> None:
+    model, x = network(), examples()
+    with torch.no_grad():
+        model.layers[1].bias[:2] = -100.0  # type: ignore[index, union-attr]
+        model.layers[1].bias[2] = 100.0  # type: ignore[index, union-attr]
+        model.layers[1].weight[2] *= 1e-9  # type: ignore[index, union-attr]
+    table = dimension(model, [x[:40], x[40:]])
+    activations = torch.relu(model.layers[1](torch.relu(model.layers[0](x)))).detach()  # type: ignore[index, operator]
+    found = table.methods["correlation"]["layers.1"]
+    alive = activations[:, activations.square().mean(0) > 0]
+    scaled = alive / alive.square().mean(0).sqrt()
+    assert found.uncentred == pytest.approx(approximate_dimension(scaled), rel=1e-9)
+    assert found.entropy_rank == pytest.approx(entropy_rank(scaled), rel=1e-9)
+    varying = activations[:, activations.std(0) > 1e-6 * activations.mean(0)]
+    assert varying.shape[1] < alive.shape[1] <= 10
+    varying = varying - varying.mean(0)
+    varying = varying / varying.square().mean(0).sqrt()
+    assert found.centred == pytest.approx(approximate_dimension(varying), rel=1e-9)
 
 
 def test_reference_value() -> None:

@@ -11,6 +11,7 @@ method                ``S``                                         centred
 ``weights``           ``W Wᵀ + b bᵀ + W₊ᵀ W₊``                      minus the mean unit
 ``covariance``        ``[W b] E[(h, 1)(h, 1)ᵀ] [W b]ᵀ = E[z zᵀ]``   ``Cov(z) = W Cov(h) Wᵀ``
 ``activations``       ``E[φ φᵀ]``                                   ``Cov(φ)``
+``correlation``       cosines ``E[φᵢ φⱼ] / √(E[φᵢ²] E[φⱼ²])``       correlations
 ====================  ============================================  ===================================
 
 The uncentred values are the paper's; on activations they mostly measure the mean direction (theory note §8).
@@ -161,7 +162,7 @@ def dimension(
     if data is not None:
         runner = SiteRunner(model, first_batch(data))
         methods["covariance"] = _of_layers(pair, runner, data, torch.Generator().manual_seed(seed))
-        methods["activations"] = _of_activations(pair, runner, data)
+        methods["activations"], methods["correlation"] = _of_activations(pair, runner, data)
     return DimensionTable(
         {method: {name: groups[name] for name in found.groups} for method, groups in methods.items()},
         {name: group.size for name, group in found.groups.items()},
@@ -194,15 +195,32 @@ def _of_layers(
     return {name: _measured(plain[name] + rest[name], centred[name] + _centred(rest[name])) for name in plain}
 
 
-def _of_activations(pair: Pair, runner: SiteRunner, data: Batches) -> dict[str, Dimension]:
+def _of_activations(
+    pair: Pair, runner: SiteRunner, data: Batches
+) -> tuple[dict[str, Dimension], dict[str, Dimension]]:
+    """Return the dimensions for ``activations`` and for ``correlation``."""
     taps = pair.layers.taps()
     moments = unit_moments(runner, pair.state_a, data, taps)
-    found = _of_weights(weight_objective(pair))
+    plain = _of_weights(weight_objective(pair))
+    scaled = dict(plain)
     for name, seen in moments.items():
         if seen:
-            second = torch.stack([m.second_moment for m in seen]).mean(0)
-            found[name] = _measured(second, torch.stack([m.covariance for m in seen]).mean(0))
-    return found
+            plain[name] = _measured(
+                torch.stack([m.second_moment for m in seen]).mean(0),
+                torch.stack([m.covariance for m in seen]).mean(0),
+            )
+            scaled[name] = _measured(
+                torch.stack([_cosines(m.second_moment) for m in seen]).mean(0),
+                torch.stack([m.correlation for m in seen]).mean(0),
+            )
+    return plain, scaled
+
+
+def _cosines(second_moment: Tensor) -> Tensor:
+    """Return second moments of units scaled to one; zero for units that are."""
+    scale = second_moment.diagonal().clamp(min=0.0).sqrt()
+    inverse = torch.where(scale > 0, 1 / scale, 0.0)
+    return inverse[:, None] * second_moment * inverse
 
 
 def _grams(objective: AbstractObjective) -> Iterator[tuple[str, Tensor]]:

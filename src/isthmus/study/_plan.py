@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import isthmus
+from isthmus.matching import METHODS
 from isthmus.study._config import StudyConfig, Variant
 from isthmus.study._precision import Precision
 
@@ -185,6 +186,7 @@ def _measurements(
             **shared,
             "data": {"name": data["name"], "statistics": data["statistics"]},
             "of": asdict(place),
+            "methods": list(METHODS),
         }
         yield Unit(
             "dimension",
