@@ -334,7 +334,28 @@ def dimensions(rows: Sequence[Row], x: str, place: str) -> Lines:
             for c in found:
                 overall, within = (interval(c[k]) for k in ("overall", "within"))
                 yield f"| {c['method']} | {overall} | {within} | {c['overall']['n']} |"
+            yield ""
+            yield from directions(found, AXES.get(x, x))
         yield ""
+
+
+def directions(found: Sequence[Mapping[str, Any]], axis: str) -> Lines:
+    """Say for which methods a larger dimension goes with a larger barrier, and for which the other way round."""
+    signs: dict[str, list[str]] = {"with": [], "against": [], "neither": []}
+    for c in found:
+        low, high = c["overall"]["low"], c["overall"]["high"]
+        known = low is not None and (low > 0 or high < 0)
+        signs["neither" if not known else "with" if low > 0 else "against"].append(f"`{c['method']}`")
+    parts = (
+        ("with", "a larger dimension goes with a larger barrier for"),
+        ("against", "a larger dimension goes with a smaller barrier for"),
+        ("neither", "the interval holds zero for"),
+    )
+    said = [f"{words} {', '.join(signs[key])}" for key, words in parts if signs[key]]
+    yield from prose(
+        f"Over {axis} and pairs, {'; '.join(said)}. The barrier changes with {axis} for many reasons, so this is no "
+        f"statement about causes; at fixed {axis} only the seeds differ."
+    )
 
 
 def layers(rows: Sequence[Row], x: str) -> Lines:

@@ -74,6 +74,7 @@ def test_figures_are_shown_and_linked(make: Any, results: Path) -> None:
     assert "tiny/figures/barrier.png)" in page
     assert "As [SVG](" in page
     assert "Approximate dimension against barrier (centred)" in page
+    assert "Over learning rate and pairs, " in page
     assert "other.png" not in page
 
 
