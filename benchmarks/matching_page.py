@@ -87,6 +87,7 @@ def growth(record: dict[str, Any], path: Path) -> str:
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     parts = {
         int(name[4:]): found["starts"]["single pass"]
@@ -114,6 +115,8 @@ def growth(record: dict[str, Any], path: Path) -> str:
             words.append(f"{label}, {way}: {slope:.2f}")
         axis.set_xticks(widths, [str(w) for w in widths])
         axis.minorticks_off()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.set_xlabel("width of the hidden layers")
         axis.set_ylabel(label)
         axis.legend(frameon=False)
