@@ -11,6 +11,7 @@ import pytest
 
 from isthmus.errors import DataError
 from isthmus.report import write_study_figures
+from isthmus.report._draw_study import _title
 from isthmus.report._study_summary import (
     Point,
     exponent,
@@ -222,3 +223,22 @@ def test_exponent() -> None:
     assert exponent(points[:2]) is None
     assert exponent([*points[:2], Point(3.0, 0.0, None, 1)]) is None
     assert not math.isnan(fitted[1])
+
+
+@pytest.mark.parametrize("width", [4.8, 9.6, 14.4])
+def test_titles_stay_within_the_figure(width: float) -> None:
+    figures = pytest.importorskip("matplotlib.figure")
+    backend = pytest.importorskip("matplotlib.backends.backend_agg")
+    figure = figures.Figure((width, 4.0), layout="constrained")
+    canvas = backend.FigureCanvasAgg(figure)
+    figure.subplots()
+    _title(
+        figure,
+        "Test loss along the line, BatchNorm statistics recomputed: mean over n = 4 pairs, MMMM $W$ " * 2,
+    )
+    canvas.draw()
+    box = figure._suptitle.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+    assert box.y1 <= figure.bbox.height
+    assert box.y0 > figure.axes[0].get_window_extent().y1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ FORMATS = ("png", "svg", "pdf")
 
 DOTS_PER_INCH = 120
 """Of the PNG files, which are for screens and are kept beside results; the others are for print."""
+
+_LETTER = 0.088
+"""Width of an average letter of a figure's title, inches, and a little more."""
 
 _LONG: dict[str, Any] = {"handlelength": 3.2}
 """Legends show a whole period of the longest dashes."""
@@ -139,7 +143,7 @@ def write_curves(
             axes.set_visible(False)
         if not own:
             _shared_legend(figure, grid[0].get_legend_handles_labels(), columns)
-        figure.suptitle(literal(title), fontsize=11, x=0.01, ha="left")
+        _title(figure, title)
 
     return _write(folder, name, (4.8 * columns, (5.6 if own else 3.9) * rows + (0 if own else 0.7)), draw)
 
@@ -167,7 +171,7 @@ def write_dots(
             _dots(axes, panel, methods)
         found = {text: h for axes in grid for h, text in zip(*axes.get_legend_handles_labels(), strict=True)}
         _shared_legend(figure, (list(found.values()), list(found)), 3)
-        figure.suptitle(literal(title), fontsize=11, x=0.01, ha="left")
+        _title(figure, title)
 
     return _write(folder, name, (4.0 * len(panels), 0.42 * len(methods) + 2.2), draw)
 
@@ -206,9 +210,15 @@ def write_scatter(
         if len(marked) <= 8:
             bar.set_ticks(marked, labels=[f"{v:.3g}" for v in marked])
             bar.minorticks_off()
-        figure.suptitle(literal(title), fontsize=11, x=0.01, ha="left")
+        _title(figure, title)
 
     return _write(folder, name, (4.0 * columns + 1, 3.4 * rows + 0.4), draw)
+
+
+def _title(figure: Figure, text: str) -> None:
+    """Write a title over the whole figure, in as many lines as it needs."""
+    wrapped = textwrap.fill(text, int(figure.get_figwidth() / _LETTER))
+    figure.suptitle(literal(wrapped), fontsize=11, x=0.01, ha="left")
 
 
 def _curves(axes: Axes, panel: CurvePanel, x: str, methods: Sequence[str]) -> None:
