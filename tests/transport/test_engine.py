@@ -185,6 +185,12 @@ def test_cases_that_caught_a_broken_engine(seed, compiled):
     check(matrix, assign(matrix, maximize=maximize), maximize)
 
 
+@pytest.mark.parametrize("seed", [1312, 1532])
+def test_small_pairs_that_inherit_the_rounding_of_large_ones(seed, compiled):
+    matrix, maximize = random_case(seed, 600)
+    check(matrix, assign(matrix, maximize=maximize), maximize)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(20))
 def test_many_larger_random_cases(block, compiled):

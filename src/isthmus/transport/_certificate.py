@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from isthmus.errors import DataError
 
 _ROUNDING = 16 * np.finfo(np.float64).eps
-"""Slack of a pair, relative to its cost and duals, that is rounding in their differences."""
+"""Slack of a pair, relative to its cost and duals, that is rounding in their differences; also that of a value."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Solution:
         columns: the column of each row, int64.
         row_duals: one per row, float64.
         column_duals: one per column, float64; zero for columns left over, else at most that.
-        gap: cost of the pairing minus the dual bound; zero when optimal up to rounding.
+        gap: cost of the pairing minus the dual bound; zero when optimal up to rounding of the duals or of the value.
     """
 
     columns: NDArray[np.int64]
@@ -85,7 +85,10 @@ def certify(
     # Prices are differences of costs, and rounded like them.
     scale = abs(level) + np.abs(chosen).max(initial=0.0)
     size = np.concatenate([size, scale + np.abs(prices[spare])])
-    gap = 0.0 if bool((slack <= _ROUNDING * size).all()) else float(slack.sum())
+    gap = float(slack.sum())
+    # Where pairs differ much in size, small ones inherit the rounding of large ones, which is that of the value.
+    if bool((slack <= _ROUNDING * size).all()) or gap <= _ROUNDING * float(np.abs(chosen).sum()):
+        gap = 0.0
     duals = prices - level
     duals[spare] = np.minimum(duals[spare], 0.0)
     return Solution(columns.astype(np.int64), least + level, duals, gap)
