@@ -344,14 +344,18 @@ def directions(found: Sequence[Mapping[str, Any]], axis: str) -> Lines:
     signs: dict[str, list[str]] = {"with": [], "against": [], "neither": []}
     for c in found:
         low, high = c["overall"]["low"], c["overall"]["high"]
-        known = low is not None and (low > 0 or high < 0)
-        signs["neither" if not known else "with" if low > 0 else "against"].append(f"`{c['method']}`")
+        if low is not None:
+            sign = "with" if low > 0 else "against" if high < 0 else "neither"
+            signs[sign].append(f"`{c['method']}`")
     parts = (
         ("with", "a larger dimension goes with a larger barrier for"),
         ("against", "a larger dimension goes with a smaller barrier for"),
         ("neither", "the interval holds zero for"),
     )
     said = [f"{words} {', '.join(signs[key])}" for key, words in parts if signs[key]]
+    if not said:
+        yield from prose("With fewer than three pairs of seeds there are no intervals.")
+        return
     yield from prose(
         f"Over {axis} and pairs, {'; '.join(said)}. The barrier changes with {axis} for many reasons, so this is no "
         f"statement about causes; at fixed {axis} only the seeds differ."

@@ -209,6 +209,13 @@ def test_rank_correlation_within_strata_ignores_what_lies_between_them() -> None
     assert within.n == 6
 
 
+def test_two_pairs_give_no_interval() -> None:
+    two = rank_correlation([1, 2, 3, 4], [1, 2, 3, 4], [0, 1, 0, 1])
+    assert two.value == pytest.approx(1.0)
+    assert two.low is None
+    assert two.high is None
+
+
 def test_rank_correlation_of_what_never_varies_is_undefined() -> None:
     assert rank_correlation([1, 1, 1], [1, 2, 3], [0, 1, 2]).value is None
     single = rank_correlation([1, 2, 3], [1, 2, 3], [0, 0, 0])

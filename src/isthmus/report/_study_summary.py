@@ -145,7 +145,8 @@ def rank_correlation(
         seed: of the bootstrap.
 
     Notes:
-        With few clusters the interval is coarse and tends to be too narrow; read it beside ``n``.
+        With few clusters the interval is coarse and tends to be too narrow; read it beside ``n``. With fewer than
+        three there is none.
     """
     values = np.column_stack([np.asarray(x, float), np.asarray(y, float)])
     within = (
@@ -158,7 +159,7 @@ def rank_correlation(
     value = _ranked(values, within)
     generator = np.random.default_rng(seed)
     drawn: list[float] = []
-    for _ in range(resamples if len(names) > 1 else 0):
+    for _ in range(resamples if len(names) > 2 else 0):
         chosen = np.concatenate([rows_of[k] for k in generator.integers(len(names), size=len(names))])
         found = _ranked(values[chosen], within[chosen])
         if found is not None:
