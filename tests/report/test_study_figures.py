@@ -11,7 +11,7 @@ import pytest
 
 from isthmus.errors import DataError
 from isthmus.report import write_study_figures
-from isthmus.report._draw_study import _title
+from isthmus.report._draw_study import CurvePanel, _curves, _title
 from isthmus.report._study_summary import (
     Point,
     exponent,
@@ -249,3 +249,16 @@ def test_titles_stay_within_the_figure(width: float) -> None:
     assert box.x1 <= figure.bbox.width
     assert box.y1 <= figure.bbox.height
     assert box.y0 > figure.axes[0].get_window_extent().y1
+
+
+def test_a_barrier_of_zero_is_drawn_at_zero_even_on_a_logarithmic_axis() -> None:
+    axes = pytest.importorskip("matplotlib.figure").Figure().subplots()
+    curves = {"none": [(0.0, 0.0, 0.0), (1.0, 0.5, 0.1), (16.0, 0.2, None)]}
+    _curves(axes, CurvePanel("test", "barrier", curves, {}, True), "epochs", ["none"])
+    (line,) = axes.get_lines()
+    assert line.get_ydata().tolist() == [0.0, 0.5, 0.2]
+    assert axes.get_yscale() == axes.get_xscale() == "symlog"
+    assert axes.get_ylim()[0] < 0
+    labels = {text.get_text() for text in axes.get_yticklabels()}
+    assert "0" in labels
+    assert not any("$" in label for label in labels)

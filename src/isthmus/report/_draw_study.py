@@ -222,8 +222,9 @@ def _title(figure: Figure, text: str) -> None:
 
 
 def _curves(axes: Axes, panel: CurvePanel, x: str, methods: Sequence[str]) -> None:
-    lowest = [m for curve in panel.curves.values() for _, m, _ in curve if m > 0]
-    floor = min(lowest, default=1e-3) / 3
+    means = [m for curve in panel.curves.values() for _, m, _ in curve]
+    lowest = min((m for m in means if m > 0), default=1e-3)
+    floor = 0.0 if panel.logarithmic and min(means, default=1.0) <= 0 else lowest / 3
     for method, curve in panel.curves.items():
         look = look_of(list(methods).index(method)) if method in methods else None
         place = np.array([c[0] for c in curve])
@@ -239,8 +240,11 @@ def _curves(axes: Axes, panel: CurvePanel, x: str, methods: Sequence[str]) -> No
                 place, np.maximum(mean - error, floor), mean + error, color=look.colour, alpha=0.18, lw=0
             )
         axes.plot(place, mean, label=text, **style)
-    if panel.logarithmic:
+    if panel.logarithmic and floor > 0:
         axes.set_yscale("log")
+    elif panel.logarithmic:  # linear from zero to the least value, so that zero is where it says
+        axes.set_yscale("symlog", linthresh=lowest, linscale=0.3)
+        axes.set_ylim(bottom=-0.3 * lowest)
     places = sorted({c[0] for curve in panel.curves.values() for c in curve})
     _scale(axes, places)
     tidy(axes, literal(panel.title), x, panel.y)
@@ -257,7 +261,8 @@ def _scale(axes: Axes, places: Sequence[float]) -> None:
     if places[0] > 0:
         axes.set_xscale("log")
     elif places[-1] > 10:
-        axes.set_xscale("symlog", linthresh=1)
+        axes.set_xscale("symlog", linthresh=1, linscale=0.4)
+        axes.set_xlim(left=-0.25)
 
 
 def _shared_legend(figure: Figure, handles: tuple[list[Any], list[str]], columns: int) -> None:
@@ -318,6 +323,8 @@ def _plain_ticks(axes: Axes) -> None:
     """Write ticks of logarithmic axes as plain numbers, between powers of ten only on short axes."""
     ticker = load_extra("matplotlib.ticker")
     for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
+        if scale == "symlog":
+            axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
         if scale != "log":
             continue
         low, high = sorted(axis.get_view_interval())
