@@ -73,6 +73,18 @@ def test_correlation_measures_units_scaled_to_one_and_leaves_out_constant_ones()
     assert found.centred == pytest.approx(approximate_dimension(varying), rel=1e-9)
 
 
+def test_ranks_can_be_left_out() -> None:
+    model, x = network(), examples()
+    whole, short = dimension(model, [x]), dimension(model, [x], ranks=False)
+    for method, groups in whole.methods.items():
+        for name, found in groups.items():
+            other = short.methods[method][name]
+            assert (other.uncentred, other.centred) == (found.uncentred, found.centred)
+            assert math.isnan(other.stable_rank)
+            assert math.isnan(other.entropy_rank)
+    assert short.to_dict()["weights"]["layers.0"]["stable_rank"] is None
+
+
 def test_reference_value() -> None:
     """Theory note §8: the reference matrix, as incoming weights of 512 units."""
     numpy = pytest.importorskip("numpy")

@@ -46,11 +46,7 @@ from isthmus.moments import SiteRunner, find_sites, input_statistics, unit_momen
 from isthmus.states import check_finite, state_of
 from isthmus.symmetry import SymmetrySpec, discover_from_trace, trace
 from isthmus.symmetry._discover import Outputs
-from isthmus.transport import (
-    approximate_dimension_of_moment,
-    entropy_rank_of_moment,
-    stable_rank_of_moment,
-)
+from isthmus.transport import approximate_dimension_of_moment, ranks_of_moment
 
 __all__ = ["Dimension", "DimensionTable", "dimension"]
 
@@ -62,8 +58,8 @@ class Dimension:
     Attributes:
         uncentred: approximate dimension of ``S``.
         centred: the same after centring (see the module).
-        stable_rank: ``tr(S) / λ_max(S)``.
-        entropy_rank: exponential of the entropy of the normalised eigenvalues of ``S``.
+        stable_rank: ``tr(S) / λ_max(S)``; NaN if not asked for.
+        entropy_rank: exponential of the entropy of the normalised eigenvalues of ``S``; NaN if not asked for.
     """
 
     uncentred: float
@@ -117,6 +113,7 @@ def dimension(
     kwargs: Mapping[str, Any] | None = None,
     spec: SymmetrySpec | None = None,
     outputs: Outputs = None,
+    ranks: bool = True,
     seed: int = 0,
 ) -> DimensionTable:
     r"""Measure, per group of units and per method, how many directions the matched units fill.
@@ -128,6 +125,8 @@ def dimension(
         kwargs: example keyword inputs.
         spec: the symmetries; default: discovered.
         outputs: outputs that must be preserved (see :func:`isthmus.discover`).
+        ranks: whether stable and entropy rank are measured too; they take the eigenvalues of every ``S``, minutes for
+            a group of several thousand units. If not, they are NaN.
         seed: of the sampling of wide rows.
 
     Returns:
@@ -156,25 +155,25 @@ def dimension(
     layers = Layers(found, find_sites(traced), tuple(name for name, _ in model.named_parameters()))
     pair = Pair(layers, state, state)
     methods = {
-        "weights-incoming": _of_weights(incoming_weight_objective(pair)),
-        "weights": _of_weights(weight_objective(pair)),
+        "weights-incoming": _of_weights(incoming_weight_objective(pair), ranks),
+        "weights": _of_weights(weight_objective(pair), ranks),
     }
     if data is not None:
         runner = SiteRunner(model, first_batch(data))
-        methods["covariance"] = _of_layers(pair, runner, data, torch.Generator().manual_seed(seed))
-        methods["activations"], methods["correlation"] = _of_activations(pair, runner, data)
+        methods["covariance"] = _of_layers(pair, runner, data, torch.Generator().manual_seed(seed), ranks)
+        methods["activations"], methods["correlation"] = _of_activations(pair, runner, data, ranks)
     return DimensionTable(
         {method: {name: groups[name] for name in found.groups} for method, groups in methods.items()},
         {name: group.size for name, group in found.groups.items()},
     )
 
 
-def _of_weights(objective: AbstractObjective) -> dict[str, Dimension]:
-    return {name: _measured(gram, _centred(gram)) for name, gram in _grams(objective)}
+def _of_weights(objective: AbstractObjective, ranks: bool) -> dict[str, Dimension]:
+    return {name: _measured(gram, _centred(gram), ranks) for name, gram in _grams(objective)}
 
 
 def _of_layers(
-    pair: Pair, runner: SiteRunner, data: Batches, generator: torch.Generator
+    pair: Pair, runner: SiteRunner, data: Batches, generator: torch.Generator, ranks: bool
 ) -> dict[str, Dimension]:
     statistics = input_statistics(runner, pair.state_a, data, runner.sites, generator)
     plain, centred = (
@@ -192,26 +191,31 @@ def _of_layers(
         for center in (False, True)
     )
     rest = dict(_grams(pair.objective(uncovered_terms(pair))))
-    return {name: _measured(plain[name] + rest[name], centred[name] + _centred(rest[name])) for name in plain}
+    return {
+        name: _measured(plain[name] + rest[name], centred[name] + _centred(rest[name]), ranks)
+        for name in plain
+    }
 
 
 def _of_activations(
-    pair: Pair, runner: SiteRunner, data: Batches
+    pair: Pair, runner: SiteRunner, data: Batches, ranks: bool
 ) -> tuple[dict[str, Dimension], dict[str, Dimension]]:
     """Return the dimensions for ``activations`` and for ``correlation``."""
     taps = pair.layers.taps()
     moments = unit_moments(runner, pair.state_a, data, taps)
-    plain = _of_weights(weight_objective(pair))
+    plain = _of_weights(weight_objective(pair), ranks)
     scaled = dict(plain)
     for name, seen in moments.items():
         if seen:
             plain[name] = _measured(
                 torch.stack([m.second_moment for m in seen]).mean(0),
                 torch.stack([m.covariance for m in seen]).mean(0),
+                ranks,
             )
             scaled[name] = _measured(
                 torch.stack([_cosines(m.second_moment) for m in seen]).mean(0),
                 torch.stack([m.correlation for m in seen]).mean(0),
+                ranks,
             )
     return plain, scaled
 
@@ -238,7 +242,7 @@ def _centred(gram: Tensor) -> Tensor:
     return gram - mean[:, None] - mean[None, :] + mean.mean()
 
 
-def _measured(second_moment: Tensor, centred: Tensor) -> Dimension:
+def _measured(second_moment: Tensor, centred: Tensor, ranks: bool) -> Dimension:
     second_moment, centred = (0.5 * (s + s.T) for s in (second_moment, centred))
     # Rounding of a matrix that is zero after centring is no direction.
     tiny = 1e-13 * float(second_moment.abs().max()) if second_moment.numel() else 0.0
@@ -247,6 +251,5 @@ def _measured(second_moment: Tensor, centred: Tensor) -> Dimension:
     return Dimension(
         approximate_dimension_of_moment(second_moment),
         approximate_dimension_of_moment(torch.where(centred.abs() <= tiny, 0.0, centred)),
-        stable_rank_of_moment(second_moment),
-        entropy_rank_of_moment(second_moment),
+        *(ranks_of_moment(second_moment) if ranks else (math.nan, math.nan)),
     )

@@ -172,7 +172,7 @@ def _dimension(unit: Unit, store: Store, data_dir: str | None, device: str) -> d
     count = _at_most(content["data"]["statistics"], data)
     statistics = to_batches(data, _STATISTICS_BATCH, limit=count, seed=_DRAW)
     spec = _symmetries(model, statistics, _DRAW)
-    return {"methods": dimension(model, statistics, spec=spec).to_dict()}
+    return {"methods": dimension(model, statistics, spec=spec, ranks=content["ranks"]).to_dict()}
 
 
 def _finite(value: Any) -> Any:

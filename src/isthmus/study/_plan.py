@@ -187,6 +187,7 @@ def _measurements(
             "data": {"name": data["name"], "statistics": data["statistics"]},
             "of": asdict(place),
             "methods": list(METHODS),
+            "ranks": False,
         }
         yield Unit(
             "dimension",

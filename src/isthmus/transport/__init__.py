@@ -8,6 +8,7 @@ from isthmus.transport._dimension import (
     approximate_dimension_unbiased,
     entropy_rank,
     entropy_rank_of_moment,
+    ranks_of_moment,
     stable_rank,
     stable_rank_of_moment,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "approximate_dimension_unbiased",
     "entropy_rank",
     "entropy_rank_of_moment",
+    "ranks_of_moment",
     "stable_rank",
     "stable_rank_of_moment",
 ]

@@ -24,6 +24,7 @@ __all__ = [
     "approximate_dimension_unbiased",
     "entropy_rank",
     "entropy_rank_of_moment",
+    "ranks_of_moment",
     "stable_rank",
     "stable_rank_of_moment",
 ]
@@ -129,18 +130,28 @@ def entropy_rank_of_moment(second_moment: Any) -> float:
     return _entropy(_read_moment(second_moment))
 
 
+def ranks_of_moment(second_moment: Any) -> tuple[float, float]:
+    """Return stable rank and entropy rank of a second moment from one computation of its eigenvalues.
+
+    Arguments and errors as :func:`approximate_dimension_of_moment`.
+    """
+    moment = _read_moment(second_moment)
+    eigenvalues = torch.linalg.eigvalsh(moment)
+    return _stable(moment, eigenvalues), _entropy(moment, eigenvalues)
+
+
 def _dimension(moment: Tensor) -> float:
     squares = float(moment.square().sum())
     return float(moment.trace()) ** 2 / squares if squares > 0.0 else _NAN
 
 
-def _stable(moment: Tensor) -> float:
-    largest = float(torch.linalg.eigvalsh(moment)[-1])
+def _stable(moment: Tensor, eigenvalues: Tensor | None = None) -> float:
+    largest = float((torch.linalg.eigvalsh(moment) if eigenvalues is None else eigenvalues)[-1])
     return float(moment.trace()) / largest if largest > 0.0 else _NAN
 
 
-def _entropy(moment: Tensor) -> float:
-    eigenvalues = torch.linalg.eigvalsh(moment).clamp(min=0.0)
+def _entropy(moment: Tensor, eigenvalues: Tensor | None = None) -> float:
+    eigenvalues = (torch.linalg.eigvalsh(moment) if eigenvalues is None else eigenvalues).clamp(min=0.0)
     total = float(eigenvalues.sum())
     if total == 0.0:
         return _NAN
