@@ -331,7 +331,6 @@ def test_the_published_checksums_are_well_formed_and_complete() -> None:
 
 
 @pytest.mark.network
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in DATASETS if n != "digits"])
 def test_the_real_mirrors(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("isthmus.study._datasets._cache_folder", lambda: tmp_path)
