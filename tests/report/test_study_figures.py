@@ -229,6 +229,7 @@ def test_exponent() -> None:
     assert fitted == (pytest.approx(-0.5), pytest.approx(0.0, abs=1e-12))
     assert exponent(points[:2]) is None
     assert exponent([*points[:2], Point(3.0, 0.0, None, 1)]) is None
+    assert exponent([*points, Point(99.0, 0.0, None, 1)]) is None
     assert not math.isnan(fitted[1])
 
 

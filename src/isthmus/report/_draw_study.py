@@ -245,6 +245,8 @@ def _curves(axes: Axes, panel: CurvePanel, x: str, methods: Sequence[str]) -> No
     elif panel.logarithmic:  # linear from zero to the least value, so that zero is where it says
         axes.set_yscale("symlog", linthresh=lowest, linscale=0.3)
         axes.set_ylim(bottom=-0.3 * lowest)
+        powers = 10.0 ** np.arange(np.ceil(np.log10(lowest)), np.log10(axes.get_ylim()[1]))
+        axes.set_yticks([0.0, *powers])
     places = sorted({c[0] for curve in panel.curves.values() for c in curve})
     _scale(axes, places)
     tidy(axes, literal(panel.title), x, panel.y)

@@ -182,10 +182,10 @@ def exponent(points: Sequence[Point]) -> tuple[float, float] | None:
     """Fit ``mean ∝ x**slope`` by least squares on logarithms; return the slope and its standard error.
 
     Returns:
-        ``None`` with fewer than three positive points.
+        ``None`` with fewer than three points, or where one is not positive: leaving it out would bend the fit.
     """
     used = [p for p in points if p.x > 0 and p.mean > 0]
-    if len(used) < 3:
+    if len(used) < max(3, len(points)):
         return None
     x, y = np.log([p.x for p in used]), np.log([p.mean for p in used])
     centred = x - x.mean()
