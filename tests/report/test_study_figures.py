@@ -11,7 +11,7 @@ import pytest
 
 from isthmus.errors import DataError
 from isthmus.report import write_study_figures
-from isthmus.report._draw_study import CurvePanel, _curves, _title
+from isthmus.report._draw_study import CurvePanel, Scatter, _curves, _points, _title
 from isthmus.report._study_summary import (
     Point,
     exponent,
@@ -263,3 +263,13 @@ def test_a_barrier_of_zero_is_drawn_at_zero_even_on_a_logarithmic_axis() -> None
     labels = {text.get_text() for text in axes.get_yticklabels()}
     assert "0" in labels
     assert not any("$" in label for label in labels)
+
+
+def test_a_scatter_draws_zero_at_zero_and_tells_places_apart() -> None:
+    axes = pytest.importorskip("matplotlib.figure").Figure().subplots()
+    panel = Scatter("covariance", "ρ", [3.0, 4.0, 5.0], [0.0, 0.5, 0.2], [0.0, 1.0, 32.0])
+    drawn = _points(axes, panel, ("dimension", "barrier", "epochs"), [0.0, 1.0, 32.0])
+    assert drawn.get_offsets()[:, 1].tolist() == [0.0, 0.5, 0.2]
+    assert axes.get_yscale() == "symlog"
+    assert drawn.get_array().tolist() == [0, 1, 2]
+    assert (drawn.norm.vmin, drawn.norm.vmax) == (0, 2)

@@ -92,7 +92,7 @@ class Scatter:
         text: written below the panel, such as a correlation.
         x: values.
         y: values.
-        colour: value of each point shown as its shade, positive.
+        colour: value of each point, shown as its shade: different values are equally far apart.
     """
 
     title: str
@@ -196,20 +196,15 @@ def write_scatter(
     rows = -(-len(panels) // columns)
 
     def draw(figure: Figure) -> None:
-        colours = load_extra("matplotlib.colors")
-        shades = [c for p in panels for c in p.colour]
-        norm = colours.LogNorm(min(shades), max(shades) if max(shades) > min(shades) else 2 * min(shades))
+        marked = sorted({c for p in panels for c in p.colour})
         grid = np.ravel(figure.subplots(rows, columns, squeeze=False))
         drawn: Any = None
         for axes, panel in zip(grid, panels, strict=False):
-            drawn = _points(axes, panel, axes_labels, norm)
+            drawn = _points(axes, panel, axes_labels, marked)
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
         bar = figure.colorbar(drawn, ax=list(grid), label=axes_labels[2], shrink=0.8)
-        marked = sorted(set(shades))
-        if len(marked) <= 8:
-            bar.set_ticks(marked, labels=[f"{v:.3g}" for v in marked])
-            bar.minorticks_off()
+        bar.set_ticks(range(len(marked)), labels=[f"{v:g}" for v in marked])
         _title(figure, title)
 
     return _write(folder, name, (4.0 * columns + 1, 3.4 * rows + 0.4), draw)
@@ -217,14 +212,14 @@ def write_scatter(
 
 def _title(figure: Figure, text: str) -> None:
     """Write a title over the whole figure, in as many lines as it needs."""
-    wrapped = textwrap.fill(text, int(figure.get_figwidth() / _LETTER))
-    figure.suptitle(literal(wrapped), fontsize=11, x=0.01, ha="left")
+    wide = int(figure.get_figwidth() / _LETTER)
+    wrapped = [textwrap.fill(line, wide) for line in text.splitlines()]
+    figure.suptitle(literal("\n".join(wrapped)), fontsize=11, x=0.01, ha="left")
 
 
 def _curves(axes: Axes, panel: CurvePanel, x: str, methods: Sequence[str]) -> None:
     means = [m for curve in panel.curves.values() for _, m, _ in curve]
-    lowest = min((m for m in means if m > 0), default=1e-3)
-    floor = 0.0 if panel.logarithmic and min(means, default=1.0) <= 0 else lowest / 3
+    floor = 0.0 if min(means, default=1.0) <= 0 else min(means, default=1.0) / 3
     for method, curve in panel.curves.items():
         look = look_of(list(methods).index(method)) if method in methods else None
         place = np.array([c[0] for c in curve])
@@ -240,13 +235,8 @@ def _curves(axes: Axes, panel: CurvePanel, x: str, methods: Sequence[str]) -> No
                 place, np.maximum(mean - error, floor), mean + error, color=look.colour, alpha=0.18, lw=0
             )
         axes.plot(place, mean, label=text, **style)
-    if panel.logarithmic and floor > 0:
-        axes.set_yscale("log")
-    elif panel.logarithmic:  # linear from zero to the least value, so that zero is where it says
-        axes.set_yscale("symlog", linthresh=lowest, linscale=0.3)
-        axes.set_ylim(bottom=-0.3 * lowest)
-        powers = 10.0 ** np.arange(np.ceil(np.log10(lowest)), np.log10(axes.get_ylim()[1]))
-        axes.set_yticks([0.0, *powers])
+    if panel.logarithmic:
+        _logarithmic(axes, means)
     places = sorted({c[0] for curve in panel.curves.values() for c in curve})
     _scale(axes, places)
     tidy(axes, literal(panel.title), x, panel.y)
@@ -254,6 +244,18 @@ def _curves(axes: Axes, panel: CurvePanel, x: str, methods: Sequence[str]) -> No
     if len(places) <= 8 and all(float(p).is_integer() for p in places) and places[-1] > 1:
         axes.set_xticks(places, [f"{p:g}" for p in places], minor=False)
         axes.set_xticks([], minor=True)
+
+
+def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
+    """Make the vertical axis logarithmic; with zeros among the values, linear from zero to the least other one."""
+    if min(values, default=1.0) > 0:
+        axes.set_yscale("log")
+        return
+    lowest = min((v for v in values if v > 0), default=1e-3)
+    axes.set_yscale("symlog", linthresh=lowest, linscale=0.3)
+    axes.set_ylim(bottom=-0.3 * lowest)
+    powers = 10.0 ** np.arange(np.ceil(np.log10(lowest)), np.log10(max(axes.get_ylim()[1], lowest)))
+    axes.set_yticks([0.0, *(powers if len(powers) else [float(f"{lowest:.1g}")])])
 
 
 def _scale(axes: Axes, places: Sequence[float]) -> None:
@@ -302,19 +304,19 @@ def _dots(axes: Axes, panel: DotPanel, methods: Sequence[str]) -> None:
     tidy(axes, literal(panel.title), panel.x, "", grid="both")
 
 
-def _points(axes: Axes, panel: Scatter, labels: tuple[str, str, str], norm: Any) -> Any:
-    floor = min((y for y in panel.y if y > 0), default=1e-3) / 2
+def _points(axes: Axes, panel: Scatter, labels: tuple[str, str, str], marked: list[float]) -> Any:
     drawn = axes.scatter(
         panel.x,
-        [max(y, floor) for y in panel.y],
-        c=panel.colour,
+        panel.y,
+        c=[marked.index(c) for c in panel.colour],
         cmap="viridis",
-        norm=norm,
+        vmin=0,
+        vmax=max(len(marked) - 1, 1),
         s=34,
         edgecolor="black",
         linewidth=0.5,
     )
-    axes.set_yscale("log")
+    _logarithmic(axes, panel.y)
     axes.xaxis.set_major_locator(load_extra("matplotlib.ticker").MaxNLocator(5))
     tidy(axes, literal(panel.title), f"{labels[0]}\n{panel.text}", labels[1])
     _plain_ticks(axes)

@@ -186,7 +186,7 @@ class _Set:
                 f"{words}: {_correlation_text(Correlation(**entry[key]))}"
                 for key, words in (
                     ("overall", "ρ"),
-                    ("within", f"ρ at fixed {_AXES[self.x].rpartition(' ')[2]}"),
+                    ("within", f"ρ at fixed {_AXES[self.x].partition(' of ')[0].rpartition(' ')[2]}"),
                 )
             )
             panels.append(
@@ -195,7 +195,7 @@ class _Set:
                     text,
                     [r[column] for r in part],
                     [r["barrier"] for r in part],
-                    [max(float(r[self.x]), 1e-12) for r in part],
+                    [float(r[self.x]) for r in part],
                 )
             )
         if not panels:
