@@ -72,7 +72,7 @@ class Pair:
         self.hidden = []
         self.weights = []
         for net in nets:
-            layers = list(net.layers)  # type: ignore[arg-type]
+            layers = list(net.layers)
             with torch.no_grad():
                 first = layers[0](x).relu()
                 self.hidden.append((x, first, layers[1](first).relu()))

@@ -322,9 +322,9 @@ def dimensions(rows: Sequence[Row], x: str, place: str) -> Lines:
         yield from head(AXES.get(x, x), places)
         for method in dict.fromkeys(r["method"] for r in known):
             yield line(method, means(of(known, method), x, column), places, 1)
+        yield ""
         found = correlations(part, x, column)
         if found:
-            yield ""
             yield from prose(
                 "Spearman's correlation of that dimension with the test barrier, 95 % intervals by bootstrap over "
                 f"pairs{where}:"
@@ -336,7 +336,6 @@ def dimensions(rows: Sequence[Row], x: str, place: str) -> Lines:
                 yield f"| {c['method']} | {overall} | {within} | {c['overall']['n']} |"
             yield ""
             yield from directions(found, AXES.get(x, x))
-        yield ""
 
 
 def directions(found: Sequence[Mapping[str, Any]], axis: str) -> Lines:

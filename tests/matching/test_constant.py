@@ -21,7 +21,7 @@ def network(seed: int, dead: tuple[int, ...], depth: int = 1) -> nn.Module:
         torch.manual_seed(seed)
         model = randomise_state(mlp(5, 8, depth, 3), generator(seed)).eval()
     with torch.no_grad():
-        for layer in list(model.layers)[:-1]:  # type: ignore[arg-type]
+        for layer in list(model.layers)[:-1]:
             layer.bias.clamp_(min=0.5)
             layer.bias[list(dead)] = -12.0
     return model
@@ -41,7 +41,7 @@ def test_only_open_pairs_move_and_they_follow_the_weights(
     a, b, x = network(0, dead_a), network(1, dead_b), examples()
     found = align(a, b, batches=[x], method=method)
     p = found.permutations["layers.0"].tolist()
-    ha, hb = (torch.relu(m.layers[0](x)).detach().double() for m in (a, b))  # type: ignore[index, operator]
+    ha, hb = (torch.relu(m.layers[0](x)).detach().double() for m in (a, b))
     ca, cb = ha - ha.mean(0), hb - hb.mean(0)
     gain = ca.T @ cb / len(x)
     if method == "correlation":

@@ -40,8 +40,8 @@ def test_each_method_measures_its_own_matrix() -> None:
     assert dict(table.sizes) == {"layers.0": 12, "layers.1": 12}
     state = {k: v.double() for k, v in model.state_dict().items()}
     w, b, out = state["layers.1.weight"], state["layers.1.bias"], state["layers.2.weight"]
-    h = torch.relu(model.layers[0](x)).detach()  # type: ignore[index, operator]
-    z = model.layers[1](h).detach()  # type: ignore[index, operator]
+    h = torch.relu(model.layers[0](x)).detach()
+    z = model.layers[1](h).detach()
     rows = torch.cat([w, b[:, None], out.T], 1)
     # Factors with one row per unit for weights, one row per example for covariance and activations.
     factors = {"weights-incoming": w, "weights": rows, "covariance": z, "activations": torch.relu(z)}
@@ -56,11 +56,11 @@ def test_each_method_measures_its_own_matrix() -> None:
 def test_correlation_measures_units_scaled_to_one_and_leaves_out_constant_ones() -> None:
     model, x = network(), examples()
     with torch.no_grad():
-        model.layers[1].bias[:2] = -100.0  # type: ignore[index, union-attr]
-        model.layers[1].bias[2] = 100.0  # type: ignore[index, union-attr]
-        model.layers[1].weight[2] *= 1e-9  # type: ignore[index, union-attr]
+        model.layers[1].bias[:2] = -100.0
+        model.layers[1].bias[2] = 100.0
+        model.layers[1].weight[2] *= 1e-9
     table = dimension(model, [x[:40], x[40:]])
-    activations = torch.relu(model.layers[1](torch.relu(model.layers[0](x)))).detach()  # type: ignore[index, operator]
+    activations = torch.relu(model.layers[1](torch.relu(model.layers[0](x)))).detach()
     found = table.methods["correlation"]["layers.1"]
     alive = activations[:, activations.square().mean(0) > 0]
     scaled = alive / alive.square().mean(0).sqrt()
@@ -91,7 +91,7 @@ def test_reference_value() -> None:
     matrix = torch.from_numpy(numpy.random.default_rng(0).standard_normal((512, 64)))
     model = mlp(64, 512, 1, 2).double().eval()
     with torch.no_grad():
-        model.layers[0].weight.copy_(matrix)  # type: ignore[index, union-attr]
+        model.layers[0].weight.copy_(matrix)
     found = dimension(model, args=torch.zeros(1, 64, dtype=torch.float64)).methods["weights-incoming"]
     assert found["layers.0"].uncentred == pytest.approx(56.573236258244, rel=1e-10)
     assert found["layers.0"].stable_rank == pytest.approx(36.0895, abs=1e-4)
@@ -224,6 +224,6 @@ def test_bad_input() -> None:
         dimension(nn.Sequential(nn.Linear(6, 4), nn.Dropout(), nn.Linear(4, 2)), args=examples(1))
     broken = network()
     with torch.no_grad():
-        broken.layers[0].weight[0, 0] = math.nan  # type: ignore[index, union-attr]
+        broken.layers[0].weight[0, 0] = math.nan
     with pytest.raises(CheckpointError, match="NaN or infinite"):
         dimension(broken, args=examples(1))

@@ -9,24 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from symmetry_helpers import Expected, build, check, group, normal
+from symmetry_helpers import Expected, Net, build, check, group, normal
 from torch import Tensor, nn
-
-
-class Net(nn.Module):
-    """Parameters by name and a function of them: ``forward(self, *inputs)`` written where it is tested."""
-
-    def __init__(self, function: Callable[..., Any], **parts: Any) -> None:
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            if isinstance(part, nn.Module):
-                self.add_module(name, part)
-            else:
-                self.register_parameter(name, nn.Parameter(torch.randn(part)))
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.function(self, *inputs)
 
 
 @dataclass(frozen=True)

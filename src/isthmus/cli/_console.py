@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -38,7 +37,6 @@ __all__ = [
     "quiet_torch",
     "staged_files",
     "stages",
-    "torch_threads",
     "usable_folder",
 ]
 
@@ -103,17 +101,6 @@ def quiet_torch() -> None:
     """Keep torch from logging the trace of what our own message says in one sentence (unless ``TORCH_LOGS`` is set)."""
     if "TORCH_LOGS" not in os.environ:
         set_logs(all=logging.CRITICAL)
-
-
-@contextmanager
-def torch_threads(number: int | None) -> Iterator[None]:
-    """Have torch use so many threads meanwhile; ``None`` changes nothing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if number is None else number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

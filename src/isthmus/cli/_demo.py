@@ -12,6 +12,7 @@ from isthmus.cli import _console as console
 from isthmus.report import write_report
 from isthmus.states import state_of
 from isthmus.study import DemoSettings, EpochRecord, run_demo
+from isthmus.study._threads import torch_threads
 
 __all__ = ["write_demo"]
 
@@ -28,7 +29,7 @@ def write_demo(
         OutputError: the folder cannot be written (checked before training).
         IsthmusError: whatever the demo raises; nothing is written then.
     """
-    with atomic_folder(out) as folder, console.torch_threads(threads), console.progress() as bar:
+    with atomic_folder(out) as folder, torch_threads(threads), console.progress() as bar:
         training = bar.add_task("training", total=None)
         tasks: dict[str, Any] = {}
 
@@ -51,6 +52,7 @@ def write_demo(
         record, arrays = result.comparison.record, result.comparison.arrays
         paths = write_report(record, arrays, folder)
         console.write_json(folder / "result.json", record)
+        # The stub takes the names of arrays for numpy's own options.
         np.savez_compressed(folder / "relabelling.npz", **arrays)  # type: ignore[arg-type]
         for name, model in (("a", result.model_a), ("b", result.model_b)):
             save_state(folder / f"{name}.safetensors", state_of(model))

@@ -21,7 +21,7 @@ from isthmus.matching._nested import Gain, total_gain
 from isthmus.matching._pairs import Movers, order_of, pair_products
 from isthmus.symmetry._apply import permute_tensor
 
-__all__ = ["AbstractObjective", "Comparison", "MomentObjective", "Movers", "Term", "TermObjective"]
+__all__ = ["AbstractObjective", "Comparison", "MomentObjective", "Term", "TermObjective"]
 
 
 class AbstractObjective(Protocol):

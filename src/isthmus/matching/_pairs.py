@@ -12,7 +12,7 @@ from torch import Tensor
 
 from isthmus.symmetry import Slot
 
-__all__ = ["Movers", "Order", "kernels_for", "order_of", "ordered", "pair_products"]
+__all__ = ["Movers", "Order", "kernels_for", "order_of", "ordered", "pair_products", "slices"]
 
 Movers = Mapping[int, Sequence[tuple[str, Slot]]]
 """All ``(group, slot)`` pairs that move a tensor, by axis."""
@@ -64,15 +64,16 @@ def pair_products(a: Tensor, b: Tensor, axis: int, rows: Tensor, columns: Tensor
     length = a.numel() // max(a.shape[axis], 1)
     step = max(1, _CHUNK // max(length, 1))
     found = [
-        (_slices(a, axis, i) * _slices(ordered(b.index_select(axis, j.to(b.device)), order), axis)).sum(1)
+        (slices(a, axis, i, {}) * slices(b, axis, j, order)).sum(1)
         for i, j in zip(rows.split(step), columns.split(step), strict=True)
     ]
     return torch.cat(found).cpu() if found else torch.zeros(0, dtype=torch.float64)
 
 
-def _slices(tensor: Tensor, axis: int, where: Tensor | None = None) -> Tensor:
-    chosen = tensor if where is None else tensor.index_select(axis, where.to(tensor.device))
-    return chosen.movedim(axis, 0).flatten(1).double() if chosen.ndim > 1 else chosen[:, None].double()
+def slices(tensor: Tensor, axis: int, where: Tensor, order: Order) -> Tensor:
+    """Return slices of a tensor along an axis, their entries reordered: float64, one row each."""
+    chosen = ordered(tensor.index_select(axis, where.to(tensor.device)), order)
+    return chosen.movedim(axis, 0)[..., None].flatten(1).double()
 
 
 def kernels_for(*tensors: Tensor) -> ModuleType | None:

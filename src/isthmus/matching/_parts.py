@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from isthmus.matching._objectives import Comparison, Term, cells_of
-from isthmus.matching._pairs import Movers, Order, order_of, ordered, pair_products
+from isthmus.matching._pairs import Movers, Order, order_of, ordered, pair_products, slices
 
 __all__ = ["Part", "parts_of"]
 
@@ -102,14 +102,9 @@ class Part:
 
     def gains(self, rows: Tensor, columns: Tensor, order: Order) -> Tensor:
         """Return the gains of an unscaled part for all pairs of some units of A with some of B, float64."""
-        a, b = (
-            ordered(t.index_select(self.axis, self.positions[units].flatten().to(t.device)), own)
-            .movedim(self.axis, 0)
-            .reshape(len(units), -1)
-            .double()
-            for t, units, own in ((self.a, rows, {}), (self.b, columns, order))
-        )
-        return a @ b.T
+        a = slices(self.a, self.axis, self.positions[rows].flatten(), {})
+        b = slices(self.b, self.axis, self.positions[columns].flatten(), order)
+        return a.reshape(len(rows), -1) @ b.reshape(len(columns), -1).T
 
     def _rows(self, tensor: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> Tensor:
         cells = cells_of(tensor.to(dtype), (self.axis,), self.positions)

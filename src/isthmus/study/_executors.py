@@ -35,6 +35,7 @@ from isthmus.study._measure import run_content
 from isthmus.study._plan import Unit
 from isthmus.study._source import source_state
 from isthmus.study._store import Store
+from isthmus.study._threads import torch_threads
 
 __all__ = [
     "AbstractExecutor",
@@ -146,13 +147,8 @@ def _threads(count: int) -> Iterator[None]:
     """Limit torch, and the BLAS of numpy and SciPy, to some threads; put back what was there."""
     from threadpoolctl import threadpool_limits
 
-    before = torch.get_num_threads()
-    with threadpool_limits(count):
-        torch.set_num_threads(count)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+    with threadpool_limits(count), torch_threads(count):
+        yield
 
 
 class AbstractExecutor(ABC):

@@ -206,11 +206,13 @@ def _decomposition(node: fx.Node) -> fx.GraphModule | None:
     if not all(isinstance(f, Tensor) for f in fakes):
         return None
 
+    target: Any = node.target
+
     def call(*tensors: Tensor) -> Any:
         table = dict(zip(sources, tensors, strict=True))
         args = fx.map_arg(node.args, table.__getitem__)
         kwargs = fx.map_arg(node.kwargs, table.__getitem__)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return target(*args, **kwargs)
 
     from torch._decomp import core_aten_decompositions
 

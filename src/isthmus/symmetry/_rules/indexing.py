@@ -165,7 +165,8 @@ def index_put(op: Operation, x: Value, indices: Sequence[Value | None], values: 
     used = [k for k, i in enumerate(indices) if i is not None]
     tensors = [i for i in indices if i is not None]
     op.use_as_numbers([x, *tensors, values])
-    masks = [_is_boolean(i) for i in op.node.args[1] if i is not None]  # type: ignore[union-attr]
+    nodes: Any = op.node.args[1]
+    masks = [_is_boolean(i) for i in nodes if i is not None]
     if masks == [True] and used == [0]:
         return _masked_write(op, x, tensors[0], values)
     if any(masks):
