@@ -161,7 +161,9 @@ def dimension(
     if data is not None:
         runner = SiteRunner(model, first_batch(data))
         methods["covariance"] = _of_layers(pair, runner, data, torch.Generator().manual_seed(seed), ranks)
-        methods["activations"], methods["correlation"] = _of_activations(pair, runner, data, ranks)
+        methods["activations"], methods["correlation"] = _of_activations(
+            pair, runner, data, methods["weights"], ranks
+        )
     return DimensionTable(
         {method: {name: groups[name] for name in found.groups} for method, groups in methods.items()},
         {name: group.size for name, group in found.groups.items()},
@@ -198,13 +200,12 @@ def _of_layers(
 
 
 def _of_activations(
-    pair: Pair, runner: SiteRunner, data: Batches, ranks: bool
+    pair: Pair, runner: SiteRunner, data: Batches, unseen: Mapping[str, Dimension], ranks: bool
 ) -> tuple[dict[str, Dimension], dict[str, Dimension]]:
-    """Return the dimensions for ``activations`` and for ``correlation``."""
+    """Return the dimensions for ``activations`` and for ``correlation``; groups seen nowhere are ``unseen``."""
     taps = pair.layers.taps()
     moments = unit_moments(runner, pair.state_a, data, taps)
-    plain = _of_weights(weight_objective(pair), ranks)
-    scaled = dict(plain)
+    plain, scaled = dict(unseen), dict(unseen)
     for name, seen in moments.items():
         if seen:
             plain[name] = _measured(
@@ -221,7 +222,7 @@ def _of_activations(
 
 
 def _cosines(second_moment: Tensor) -> Tensor:
-    """Return second moments of units scaled to one; zero for units that are."""
+    """Return second moments of units scaled to a mean square of one; a unit that is always zero stays zero."""
     scale = second_moment.diagonal().clamp(min=0.0).sqrt()
     inverse = torch.where(scale > 0, 1 / scale, 0.0)
     return inverse[:, None] * second_moment * inverse

@@ -103,7 +103,8 @@ def stable_rank(matrix: Any, *, center: bool = False) -> float:
 
     **[L]**. Arguments and errors as :func:`approximate_dimension`.
     """
-    return _stable(_gram(matrix, center=center))
+    moment = _gram(matrix, center=center)
+    return _stable(moment, _spectrum(moment))
 
 
 def stable_rank_of_moment(second_moment: Any) -> float:
@@ -111,7 +112,8 @@ def stable_rank_of_moment(second_moment: Any) -> float:
 
     Arguments and errors as :func:`approximate_dimension_of_moment`.
     """
-    return _stable(_read_moment(second_moment))
+    moment = _read_moment(second_moment)
+    return _stable(moment, _spectrum(moment))
 
 
 def entropy_rank(matrix: Any, *, center: bool = False) -> float:
@@ -119,7 +121,7 @@ def entropy_rank(matrix: Any, *, center: bool = False) -> float:
 
     **[L]**. Arguments and errors as :func:`approximate_dimension`.
     """
-    return _entropy(_gram(matrix, center=center))
+    return _entropy(_spectrum(_gram(matrix, center=center)))
 
 
 def entropy_rank_of_moment(second_moment: Any) -> float:
@@ -127,7 +129,7 @@ def entropy_rank_of_moment(second_moment: Any) -> float:
 
     Arguments and errors as :func:`approximate_dimension_of_moment`.
     """
-    return _entropy(_read_moment(second_moment))
+    return _entropy(_spectrum(_read_moment(second_moment)))
 
 
 def ranks_of_moment(second_moment: Any) -> tuple[float, float]:
@@ -136,8 +138,8 @@ def ranks_of_moment(second_moment: Any) -> tuple[float, float]:
     Arguments and errors as :func:`approximate_dimension_of_moment`.
     """
     moment = _read_moment(second_moment)
-    eigenvalues = torch.linalg.eigvalsh(moment)
-    return _stable(moment, eigenvalues), _entropy(moment, eigenvalues)
+    eigenvalues = _spectrum(moment)
+    return _stable(moment, eigenvalues), _entropy(eigenvalues)
 
 
 def _dimension(moment: Tensor) -> float:
@@ -145,13 +147,18 @@ def _dimension(moment: Tensor) -> float:
     return float(moment.trace()) ** 2 / squares if squares > 0.0 else _NAN
 
 
-def _stable(moment: Tensor, eigenvalues: Tensor | None = None) -> float:
-    largest = float((torch.linalg.eigvalsh(moment) if eigenvalues is None else eigenvalues)[-1])
+def _spectrum(moment: Tensor) -> Tensor:
+    """Return the eigenvalues, rising."""
+    return torch.linalg.eigvalsh(moment)
+
+
+def _stable(moment: Tensor, eigenvalues: Tensor) -> float:
+    largest = float(eigenvalues[-1])
     return float(moment.trace()) / largest if largest > 0.0 else _NAN
 
 
-def _entropy(moment: Tensor, eigenvalues: Tensor | None = None) -> float:
-    eigenvalues = (torch.linalg.eigvalsh(moment) if eigenvalues is None else eigenvalues).clamp(min=0.0)
+def _entropy(eigenvalues: Tensor) -> float:
+    eigenvalues = eigenvalues.clamp(min=0.0)
     total = float(eigenvalues.sum())
     if total == 0.0:
         return _NAN
