@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,7 +81,7 @@ def test_figures_are_shown_and_linked(make: Any, results: Path) -> None:
     assert "other.png" not in page
 
 
-def test_the_authors_figure_is_compared_point_by_point(make: Any) -> None:
+def test_the_authors_figure_is_compared_point_by_point(make: Any, tmp_path: Path) -> None:
     """Rows that repeat the authors' values agree everywhere; worse ones are named."""
     rows = [
         {
@@ -95,8 +98,10 @@ def test_the_authors_figure_is_compared_point_by_point(make: Any) -> None:
         for k, (rate, value) in enumerate(zip(make.RATES, values, strict=True))
         for _ in range(2)
     ]
-    same = " ".join("\n".join(make.against_authors(rows)).split())
-    assert "24 of 24 points lie within 10 % of the authors'." in same
+    same = " ".join("\n".join(make.against_authors(rows, tmp_path)).split())
+    assert "24 of 24 of the authors' values lie in the range of our pairs" in same
+    assert "24 of 24 of our means lie within 10 % of theirs." in same
+    assert "Its share was not measured." in same
     # Covariance and activations share their value at 0.1, so 17 of the 18 comparisons have a winner.
     assert "in 17 of 17 comparisons" in same
     assert "Not so" not in same
@@ -104,11 +109,39 @@ def test_the_authors_figure_is_compared_point_by_point(make: Any) -> None:
         {**r, "midpoint_loss": 2.0} if (r["method"], r["learning_rate"]) == ("activations", 1e-4) else r
         for r in rows
     ]
-    other = " ".join("\n".join(make.against_authors(worse)).split())
-    assert "23 of 24 points" in other
+    other = " ".join("\n".join(make.against_authors(worse, tmp_path)).split())
+    assert "23 of 24 of the authors' values" in other
+    assert "the others: activations at 0.0001 (2.000 to 2.000 / 1.22). 23 of 24 of our means" in other
     assert "Farther: activations at 0.0001: +64 %" in other
     assert "in 16 of 17 comparisons" in other
     assert "Not so: covariance − activations at 0.0001: ours -0.650, theirs +0.130." in other
+
+
+def test_the_share_of_biases_is_that_of_its_record(make: Any, tmp_path: Path) -> None:
+    rows = [
+        {"learning_rate": rate, "library": 0.5, "with_bias": 0.5 + 1e-7, "without_bias": 0.5 + change}
+        for rate, change in ((0.1, -0.01), (0.1, -0.03), (0.3, 0.01))
+    ]
+    (tmp_path / "biases.json").write_text(json.dumps(rows), encoding="utf-8")
+    (text,) = make.biases_explained(make.read_biases(tmp_path))
+    assert "agrees with it to 1e-07 on every pair" in text
+    assert "by -0.020 to +0.010, most at 0.1: -0.020 ± 0.010." in text
+
+
+def test_matching_with_biases_by_hand_gives_what_the_library_gives(tmp_path: Path) -> None:
+    script = DOCS.parent / "examples" / "paper_biases.py"
+    subprocess.run(
+        [sys.executable, str(script)],
+        check=True,
+        capture_output=True,
+        cwd=tmp_path,
+        env={**os.environ, "ISTHMUS_SMOKE": "1"},
+    )
+    rows = json.loads((tmp_path / "biases.json").read_text(encoding="utf-8"))
+    assert len(rows) == 2
+    for row in rows:
+        assert row["with_bias"] == pytest.approx(row["library"], rel=1e-5)
+    assert any(row["without_bias"] != pytest.approx(row["with_bias"], rel=1e-3) for row in rows)
 
 
 def test_midpoint_accuracies_stand_beside_published_ones(make: Any) -> None:
