@@ -14,7 +14,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reproducing_text import accuracy, bullet, duration, head, interval, line, of, prose, split, spread, test
+from reproducing_text import (
+    accuracy,
+    bullet,
+    duration,
+    entry,
+    head,
+    interval,
+    of,
+    printed,
+    prose,
+    split,
+    spread,
+    test,
+)
 
 from isthmus.checkpoints import atomic_path
 from isthmus.report._study_figures import correlations
@@ -184,33 +197,54 @@ def about(name: str, rows: Sequence[Row], run: Mapping[str, Any] | None) -> Line
 
 
 def tables(rows: Sequence[Row], x: str, place: str, split_name: str = "test") -> Lines:
-    """Return midpoint losses, barriers and accuracies of a split, by method and place."""
+    """Return midpoint losses, barriers and accuracies of a split by method: a table each, or one for a single place."""
+    places, where = sorted({r[x] for r in rows}), f", {place}" if place else ""
+    found: dict[tuple[str, str], dict[str, dict[float, str]]] = {}
     for column, title, scale in (
-        ("midpoint_loss", f"Midpoint {split_name} loss", 1.0),
-        ("barrier", f"Barrier, {split_name}", 1.0),
-        ("midpoint_accuracy", f"Midpoint {split_name} accuracy (%)", 100.0),
+        ("midpoint_loss", "Midpoint loss", 1.0),
+        ("barrier", "Barrier", 1.0),
+        ("midpoint_accuracy", "Midpoint accuracy (%)", 100.0),
     ):
         if any(r[column] is None for r in rows):
             continue
         for (refresh,), part in split([r for r in rows if r["split"] == split_name], ["refresh"]).items():
-            how = "" if refresh == "none" else ", BatchNorm statistics recomputed"
-            yield f"**{title}{how}{f', {place}' if place else ''}**"
-            yield ""
-            yield from table(part, x, column, scale)
-            yield ""
+            values = by_method(part, x, column, scale)
+            found[title, refresh] = {k: printed(v, 1 if scale > 1 else 3) for k, v in values}
+    if len(places) == 1:
+        yield from one_place(found, f"{split_name.capitalize()}{where}", places[0])
+        return
+    for (title, refresh), values in found.items():
+        how = "" if refresh == "none" else ", BatchNorm statistics recomputed"
+        yield f"**{title}, {split_name}{how}{where}**"
+        yield ""
+        yield from head(AXES.get(x, x), places)
+        yield from (entry(name, at, places) for name, at in values.items())
+        yield ""
 
 
-def table(rows: Sequence[Row], x: str, column: str, scale: float) -> Lines:
-    """Return one table: a row per method, and one of the endpoints where that makes sense."""
-    places, decimals = sorted({r[x] for r in rows}), 1 if scale > 1 else 3
-    yield from head(AXES.get(x, x), places)
+def one_place(
+    found: Mapping[tuple[str, str], Mapping[str, Mapping[float, str]]], title: str, place: float
+) -> Lines:
+    """Return one table of all that was measured at a single place: a row per method, a column per measure."""
+    columns = [name + ("" if refresh == "none" else ", BatchNorm reset") for name, refresh in found]
+    yield f"**{title}**"
+    yield ""
+    yield f"| method | {' | '.join(columns)} |"
+    yield "| --- " * (len(columns) + 1) + "|"
+    for name in dict.fromkeys(name for values in found.values() for name in values):
+        yield f"| {name} | {' | '.join(values.get(name, {}).get(place, '') for values in found.values())} |"
+    yield ""
+
+
+def by_method(rows: Sequence[Row], x: str, column: str, scale: float) -> Iterator[tuple[str, Any]]:
+    """Yield the means of a column by place, of the endpoints where that makes sense and of every method."""
     methods = list(dict.fromkeys(r["method"] for r in rows))
     what = {"midpoint_loss": "loss", "midpoint_accuracy": "accuracy"}.get(column)
     if what is not None:
         ends = means(of(rows, methods[0]), x, lambda r: scale * (r[f"{what}_a"] + r[f"{what}_b"]) / 2)
-        yield line("endpoints", ends, places, decimals)
+        yield "endpoints", ends
     for method in methods:
-        yield line(method, means(of(rows, method), x, lambda r: scale * r[column]), places, decimals)
+        yield method, means(of(rows, method), x, lambda r: scale * r[column])
 
 
 def against_authors(rows: Sequence[Row], folder: Path) -> Lines:
@@ -246,7 +280,7 @@ def against_authors(rows: Sequence[Row], folder: Path) -> Lines:
     biases = read_biases(folder)
     if biases:
         points = means(biases, "learning_rate", "without_bias")
-        yield line("covariance, biases ignored", points, RATES)
+        yield entry("covariance, biases ignored", printed(points), RATES)
     yield ""
     near = sum(abs(r[0]) <= 0.1 for r in ratios)
     far = sorted((r for r in ratios if abs(r[0]) > 0.1), key=lambda r: -abs(r[0]))
@@ -375,7 +409,7 @@ def dimensions(rows: Sequence[Row], x: str, place: str) -> Lines:
         yield ""
         yield from head(AXES.get(x, x), places)
         for method in dict.fromkeys(r["method"] for r in known):
-            yield line(method, means(of(known, method), x, column), places, 1)
+            yield entry(method, printed(means(of(known, method), x, column), 1), places)
         yield ""
         found = correlations(part, x, column)
         if found:

@@ -22,10 +22,14 @@ def head(name: str, places: Sequence[float]) -> Lines:
     yield "| --- " * (len(places) + 1) + "|"
 
 
-def line(name: str, points: Sequence[Any], places: Sequence[float], decimals: int = 3) -> str:
-    """Return a row of means and standard errors; empty where a place has no records."""
-    cells = {p.x: f"{p.mean:.{decimals}f}{spread(p.error, decimals)}" for p in points}
-    return f"| {name} | " + " | ".join(cells.get(float(p), "") for p in places) + " |"
+def printed(points: Sequence[Any], decimals: int = 3) -> dict[float, str]:
+    """Print means and standard errors, by place."""
+    return {p.x: f"{p.mean:.{decimals}f}{spread(p.error, decimals)}" for p in points}
+
+
+def entry(name: str, at: Mapping[float, str], places: Sequence[float]) -> str:
+    """Return a row of a table; empty where a place has no records."""
+    return f"| {name} | " + " | ".join(at.get(float(p), "") for p in places) + " |"
 
 
 def spread(error: float | None, decimals: int = 3) -> str:

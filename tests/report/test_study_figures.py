@@ -90,7 +90,7 @@ def test_all_figures_are_written_the_same_at_each_run(tmp_path: Path) -> None:
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes()
     svg = text_of(tmp_path / "a" / "barrier.svg")
-    for words in ("no relabelling", "weights, both sides", "n = 3 pairs", "highest learning rate", "nats"):
+    for words in ("no relabelling", "weights, both sides", "n = 3 pairs", "peak learning rate", "nats"):
         assert words in svg
     assert "accuracy at t = ½ (%)" in text_of(tmp_path / "a" / "accuracy.svg")
     listed = json.loads((tmp_path / "a" / "correlations.json").read_text())

@@ -166,6 +166,41 @@ def test_midpoint_accuracies_stand_beside_published_ones(make: Any) -> None:
     assert "VGG" not in page
 
 
+def test_what_is_measured_at_a_single_place_stands_in_one_table(make: Any) -> None:
+    rows = [
+        {
+            "method": method,
+            "refresh": refresh,
+            "split": "test",
+            "learning_rate": 0.05,
+            "midpoint_loss": loss,
+            "barrier": loss - 1,
+            "midpoint_accuracy": accuracy,
+            "loss_a": 0.9,
+            "loss_b": 1.1,
+            "accuracy_a": 0.6,
+            "accuracy_b": 0.7,
+        }
+        for method, refresh, loss, accuracy in (
+            ("none", "none", 2.5, 0.1),
+            ("none", "batchnorm", 2.25, 0.2),
+            ("weights", "none", 2.0, 0.3),
+            ("weights", "batchnorm", 1.5, 0.4),
+        )
+    ]
+    assert list(make.tables(rows, "learning_rate", "family vgg16_bn")) == [
+        "**Test, family vgg16_bn**",
+        "",
+        "| method | Midpoint loss | Midpoint loss, BatchNorm reset | Barrier | Barrier, BatchNorm reset "
+        "| Midpoint accuracy (%) | Midpoint accuracy (%), BatchNorm reset |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| endpoints | 1.000 | 1.000 |  |  | 65.0 | 65.0 |",
+        "| none | 2.500 | 2.250 | 1.500 | 1.250 | 10.0 | 20.0 |",
+        "| weights | 2.000 | 1.500 | 1.000 | 0.500 | 30.0 | 40.0 |",
+        "",
+    ]
+
+
 def test_no_results(make: Any, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"no folder with records\.parquet"):
         list(make.page(tmp_path))

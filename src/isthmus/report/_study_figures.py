@@ -36,7 +36,7 @@ Rate = Callable[[Sequence[float], float], float]
 """From widths and a dimension to the exponent of the squared transport distance."""
 
 _AXES = {
-    "learning_rate": "highest learning rate",
+    "learning_rate": "peak learning rate",
     "width": "width",
     "depth": "hidden layers",
     "epochs": "epochs of training",
