@@ -15,7 +15,7 @@ from isthmus.errors import DataError, ModelError
 from isthmus.evaluation import bind
 from isthmus.states import State, check_finite, check_same_architecture, state_of
 
-__all__ = ["Refresh", "refresh_batchnorm", "refresher"]
+__all__ = ["Refresh", "keeps_running_statistics", "refresh_batchnorm", "refresher"]
 
 Refresh = str | Callable[[State], Mapping[str, Tensor]] | None
 """What is done to a mixed state before it is run: nothing, ``"batchnorm"``, or a function of the state."""
@@ -141,6 +141,11 @@ def _checked(refresh: Callable[[State], Mapping[str, Tensor]], state: State) -> 
     check_same_architecture(state, refreshed, "the state", "the refreshed state")
     check_finite(refreshed, "the refreshed state")
     return refreshed
+
+
+def keeps_running_statistics(model: nn.Module) -> bool:
+    """Tell whether :func:`refresh_batchnorm` would change anything."""
+    return bool(_tracking_layers(model))
 
 
 def _tracking_layers(model: nn.Module) -> dict[_BatchNorm, _Layer]:

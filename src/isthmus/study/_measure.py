@@ -13,8 +13,9 @@ from torch import nn
 
 from isthmus.batches import Batches
 from isthmus.checkpoints import load_state, save_state
-from isthmus.connectivity import Curve, line
+from isthmus.connectivity import Curve, Line, line
 from isthmus.matching import Alignment, align
+from isthmus.moments._normalisation import keeps_running_statistics
 from isthmus.states import check_finite, state_of
 from isthmus.study._config import NetworkConfig
 from isthmus.study._dataset import Dataset, to_batches
@@ -101,24 +102,28 @@ def _measure(unit: Unit, store: Store, data_dir: str | None, device: str) -> dic
     }
     seed = derive_seed(content["a"]["seed"], "pair", str(content["b"]["seed"]))
     spec = _symmetries(model_a, statistics, seed)
+    recomputable = keeps_running_statistics(model_a)
     rows: list[dict[str, Any]] = []
     for method in options["methods"]:
         found = None
         if method != "none":
             found = align(model_a, model_b, batches=statistics, method=method, spec=spec, seed=seed)
+        lines: dict[bool, Line] = {}
         for refresh in options["refresh"]:
-            measured = line(
-                model_a,
-                model_b,
-                splits,
-                points=options["points"],
-                alignment=found,
-                refresh=None if refresh == "none" else refresh,
-                refresh_batches=None if refresh == "none" else statistics,
-                generator=torch.Generator().manual_seed(seed),
-            )
+            recompute = refresh == "batchnorm" and recomputable
+            if recompute not in lines:
+                lines[recompute] = line(
+                    model_a,
+                    model_b,
+                    splits,
+                    points=options["points"],
+                    alignment=found,
+                    refresh="batchnorm" if recompute else None,
+                    refresh_batches=statistics if recompute else None,
+                    generator=torch.Generator().manual_seed(seed),
+                )
             about = {"method": method, "refresh": refresh, **_aligned(found)}
-            rows += [{**about, "split": split, **_curve(c)} for split, c in measured.curves.items()]
+            rows += [{**about, "split": split, **_curve(c)} for split, c in lines[recompute].curves.items()]
     return {"rows": rows, "groups": {g.name: g.size for g in spec.groups.values()}}
 
 
