@@ -186,12 +186,14 @@ def about(name: str, rows: Sequence[Row], run: Mapping[str, Any] | None) -> Line
         f"{first.get('augment', 'none')}; {seeds} pair(s) of seeds at each place; activations compared on "
         f"{first['statistics']:,} training images; {first['points']} points on each line."
     )
+    commits = dict.fromkeys(
+        r["commit"][:12] + (" with uncommitted changes" if r["dirty"] else "") for r in rows if r["commit"]
+    )
     processors = "" if run is None or not run["processors"] else f", {'; '.join(run['processors'])}"
     yield from prose(
         f"Records: Isthmus {first['version_isthmus']}, torch {first['version_torch']}, {first['version_machine']}"
         f"{processors}, {first['threads']} thread(s) per unit"
-        + ("" if first["commit"] is None else f", commit {first['commit'][:12]}")
-        + (" with uncommitted changes" if first["dirty"] else "")
+        + (f", commit {' and '.join(commits)}" if commits else "")
         + "."
     )
 
@@ -372,18 +374,20 @@ def ordering(ours: Mapping[str, Mapping[float, Any]]) -> Lines:
 
 
 def exponents(rows: Sequence[Row], place: str) -> Lines:
-    """Return fitted exponents of width, beside the theory's for the error."""
+    """Return fitted exponents of width, beside the theory's for the error; a fit needs three widths."""
+    rows = [r for r in test(rows) if r["refresh"] == rows[0]["refresh"]]
+    widths = sorted({float(r["width"]) for r in rows})
+    if len(widths) < 3:
+        return
     yield f"**Fitted exponents of the width, test{f', {place}' if place else ''}**"
     yield ""
     yield "| method | of the barrier | of the error of linear connectivity | of its bound | dimension, centred |"
     yield "| --- | --- | --- | --- | --- |"
     for method in dict.fromkeys(r["method"] for r in rows):
-        part = of(test(rows), method)
+        part = of(rows, method)
         fits = [exponent(means(part, "width", column)) for column in ("barrier", "lmc_error_sup")]
-        widths = sorted({float(r["width"]) for r in part})
         widest = [r["dimension_centred"] for r in part if float(r["width"]) == widths[-1]]
-        known = bool(widest) and None not in widest and len(widths) > 1
-        dimension = sum(widest) / len(widest) if known else None
+        dimension = sum(widest) / len(widest) if widest and None not in widest else None
         theory = "" if dimension is None else f"{transport_exponent(widths, dimension) / 2:.2f}"
         cells = ["" if f is None else f"{f[0]:.2f} ± {f[1]:.2f}" for f in fits]
         yield f"| {method} | {' | '.join(cells)} | {theory} | {'' if dimension is None else f'{dimension:.1f}'} |"

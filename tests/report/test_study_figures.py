@@ -273,3 +273,30 @@ def test_a_scatter_draws_zero_at_zero_and_tells_places_apart() -> None:
     assert axes.get_yscale() == "symlog"
     assert drawn.get_array().tolist() == [0, 1, 2]
     assert (drawn.norm.vmin, drawn.norm.vmax) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [((0.6, 6.0), {"1", "2", "5"}), ((2.0, 5.0), {"2", "3", "4", "5"}), ((0.01, 5.0), {"0.01", "0.1", "1"})],
+)
+def test_short_logarithmic_axes_have_numbers_between_powers_of_ten(
+    values: tuple[float, float], expected: set[str]
+) -> None:
+    figures = pytest.importorskip("matplotlib.figure")
+    backend = pytest.importorskip("matplotlib.backends.backend_agg")
+    figure = figures.Figure()
+    axes = figure.subplots()
+    curves: dict[str, list[tuple[float, float, float | None]]] = {
+        "none": [(0.5, values[0], None), (1.0, values[1], None)]
+    }
+    _curves(axes, CurvePanel("test", "barrier", curves, {}, True), "width", ["none"])
+    backend.FigureCanvasAgg(figure).draw()
+    low, high = axes.get_ylim()
+    shown = {
+        text.get_text()
+        for minor in (False, True)
+        for text in axes.get_yticklabels(minor=minor)
+        if low <= text.get_position()[1] <= high
+    } - {""}
+    assert shown == expected
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0.5", "1"]

@@ -241,7 +241,7 @@ def _curves(axes: Axes, panel: CurvePanel, x: str, methods: Sequence[str]) -> No
     _scale(axes, places)
     tidy(axes, literal(panel.title), x, panel.y)
     _plain_ticks(axes)
-    if len(places) <= 8 and all(float(p).is_integer() for p in places) and places[-1] > 1:
+    if 1 < len(places) <= 8 and all(len(f"{p:g}") <= 4 for p in places):
         axes.set_xticks(places, [f"{p:g}" for p in places], minor=False)
         axes.set_xticks([], minor=True)
 
@@ -323,6 +323,10 @@ def _points(axes: Axes, panel: Scatter, labels: tuple[str, str, str], marked: li
     return drawn
 
 
+_BETWEEN = {3: (2.0, 3.0, 4.0, 5.0, 6.0, 8.0), 10: (2.0, 3.0, 5.0), 30: (2.0, 5.0)}
+"""Ticks with numbers between powers of ten, on axes that span less than this factor."""
+
+
 def _plain_ticks(axes: Axes) -> None:
     """Write ticks of logarithmic axes as plain numbers, between powers of ten only on short axes."""
     ticker = load_extra("matplotlib.ticker")
@@ -333,10 +337,10 @@ def _plain_ticks(axes: Axes) -> None:
             continue
         low, high = sorted(axis.get_view_interval())
         axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-        short = high < 10 * low
-        subs = ticker.LogLocator(subs=(2.0, 3.0, 5.0) if high > 3 * low else (2.0, 3.0, 4.0, 5.0, 6.0, 8.0))
-        axis.set_minor_locator(subs if short else ticker.LogLocator(subs="auto"))
-        axis.set_minor_formatter(ticker.StrMethodFormatter("{x:g}") if short else ticker.NullFormatter())
+        # Few powers of ten are in sight on a short axis: the shorter, the more numbers between them.
+        between = next((subs for span, subs in _BETWEEN.items() if high < span * low), None)
+        axis.set_minor_locator(ticker.LogLocator(subs=between or "auto"))
+        axis.set_minor_formatter(ticker.StrMethodFormatter("{x:g}") if between else ticker.NullFormatter())
 
 
 def _write(folder: Path, name: str, size: tuple[float, float], draw: Any) -> list[Path]:
