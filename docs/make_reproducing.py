@@ -1,37 +1,23 @@
 """Write ``reproducing.md`` from stored results: ``python docs/make_reproducing.py [RESULTS]``.
 
 Reads every folder of ``results/`` that ``isthmus study export`` wrote. Every number of ours comes from its records;
-those of others are listed below with their sources. What was read off a figure is good to about 3 %.
+those of others are listed in ``reproducing_others.py`` with their sources.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reproducing_text import (
-    accuracy,
-    bullet,
-    duration,
-    entry,
-    head,
-    interval,
-    of,
-    printed,
-    prose,
-    split,
-    spread,
-    test,
-)
+from reproducing_others import against_authors, against_published
+from reproducing_text import Lines, Row, duration, entry, head, interval, of, printed, prose, split, test
 
 from isthmus.checkpoints import atomic_path
 from isthmus.report._study_figures import correlations
-from isthmus.report._study_summary import exponent, swept_columns
+from isthmus.report._study_summary import endpoints_mean, exponent, swept_columns
 from isthmus.report._study_summary import summarise as means
 from isthmus.study import preset_names, read_rows, read_run, read_study, transport_exponent
 
@@ -53,6 +39,7 @@ AXES = {
     "epochs": "epochs",
 }
 FIGURES = ("midpoint", "barrier", "error", "accuracy", "methods", "line", "dimension")
+REFRESHED = {"none": "", "batchnorm": ", BatchNorm statistics recomputed"}
 CAPTIONS = {
     "midpoint": "Loss at the midpoint",
     "barrier": "Barrier",
@@ -62,30 +49,6 @@ CAPTIONS = {
     "line": "Loss along the line",
     "dimension": "Approximate dimension against barrier",
 }
-
-# Read off the right panel of figure 2 of arXiv:2310.19103: midpoint test loss, mean of four runs.
-AUTHORS = {
-    "weights-incoming": (2.05, 1.40, 1.27, 0.89, 0.39, 0.085),
-    "covariance": (1.35, 0.55, 0.40, 0.25, 0.14, 0.10),
-    "activations": (1.22, 0.47, 0.32, 0.18, 0.13, 0.10),
-    "endpoints": (1.02, 0.33, 0.19, 0.083, 0.067, 0.076),
-}
-READING = 1.03
-RATES = (1e-4, 3.981e-4, 1.585e-3, 6.31e-3, 2.512e-2, 1e-1)
-# Test accuracy (%) at the midpoint, aligned by correlation; after renormalisation; mean of the endpoints. Figure
-# objects of github.com/KellerJordan/REPAIR (arXiv:2211.08403).
-PUBLISHED = {
-    "resnet20": {
-        "ResNet-20, width 1": (12.7, 67.6, 93.6),
-        "ResNet-20, width 4": (34.8, 92.1, 96.1),
-        "ResNet-20, width 16": (16.1, 95.4, 96.9),
-        "ResNet-20, width 32": (13.2, 95.95, 96.9),
-    },
-    "vgg16": {"VGG16": (27.9, 90.1, 93.3), "VGG11": (61.3, 88.2, 92.2)},
-}
-
-Row = Mapping[str, Any]
-Lines = Iterator[str]
 
 
 def main() -> None:
@@ -216,8 +179,7 @@ def tables(rows: Sequence[Row], x: str, place: str, split_name: str = "test") ->
         yield from one_place(found, f"{split_name.capitalize()}{where}", places[0])
         return
     for (title, refresh), values in found.items():
-        how = "" if refresh == "none" else ", BatchNorm statistics recomputed"
-        yield f"**{title}, {split_name}{how}{where}**"
+        yield f"**{title}, {split_name}{REFRESHED[refresh]}{where}**"
         yield ""
         yield from head(AXES.get(x, x), places)
         yield from (entry(name, at, places) for name, at in values.items())
@@ -241,136 +203,11 @@ def one_place(
 def by_method(rows: Sequence[Row], x: str, column: str, scale: float) -> Iterator[tuple[str, Any]]:
     """Yield the means of a column by place, of the endpoints where that makes sense and of every method."""
     methods = list(dict.fromkeys(r["method"] for r in rows))
-    what = {"midpoint_loss": "loss", "midpoint_accuracy": "accuracy"}.get(column)
-    if what is not None:
-        ends = means(of(rows, methods[0]), x, lambda r: scale * (r[f"{what}_a"] + r[f"{what}_b"]) / 2)
-        yield "endpoints", ends
+    ends = endpoints_mean(column)
+    if ends is not None:
+        yield "endpoints", means(of(rows, methods[0]), x, lambda r: scale * ends(r))
     for method in methods:
         yield method, means(of(rows, method), x, lambda r: scale * r[column])
-
-
-def against_authors(rows: Sequence[Row], folder: Path) -> Lines:
-    """Return the comparison with the authors' figure, point by point, and of the order of their methods."""
-    ours: dict[str, dict[float, Any]] = {}
-    for method in AUTHORS:
-        part = of(test(rows), "none" if method == "endpoints" else method)
-        value = (lambda r: (r["loss_a"] + r["loss_b"]) / 2) if method == "endpoints" else "midpoint_loss"
-        ours[method] = {p.x: p for p in means(part, "learning_rate", value)}
-    yield "### Against the authors' figure, point by point"
-    yield ""
-    yield from prose(
-        "Midpoint test loss: ours (mean ± standard error over pairs) / the authors' (mean of four runs, read off their "
-        "figure)."
-    )
-    yield from head("learning rate", RATES)
-    ratios: list[tuple[float, str, float, float]] = []
-    outside: list[str] = []
-    for method, theirs in AUTHORS.items():
-        cells: list[str] = []
-        for rate, value in zip(RATES, theirs, strict=True):
-            point = ours[method].get(rate)
-            if point is None:
-                cells.append("")
-                continue
-            cells.append(f"{point.mean:.3f}{spread(point.error)} / {value:g}")
-            errors = abs(point.mean - value) / point.error if point.error else float("inf")
-            ratios.append((point.mean / value - 1, method, rate, errors))
-            low, high = extent(rows, method, rate)
-            if not low / READING <= value <= high * READING:
-                outside.append(f"{method} at {rate:g} ({low:.3f} to {high:.3f} / {value:g})")
-        yield f"| {method} | " + " | ".join(cells) + " |"
-    biases = read_biases(folder)
-    if biases:
-        points = means(biases, "learning_rate", "without_bias")
-        yield entry("covariance, biases ignored", printed(points), RATES)
-    yield ""
-    near = sum(abs(r[0]) <= 0.1 for r in ratios)
-    far = sorted((r for r in ratios if abs(r[0]) > 0.1), key=lambda r: -abs(r[0]))
-    yield from prose(
-        f"{len(ratios) - len(outside)} of {len(ratios)} of the authors' values lie in the range of our pairs, widened "
-        "by the 3 % of reading a figure"
-        + (f"; the others: {', '.join(outside)}" if outside else "")
-        + f". {near} of {len(ratios)} of our means lie within 10 % of theirs."
-        + (" Farther: " if far else "")
-        + "; ".join(f"{m} at {rate:g}: {100 * r:+.0f} % ({e:.0f} standard errors)" for r, m, rate, e in far)
-        + ("." if far else "")
-    )
-    yield from ordering(ours)
-    yield from prose("Where and why the two differ:")
-    for text in (
-        "Seeds: the authors' notebook fixes none; ours are listed in the records and shared by all learning rates. "
-        "Single pairs differ by much more than the means above do from the authors' where the loss falls steeply: "
-        f"{widest(rows)}.",
-        *biases_explained(biases),
-        "Descent: theirs stops at the first layer that does not improve on the identity. That changes nothing here: "
-        "for `weights-incoming` and `covariance` a layer depends on the layers before it alone, so one pass in order "
-        "is exact.",
-        f"Our products are in {rows[0]['precision']}; weights and losses are float32.",
-        "It plots the midpoint test loss as the error. The barrier, which is zero where no point of the line is worse "
-        "than the chord between the ends, stands below.",
-        "Reading a value off a figure on a logarithmic axis is good to about 3 %, less near the bottom.",
-    ):
-        yield bullet(text)
-    yield ""
-
-
-def read_biases(folder: Path) -> list[Row]:
-    """Return what ``examples/paper_biases.py`` measured, if it was run."""
-    path = folder / "biases.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-
-
-def biases_explained(biases: Sequence[Row]) -> Lines:
-    """Say how much of a difference it makes that the authors' matching ignores biases."""
-    text = "Biases: the authors' matching ignores them, `covariance` takes the bias as one more input of constant 1. "
-    if not biases:
-        yield text + "Its share was not measured."
-        return
-    shifts = {p.x: p for p in means(biases, "learning_rate", lambda r: r["without_bias"] - r["with_bias"])}
-    rate = max(shifts, key=lambda x: abs(shifts[x].mean))
-    off = max(abs(r["with_bias"] - r["library"]) for r in biases)
-    yield text + (
-        "Matched once more on the same pairs with and without them (`examples/paper_biases.py`, independently of the "
-        f"library; with biases it agrees with it to {off:.0e} on every pair), ignoring them changes the midpoint test "
-        f"loss by {min(p.mean for p in shifts.values()):+.3f} to {max(p.mean for p in shifts.values()):+.3f}, most at "
-        f"{rate:.3g}: {shifts[rate].mean:+.3f}{spread(shifts[rate].error)}."
-    )
-
-
-def widest(rows: Sequence[Row]) -> str:
-    """Name the method and learning rate where single pairs differ most."""
-    rates = sorted({r["learning_rate"] for r in rows})
-    places = [(m, x, *extent(rows, m, x)) for m in AUTHORS for x in rates]
-    method, rate, low, high = max(places, key=lambda p: p[3] / p[2])
-    return f"`{method}` at {rate:.3g} spans {low:.3f} to {high:.3f}"
-
-
-def extent(rows: Sequence[Row], method: str, rate: float) -> tuple[float, float]:
-    """Return the range over single pairs of the midpoint test loss, or of the endpoints' mean, at one learning rate."""
-    part = [
-        r for r in of(test(rows), "none" if method == "endpoints" else method) if r["learning_rate"] == rate
-    ]
-    ends = method == "endpoints"
-    values = [(r["loss_a"] + r["loss_b"]) / 2 if ends else r["midpoint_loss"] for r in part]
-    return min(values), max(values)
-
-
-def ordering(ours: Mapping[str, Mapping[float, Any]]) -> Lines:
-    """Return at how many places two methods stand in the same order as in the authors' figure."""
-    agree, total, against = 0, 0, list[str]()
-    for a, b in itertools.combinations([m for m in AUTHORS if m != "endpoints"], 2):
-        for k, rate in enumerate(RATES):
-            if rate not in ours[a] or rate not in ours[b] or AUTHORS[a][k] == AUTHORS[b][k]:
-                continue
-            total += 1
-            mine, theirs = ours[a][rate].mean - ours[b][rate].mean, AUTHORS[a][k] - AUTHORS[b][k]
-            agree += (mine > 0) == (theirs > 0)
-            if (mine > 0) != (theirs > 0):
-                against.append(f"{a} − {b} at {rate:g}: ours {mine:+.3f}, theirs {theirs:+.3f}")
-    yield from prose(
-        f"Order of the methods: in {agree} of {total} comparisons of two methods at one learning rate the same one is "
-        "better as in the authors' figure." + (f" Not so: {'; '.join(against)}." if against else "")
-    )
 
 
 def exponents(rows: Sequence[Row], place: str) -> Lines:
@@ -476,36 +313,6 @@ def layers(rows: Sequence[Row], x: str) -> Lines:
     yield ""
 
 
-def against_published(rows: Sequence[Row]) -> Lines:
-    """Return midpoint accuracies aligned, after BatchNorm reset and of the endpoints, beside published ones."""
-    first = rows[0]
-    yield "### Midpoint accuracy beside published results"
-    yield ""
-    yield from prose(
-        "Test accuracy in %, alignment by correlation; published: REPAIR (Jordan et al. 2022, arXiv:2211.08403), "
-        f"trained in full and with augmentation. Ours: {first['epochs']} epochs, augmentation "
-        f"{first.get('augment', 'none')}; so compare the columns with each other rather than with the "
-        "published rows."
-    )
-    yield "| network | no alignment | aligned | + BatchNorm reset | endpoints |"
-    yield "| --- | --- | --- | --- | --- |"
-    families = list(dict.fromkeys(r["family"] for r in rows))
-    for key, part in split(test(rows), ["family", "width"]).items():
-        plain, reset = (
-            [r for r in of(part, "correlation") if r["refresh"] == how] for how in ("none", "batchnorm")
-        )
-        nothing = [r for r in of(part, "none") if r["refresh"] == "none"]
-        cells = [accuracy(values) for values in (nothing, plain, reset)]
-        ends = sum(50 * (r["accuracy_a"] + r["accuracy_b"]) for r in plain) / len(plain) if plain else None
-        yield f"| {key[0]}, width {key[1]:g} | {' | '.join(cells)} | {'' if ends is None else f'{ends:.1f}'} |"
-    for family in dict.fromkeys(f.removesuffix("_bn") for f in families):
-        for name, values in PUBLISHED.get(family, {}).items():
-            yield f"| *{name}, published* | | " + " | ".join(f"*{v:g}*" for v in values) + " |"
-    yield ""
-    if "vgg16" in families:
-        yield from prose("VGG16 without BatchNorm has no statistics to recompute: its two columns agree.")
-
-
 def weights_against_activations(rows: Sequence[Row], columns: Sequence[str]) -> Lines:
     """Return at how many places activation matching beats weight matching (the paper's figure 3)."""
     if not {"weights", "activations"} <= {r["method"] for r in rows}:
@@ -520,7 +327,7 @@ def weights_against_activations(rows: Sequence[Row], columns: Sequence[str]) -> 
             }
             if mean["activations"] < mean["weights"]:
                 better.append(", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in key))
-        how = "" if refresh == "none" else ", BatchNorm statistics recomputed,"
+        how = "" if refresh == "none" else f"{REFRESHED[refresh]},"
         yield from prose(
             f"Weights against activations{how} by midpoint test loss: `activations` beats `weights` at "
             f"{len(better)} of {len(places)} places ({', '.join(AXES.get(c, c) for c in columns)})"

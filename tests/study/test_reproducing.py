@@ -27,8 +27,13 @@ SMALL = TINY.replace("dimension: false", "dimension: true").replace("seeds: 4", 
 def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(DOCS))
     yield importlib.import_module("make_reproducing")
-    for name in ("make_reproducing", "reproducing_text"):
+    for name in ("make_reproducing", "reproducing_others", "reproducing_text"):
         sys.modules.pop(name)
+
+
+@pytest.fixture
+def others(make: Any) -> Any:
+    return sys.modules["reproducing_others"]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +86,7 @@ def test_figures_are_shown_and_linked(make: Any, results: Path) -> None:
     assert "other.png" not in page
 
 
-def test_the_authors_figure_is_compared_point_by_point(make: Any, tmp_path: Path) -> None:
+def test_the_authors_figure_is_compared_point_by_point(others: Any, tmp_path: Path) -> None:
     """Rows that repeat the authors' values agree everywhere; worse ones are named."""
     rows = [
         {
@@ -89,16 +94,16 @@ def test_the_authors_figure_is_compared_point_by_point(make: Any, tmp_path: Path
             "split": "test",
             "learning_rate": rate,
             "midpoint_loss": value,
-            "loss_a": make.AUTHORS["endpoints"][k],
-            "loss_b": make.AUTHORS["endpoints"][k],
+            "loss_a": others.AUTHORS["endpoints"][k],
+            "loss_b": others.AUTHORS["endpoints"][k],
             "precision": "float32",
         }
-        for method, values in {**make.AUTHORS, "none": make.AUTHORS["endpoints"]}.items()
+        for method, values in {**others.AUTHORS, "none": others.AUTHORS["endpoints"]}.items()
         if method != "endpoints"
-        for k, (rate, value) in enumerate(zip(make.RATES, values, strict=True))
+        for k, (rate, value) in enumerate(zip(others.RATES, values, strict=True))
         for _ in range(2)
     ]
-    same = " ".join("\n".join(make.against_authors(rows, tmp_path)).split())
+    same = " ".join("\n".join(others.against_authors(rows, tmp_path)).split())
     assert "24 of 24 of the authors' values lie in the range of our pairs" in same
     assert "24 of 24 of our means lie within 10 % of theirs." in same
     assert "Its share was not measured." in same
@@ -109,7 +114,7 @@ def test_the_authors_figure_is_compared_point_by_point(make: Any, tmp_path: Path
         {**r, "midpoint_loss": 2.0} if (r["method"], r["learning_rate"]) == ("activations", 1e-4) else r
         for r in rows
     ]
-    other = " ".join("\n".join(make.against_authors(worse, tmp_path)).split())
+    other = " ".join("\n".join(others.against_authors(worse, tmp_path)).split())
     assert "23 of 24 of the authors' values" in other
     assert "the others: activations at 0.0001 (2.000 to 2.000 / 1.22). 23 of 24 of our means" in other
     assert "Farther: activations at 0.0001: +64 %" in other
@@ -117,13 +122,13 @@ def test_the_authors_figure_is_compared_point_by_point(make: Any, tmp_path: Path
     assert "Not so: covariance − activations at 0.0001: ours -0.650, theirs +0.130." in other
 
 
-def test_the_share_of_biases_is_that_of_its_record(make: Any, tmp_path: Path) -> None:
+def test_the_share_of_biases_is_that_of_its_record(others: Any, tmp_path: Path) -> None:
     rows = [
         {"learning_rate": rate, "library": 0.5, "with_bias": 0.5 + 1e-7, "without_bias": 0.5 + change}
         for rate, change in ((0.1, -0.01), (0.1, -0.03), (0.3, 0.01))
     ]
     (tmp_path / "biases.json").write_text(json.dumps(rows), encoding="utf-8")
-    (text,) = make.biases_explained(make.read_biases(tmp_path))
+    (text,) = others.biases_explained(others.read_biases(tmp_path))
     assert "agrees with it to 1e-07 on every pair" in text
     assert "by -0.020 to +0.010, most at 0.1: -0.020 ± 0.010." in text
 
@@ -144,7 +149,7 @@ def test_matching_with_biases_by_hand_gives_what_the_library_gives(tmp_path: Pat
     assert any(row["without_bias"] != pytest.approx(row["with_bias"], rel=1e-3) for row in rows)
 
 
-def test_midpoint_accuracies_stand_beside_published_ones(make: Any) -> None:
+def test_midpoint_accuracies_stand_beside_published_ones(others: Any) -> None:
     accuracies = {("none", "none"): 0.1, ("correlation", "none"): 0.2, ("correlation", "batchnorm"): 0.6}
     rows = [
         {
@@ -160,7 +165,7 @@ def test_midpoint_accuracies_stand_beside_published_ones(make: Any) -> None:
         }
         for (method, refresh), value in accuracies.items()
     ]
-    page = "\n".join(make.against_published(rows))
+    page = "\n".join(others.against_published(rows))
     assert "| resnet20, width 0.5 | 10.0 | 20.0 | 60.0 | 75.0 |" in page
     assert "| *ResNet-20, width 1, published* | | *12.7* | *67.6* | *93.6* |" in page
     assert "VGG" not in page

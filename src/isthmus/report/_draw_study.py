@@ -30,6 +30,9 @@ DOTS_PER_INCH = 120
 _LETTER = 0.088
 """Width of an average letter of a figure's title, inches, and a little more."""
 
+_BETWEEN = {3: (2.0, 3.0, 4.0, 5.0, 6.0, 8.0), 10: (2.0, 3.0, 5.0), 30: (2.0, 5.0)}
+"""Ticks with numbers between powers of ten, on axes that span less than this factor."""
+
 _LONG: dict[str, Any] = {"handlelength": 3.2}
 """Legends show a whole period of the longest dashes."""
 
@@ -321,10 +324,6 @@ def _points(axes: Axes, panel: Scatter, labels: tuple[str, str, str], marked: li
     tidy(axes, literal(panel.title), f"{labels[0]}\n{panel.text}", labels[1])
     _plain_ticks(axes)
     return drawn
-
-
-_BETWEEN = {3: (2.0, 3.0, 4.0, 5.0, 6.0, 8.0), 10: (2.0, 3.0, 5.0), 30: (2.0, 5.0)}
-"""Ticks with numbers between powers of ten, on axes that span less than this factor."""
 
 
 def _plain_ticks(axes: Axes) -> None:

@@ -21,6 +21,7 @@ from isthmus.report._format import label
 from isthmus.report._study_summary import (
     Correlation,
     Point,
+    endpoints_mean,
     exponent,
     rank_correlation,
     summarise,
@@ -226,7 +227,7 @@ class _Set:
             curves[method] = _plain(points)
             if self.x == "width" and column in ("barrier", "lmc_error_sup"):
                 notes[method] = self._exponents(column, part, points)
-        ends = _ends(column)
+        ends = endpoints_mean(column)
         if ends is not None:
             shown = [r for r in rows if r["method"] == self.all_methods[0]]
             curves[_ENDPOINTS] = _plain(summarise(shown, self.x, lambda r: scale * ends(r)))
@@ -254,7 +255,7 @@ class _Set:
                 part = [r for r in rows if r["method"] == method and r["refresh"] == refresh]
                 for point in summarise(part, self.x, lambda r: scale * r[column]):
                     dots.setdefault(method, []).append(Dot(_REFRESHED[refresh], point.mean, point.error))
-        ends = _ends(column)
+        ends = endpoints_mean(column)
         reference = None
         if ends is not None:
             shown = [r for r in rows if r["method"] == self.all_methods[0]]
@@ -279,12 +280,6 @@ class _Set:
 
     def _stem(self, what: str) -> str:
         return f"{what}-{self.name}" if self.name else what
-
-
-def _ends(column: str) -> Callable[[Row], float] | None:
-    """Return the mean of the endpoints that goes with a measure at the midpoint."""
-    what = {"midpoint_loss": "loss", "midpoint_accuracy": "accuracy"}.get(column)
-    return None if what is None else lambda r: (r[f"{what}_a"] + r[f"{what}_b"]) / 2
 
 
 def _plain(points: Sequence[Point]) -> list[tuple[float, float, float | None]]:

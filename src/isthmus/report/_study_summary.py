@@ -13,6 +13,7 @@ from scipy.stats import rankdata
 __all__ = [
     "Correlation",
     "Point",
+    "endpoints_mean",
     "exponent",
     "rank_correlation",
     "summarise",
@@ -192,3 +193,9 @@ def exponent(points: Sequence[Point]) -> tuple[float, float] | None:
     slope = float(centred @ y / (centred @ centred))
     residual = y - y.mean() - slope * centred
     return slope, float(np.sqrt(residual @ residual / (len(used) - 2) / (centred @ centred)))
+
+
+def endpoints_mean(column: str) -> Callable[[Row], float] | None:
+    """Return the mean of the endpoints that goes with a measure at the midpoint."""
+    what = {"midpoint_loss": "loss", "midpoint_accuracy": "accuracy"}.get(column)
+    return None if what is None else lambda r: (r[f"{what}_a"] + r[f"{what}_b"]) / 2
