@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "build" / "benchmarks"
-PARTS = ("assignment_page", "matching_page", "matching_plain", "peers", "peers_worker")
+PARTS = ("assignment_page", "matching_page", "matching_plain", "measuring", "peers", "peers_worker")
 NAMES = sorted(p.stem for p in HERE.glob("[a-z]*.py") if p.stem not in PARTS)
 
 SHORT = {

@@ -19,10 +19,8 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import multiprocessing
-import resource
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ import numpy as np
 import torch
 
 from benchmarks.assignment_page import tables, write_page
-from benchmarks.line import cpu_seconds, machine
+from benchmarks.measuring import cpu_seconds, machine, peak_memory
 from benchmarks.peers import Peers
 from isthmus.checkpoints import atomic_path
 from isthmus.study import TrainSettings, load_dataset, train
@@ -208,7 +206,7 @@ def compare(costs: Matrix, names: list[str], peers: Peers, args: argparse.Namesp
         "value_minus_scipy": {name: v - values["scipy"] for name, v in values.items()},
     }
     if not args.no_memory:
-        found["extra_bytes"] = {"isthmus": peak_memory(assign, costs)}
+        found["extra_bytes"] = {"isthmus": peak_memory(partial(assign, costs))}
         for name in names:
             found["extra_bytes"][name] = peers.call("assignment", solver=name, matrix=path, memory=True)[
                 "bytes"
@@ -249,23 +247,6 @@ def compare_descent(width: int, names: list[str], peers: Peers, args: argparse.N
         "ratio_warm": best[0] / means["isthmus, warm"],
         "ratio_cold": best[0] / means["isthmus"],
     }
-
-
-def peak_memory(solver: Callable[[Matrix], Any], costs: Matrix) -> int:
-    """Return the bytes a solver needs beyond its matrix, measured in a forked process."""
-
-    def child(pipe: Any) -> None:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        solver(costs)
-        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-
-    context = multiprocessing.get_context("fork")
-    receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=child, args=(send,))
-    process.start()
-    kilobytes = receive.recv()
-    process.join()
-    return 1024 * int(kilobytes)
 
 
 def parsed() -> argparse.Namespace:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
+
+from benchmarks.matching_page import exponent
 
 MARKER = "<!-- made by benchmarks/assignment.py --table -->"
 NAMES = {"isthmus": "isthmus", "lapjvh": "lapx lapjvh", "scipy": "SciPy", "pot": "POT emd"}
@@ -71,10 +72,7 @@ def exponents(
             ]
             if len(points) < 3:
                 continue
-            x, y = [math.log(p[0]) for p in points], [math.log(p[1]) for p in points]
-            middle, level = sum(x) / len(x), sum(y) / len(y)
-            slope = sum((a - middle) * (b - level) for a, b in zip(x, y, strict=True))
-            found[kind, name] = slope / sum((a - middle) ** 2 for a in x), sorted(points)
+            found[kind, name] = exponent(*zip(*points, strict=True)), sorted(points)
     return found
 
 

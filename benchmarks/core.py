@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import isthmus
-from benchmarks.line import cpu_seconds, machine
+from benchmarks.measuring import cpu_seconds, machine
 from isthmus.checkpoints import atomic_path
 from isthmus.testing import planted_pair, randomise_state, reference_inputs, reference_network
 from isthmus.transport import assign

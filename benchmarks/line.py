@@ -11,16 +11,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import ctypes
 import json
-import multiprocessing
-import platform
-import resource
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.measuring import cpu_seconds, machine, peak_memory, product_rate
 from isthmus import line
 from isthmus.checkpoints import atomic_path
 from isthmus.connectivity import _engine, _graph, _networks
@@ -162,20 +157,6 @@ def operations(model: nn.Module, example: Tensor) -> tuple[int, int]:
     return sum(counts), mixed
 
 
-def product_rate(dtype: torch.dtype, size: int = 2048) -> float:
-    """Return operations per CPU second of a square matrix product, the best of several."""
-    x = torch.randn(size, size).to(dtype)
-    seconds = [cpu_seconds(lambda: x @ x)[0] for _ in range(7)]
-    return 2 * size**3 / min(seconds)
-
-
-def cpu_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the CPU time of a call, and its result."""
-    start = time.process_time()
-    result = call()
-    return time.process_time() - start, result
-
-
 def compare(name: str, pair: Pair, args: argparse.Namespace) -> dict[str, Any]:
     """Measure all ways on one pair."""
     rates = {
@@ -235,48 +216,6 @@ def described(result: Any, seconds: list[float], plain: list[float], losses: Ten
             "largest_loss_difference": float((result.loss - losses).abs().max()) if same else None,
         }
     return found
-
-
-def peak_memory(call: Callable[[], Any]) -> int:
-    """Return the bytes a call needs beyond what the process holds, measured in a forked process."""
-
-    def child(pipe: Any) -> None:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        call()
-        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-
-    # Give freed memory back, or the child would use it again unseen.
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-    context = multiprocessing.get_context("fork")
-    receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=child, args=(send,))
-    process.start()
-    send.close()
-    kilobytes = receive.recv()
-    process.join()
-    return 1024 * int(kilobytes)
-
-
-def machine() -> dict[str, Any]:
-    """Return what the numbers depend on."""
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = next((row.split(":")[1].strip() for row in text.splitlines() if row.startswith("model name")), "")
-    git = [["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"]]
-    commit, dirty = (
-        subprocess.run(c, capture_output=True, text=True, check=False).stdout.strip() for c in git
-    )
-    return {
-        "processor": model or platform.processor(),
-        "amx": "amx_bf16" in text,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "commit": commit,
-        "dirty": bool(dirty),
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 def tables(record: dict[str, Any]) -> str:

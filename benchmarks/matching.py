@@ -35,9 +35,10 @@ import torch
 from torch import Tensor, nn
 
 import isthmus
-from benchmarks.line import cpu_seconds, machine, peak_memory, product_rate, trained_mlp
+from benchmarks.line import trained_mlp
 from benchmarks.matching_page import tables, write_page
 from benchmarks.matching_plain import PlainLoop
+from benchmarks.measuring import cpu_seconds, machine, peak_memory, product_rate
 from benchmarks.peers import FOLDER, install
 from isthmus import align
 from isthmus.checkpoints import atomic_path

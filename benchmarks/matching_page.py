@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 MARKER = "<!-- made by benchmarks/matching.py --table -->"
 
 
-def exponent(widths: list[int], values: list[float]) -> float:
+def exponent(widths: Sequence[float], values: Sequence[float]) -> float:
     """Return the slope of a line through the points on log axes."""
     return float(np.polyfit(np.log(widths), np.log(values), 1)[0])
 

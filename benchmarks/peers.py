@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-FOLDER = Path(__file__).parent.parent / "build" / "peers"
+_ROOT = Path(__file__).parent.parent
+FOLDER = _ROOT / "build" / "peers"
 PACKAGES = ("scipy", "lapx", "POT", "rebasin")
-_WORKER = Path(__file__).parent / "peers_worker.py"
 
 
 def install(folder: Path = FOLDER, packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
@@ -56,8 +56,10 @@ class Peers:
     def __init__(self, folder: Path = FOLDER) -> None:
         """Make the environment where needed, and start the process."""
         self.skipped = install(folder)
-        command = [str(folder / "bin" / "python"), str(_WORKER)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [str(folder / "bin" / "python"), "-m", "benchmarks.peers_worker"]
+        self._process = subprocess.Popen(
+            command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self._scratch = tempfile.TemporaryDirectory()
         found = self.call("versions")
         self.versions: dict[str, str] = found["versions"]

@@ -6,16 +6,15 @@ import functools
 import importlib
 import importlib.metadata
 import json
-import multiprocessing
 import os
-import resource
 import sys
-import time
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+
+from benchmarks.measuring import cpu_seconds, peak_memory
 
 MODULES = {"numpy": "numpy", "scipy": "scipy.optimize", "lapx": "lap", "POT": "ot", "rebasin": "rebasin"}
 
@@ -63,30 +62,13 @@ def assignment(solver: str, matrix: str, *, memory: bool = False) -> dict[str, A
     """Solve the stored problem; return process CPU seconds and the value, or with ``memory`` the extra bytes."""
     costs = _read(matrix, os.stat(matrix).st_mtime_ns)
     if memory:
-        return {"bytes": _extra_bytes(SOLVERS[solver], costs)}
-    start = time.process_time()
-    columns = SOLVERS[solver](costs)
-    seconds = time.process_time() - start
+        return {"bytes": peak_memory(functools.partial(SOLVERS[solver], costs))}
+    seconds, columns = cpu_seconds(functools.partial(SOLVERS[solver], costs))
     assert len(set(columns.tolist())) == len(costs)
     return {
         "seconds": seconds,
         "value": float(costs[np.arange(len(costs)), columns].astype(np.float64).sum()),
     }
-
-
-def _extra_bytes(solver: Any, costs: np.ndarray) -> int:
-    def child(pipe: Any) -> None:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        solver(costs)
-        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-
-    context = multiprocessing.get_context("fork")
-    receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=child, args=(send,))
-    process.start()
-    kilobytes = receive.recv()
-    process.join()
-    return 1024 * int(kilobytes)
 
 
 TASKS = {"versions": versions, "assignment": assignment}

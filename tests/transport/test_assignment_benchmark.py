@@ -56,7 +56,8 @@ def test_the_worker_solves_and_says_what_failed(tmp_path: Path) -> None:
         {"task": "versions"},
     ]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks/peers_worker.py")],
+        [sys.executable, "-m", "benchmarks.peers_worker"],
+        cwd=ROOT,
         input="".join(json.dumps(r) + "\n" for r in requests),
         capture_output=True,
         text=True,

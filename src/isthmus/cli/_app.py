@@ -13,7 +13,7 @@ import typer
 from isthmus import __version__
 from isthmus.checkpoints import atomic_folder, atomic_path, check_format
 from isthmus.cli import _console as console
-from isthmus.cli._pair import data_for, example_for, example_of_shapes, load_pair
+from isthmus.cli._pair import align_pair, data_for, example_for, example_of_shapes, load_pair
 from isthmus.cli._study import study
 from isthmus.cli._target import load_target
 from isthmus.cli._theory import theory
@@ -243,7 +243,6 @@ def align(
     """Find the relabelling of B that brings it close to A, and write it to a file."""
     from isthmus.checkpoints import save_state
     from isthmus.cli import _folders as folders
-    from isthmus.matching import align as find
     from isthmus.states import state_of
 
     in_folders = folders.are_folders(a, b, model)
@@ -270,16 +269,7 @@ def align(
                 written = folders.relabel_folder(alignment, second, apply, max_shard_size, bar)
         else:
             pair = load_pair(a, b, model, trust_remote_code=trust_remote_code)
-            example = example_for(pair.target, found, shape)
-            alignment = find(
-                pair.a,
-                pair.b,
-                batches=batches,
-                method=method,
-                args=example.args,
-                kwargs=example.kwargs,
-                seed=seed,
-            )
+            alignment = align_pair(pair, found, method=method, batches=batches, shapes=shape, seed=seed)
             alignment.save(staged[0])
             if apply is not None:
                 save_state(staged[1], alignment.apply(state_of(pair.b)))

@@ -8,9 +8,8 @@ from pathlib import Path
 from isthmus.batches import Batches
 from isthmus.checkpoints import save_state
 from isthmus.cli import _console as console
-from isthmus.cli._pair import NetworkPair, example_for
+from isthmus.cli._pair import NetworkPair, align_pair
 from isthmus.errors import DataError
-from isthmus.matching import align as find
 from isthmus.merging import merge as average
 
 __all__ = ["merge_checkpoints"]
@@ -44,17 +43,7 @@ def merge_checkpoints(
         alignments = None
         if method is not None:
             tell(f"aligning by {method}", 0, 2)
-            example = example_for(pair.target, dict(data), shapes)
-            found = find(
-                pair.a,
-                pair.b,
-                batches=batches,
-                method=method,
-                args=example.args,
-                kwargs=example.kwargs,
-                seed=seed,
-            )
-            alignments = [found]
+            alignments = [align_pair(pair, data, method=method, batches=batches, shapes=shapes, seed=seed)]
         tell("merging", 1, 2)
         state = average(
             [pair.a, pair.b],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from isthmus.checkpoints import load_state
 from isthmus.cli._folders import are_folders, open_pair
 from isthmus.cli._target import Target, load_target
 from isthmus.errors import DataError
+from isthmus.matching import Alignment, align
 from isthmus.pretrained import LazyState, is_model_folder, open_model
 from isthmus.states import check_finite, check_same_architecture, state_of
 from isthmus.study import resolve_data
 
-__all__ = ["NetworkPair", "data_for", "example_for", "example_of_shapes", "load_pair"]
+__all__ = ["NetworkPair", "align_pair", "data_for", "example_for", "example_of_shapes", "load_pair"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +70,33 @@ def _loaded(model: nn.Module, path: Path) -> nn.Module:
     return filled.eval()
 
 
+def align_pair(
+    pair: NetworkPair,
+    data: Mapping[str, Batches],
+    *,
+    method: str,
+    batches: Batches | None,
+    shapes: Sequence[str] | None,
+    seed: int,
+) -> Alignment:
+    """Align network B to network A; ``batches`` are for the methods that run the networks.
+
+    Raises:
+        DataError: there are no example inputs (see :func:`example_for`).
+        IsthmusError: whatever aligning raises.
+    """
+    example = example_for(pair.target, data, shapes)
+    return align(
+        pair.a,
+        pair.b,
+        batches=batches,
+        method=method,
+        args=example.args,
+        kwargs=example.kwargs,
+        seed=seed,
+    )
+
+
 def data_for(
     name: str | None, data_dir: Path | None, *, batch_size: int, limit: int | None, on_progress: Any = None
 ) -> dict[str, Batches]:
@@ -78,7 +106,7 @@ def data_for(
     return resolve_data(name, data_dir, batch_size=batch_size, limit=limit, on_progress=on_progress)
 
 
-def example_for(target: Target, data: dict[str, Batches], shapes: Sequence[str] | None = None) -> Batch:
+def example_for(target: Target, data: Mapping[str, Batches], shapes: Sequence[str] | None = None) -> Batch:
     """Return example inputs: random ones of the shapes given, the target's own, or the beginning of the data.
 
     Raises:
