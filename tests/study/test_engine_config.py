@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from engine_studies import TINY, tiny
 
+import isthmus.study
 from isthmus.study import StudyError, make_plan, preset_names, read_study
-from isthmus.study._plan import address_of, plan_study
+from isthmus.study._plan import NetworkFacts, address_of, plan_study
 
 
 def fault(text: str) -> str:
@@ -80,7 +81,8 @@ def test_presets_are_valid_and_can_be_planned(name: str) -> None:
     study = read_study(name)
     assert study.name == name
     assert study.description
-    plan = plan_study(study, lambda data, split: f"{data} {split}", lambda variant: True, "float32")
+    facts = NetworkFacts(stackable=True, operations=1e6, refreshable=True)
+    plan = plan_study(study, lambda data, split: f"{data} {split}", lambda variant: facts, "float32")
     assert {u.kind for u in plan.units} >= {"train", "measure"}
 
 
@@ -102,6 +104,27 @@ def test_a_plan_has_what_a_unit_needs_before_it_and_stacks_within_one_architectu
     assert [len(u.content["networks"]) for u in plan.units if u.kind == "train"] == [3, 3, 2] * 2
     # Results appear while training goes on.
     assert kinds.index("measure") < len(kinds) - 1 - kinds[::-1].index("train")
+
+
+def test_expected_work_goes_with_the_size_of_the_network() -> None:
+    plan = make_plan(tiny(TINY.replace("width: 12", "width: [4, 4000]")), None)
+    for kind in ("train", "measure"):
+        costs = {u.content["network"]["width"]: u.cost for u in plan.units if u.kind == kind}
+        forward = {w: 2 * (64 * w + w * w + 10 * w) for w in (4, 4000)}
+        assert costs[4000] / costs[4] == pytest.approx((forward[4000] + 2e5) / (forward[4] + 2e5))
+
+
+@pytest.mark.parametrize(("family", "lines"), [("vgg16", 1), ("vgg16_bn", 2)])
+def test_lines_that_are_measured_once_are_expected_once(family: str, lines: int) -> None:
+    text = (Path(isthmus.study.__file__).parent / "presets" / "cifar10-vgg-cpu.yaml").read_text(
+        encoding="utf-8"
+    )
+    study = tiny(text.replace("[vgg16, vgg16_bn]", family).replace("auto", "float32"))
+    facts = NetworkFacts(stackable=False, operations=8e5, refreshable=family == "vgg16_bn")
+    plan = plan_study(study, lambda data, split: f"{data} {split}", lambda variant: facts, "float32")
+    methods = len(study.measure.methods)
+    (cost,) = [u.cost for u in plan.units if u.kind == "measure"]
+    assert cost == pytest.approx(2 * methods * lines * study.measure.points / 11)
 
 
 def test_more_seeds_keep_the_addresses_of_full_stacks() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -24,6 +25,7 @@ from isthmus.study import (
     network_for,
     train,
 )
+from isthmus.study._networks import operations
 from isthmus.testing import mlp, resnet20
 
 
@@ -381,6 +383,21 @@ def test_the_mlp_is_sized_to_the_data() -> None:
     shapes = [tuple(p.shape) for p in network_for("mlp", digits, depth=1, bias=False).parameters()]
     assert shapes == [(512, 64), (10, 512)]
     assert len(list(network_for("mlp", toy(), width=7).parameters())) == 8
+
+
+def test_operations_of_a_network_are_counted_on_shapes() -> None:
+    digits = load_dataset("digits")
+    model = network_for("mlp", digits, width=7, depth=2)
+    before = copy.deepcopy(model.state_dict())
+    assert operations(model, digits) == 2 * (64 * 7 + 7 * 7 + 7 * 10)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert model.training
+    # Three by three convolutions at 32, 16 and 8 pixels a side; short cuts between the stages are what may come on top.
+    products = (
+        1024 * 9 * (3 * 16 + 6 * 16**2) + 256 * 9 * (16 * 32 + 5 * 32**2) + 64 * 9 * (32 * 64 + 5 * 64**2)
+    )
+    found = operations(network_for("resnet20", images()), images()) - 2 * (products + 64 * 10)
+    assert found in (0, 2 * (256 * 16 * 32 + 64 * 32 * 64))
 
 
 def test_networks_that_do_not_exist_or_do_not_fit() -> None:

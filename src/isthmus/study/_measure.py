@@ -64,7 +64,7 @@ def _train(unit: Unit, store: Store, data_dir: str | None, device: str) -> dict[
     data = load_split(content["data"]["name"], data_dir, "train")
     model = build_network(NetworkConfig(**content["network"]), data).to(device)
     settings = [TrainSettings(**content["training"], **network) for network in content["networks"]]
-    if can_stack(model) and settings[0].augment == "none":
+    if can_stack(model, settings[0].augment):
         results = train_stacked(model, data, settings)
     else:
         results = [train(model, data, s, strict=False) for s in settings]

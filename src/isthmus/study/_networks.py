@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from isthmus.errors import ModelError
 from isthmus.study._dataset import Dataset
 from isthmus.testing import densenet, groupnorm_resnet, mlp, mobilenet, resnet20, vgg16, vgg16_bn
 
-__all__ = ["FAMILIES", "network_for"]
+__all__ = ["FAMILIES", "network_for", "operations"]
 
 _CONVOLUTIONAL = {
     "vgg16": vgg16,
@@ -67,3 +69,14 @@ def network_for(
             "Convolutional families need RGB images; use 'mlp' otherwise."
         ) from error
     return model.train()
+
+
+def operations(model: nn.Module, dataset: Dataset) -> int:
+    """Return the floating-point operations of products and convolutions in one forward pass of one example.
+
+    Counted by torch on shapes alone: nothing is computed.
+    """
+    shapes = copy.deepcopy(model).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        shapes(torch.empty(1, *dataset.input_shape, device="meta"))
+    return int(counter.get_total_flops())

@@ -13,13 +13,36 @@ from isthmus.matching import METHODS
 from isthmus.study._config import StudyConfig, Variant
 from isthmus.study._precision import Precision
 
-__all__ = ["NetworkRef", "Plan", "Unit", "address_of", "plan_study"]
+__all__ = ["NetworkFacts", "NetworkRef", "Plan", "Unit", "address_of", "plan_study"]
 
 PROTOCOL = 1
 """Raised whenever a change of the code changes what a unit of the same content gives."""
 
+_ANY_NETWORK = 2e5
+"""Operations per example that a network costs beyond its products: fitted to the preset ``width`` on one core."""
+
 Digest = Callable[[str, str], str]
 """From name and split of a data set to its digest."""
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """What the plan needs to know about a network.
+
+    Attributes:
+        stackable: whether several can be trained together.
+        operations: of one forward pass of one example.
+        refreshable: whether it keeps running statistics.
+    """
+
+    stackable: bool
+    operations: float
+    refreshable: bool
+
+    @property
+    def size(self) -> float:
+        """Expected work per example, relative to other networks."""
+        return (self.operations + _ANY_NETWORK) / 1e6
 
 
 @dataclass(frozen=True)
@@ -44,7 +67,7 @@ class Unit:
         address: SHA-256 of the content, hexadecimal.
         content: everything the result depends on, as plain values.
         needs: addresses of the units that must be done before.
-        cost: expected work, in network-epochs of this network, roughly.
+        cost: expected work, roughly: passes over the data times millions of operations per example.
         label: for people.
     """
 
@@ -101,28 +124,29 @@ def address_of(content: Mapping[str, Any]) -> str:
 
 
 def plan_study(
-    study: StudyConfig, digest: Digest, stackable: Callable[[Variant], bool], precision: Precision
+    study: StudyConfig, digest: Digest, facts: Callable[[Variant], NetworkFacts], precision: Precision
 ) -> Plan:
     """Cut a study into units.
 
     Args:
         study: the study.
         digest: of data sets, by name and split.
-        stackable: whether several networks of a variant can be trained together.
+        facts: about the network of a variant.
         precision: what ``precision: auto`` stands for.
     """
     study = study.with_precision(precision)
     units: dict[str, Unit] = {}
     for members in _groups(study.variants):
         places = {}
-        size = study.stack if stackable(members[0]) else 1
+        network = facts(members[0])  # they differ in the learning rate only
+        size = study.stack if network.stackable else 1
         wanted = [(v.training.learning_rate, s) for v in members for s in study.all_seeds]
         for chunk in _chunks(wanted, size):
-            unit = _train_unit(members[0], chunk, digest)
+            unit = _train_unit(members[0], network, chunk, digest)
             units[unit.address] = unit
             places |= {key: NetworkRef(unit.address, i) for i, key in enumerate(chunk)}
         for variant in members:
-            for unit in _measurements(study, variant, places, digest):
+            for unit in _measurements(study, variant, network, places, digest):
                 units[unit.address] = unit
     return Plan(study.name, tuple(_sorted(units.values())), precision)
 
@@ -137,7 +161,9 @@ def _groups(variants: Iterable[Variant]) -> list[list[Variant]]:
     return list(groups.values())
 
 
-def _train_unit(variant: Variant, chunk: Iterable[tuple[float, int]], digest: Digest) -> Unit:
+def _train_unit(
+    variant: Variant, facts: NetworkFacts, chunk: Iterable[tuple[float, int]], digest: Digest
+) -> Unit:
     training = variant.training.content()
     del training["learning_rate"]
     networks = [{"learning_rate": rate, "seed": seed} for rate, seed in chunk]
@@ -154,12 +180,16 @@ def _train_unit(variant: Variant, chunk: Iterable[tuple[float, int]], digest: Di
         f"train {_name(variant)}, learning rate {', '.join(f'{r:g}' for r in rates)}, "
         f"seeds {', '.join(str(s) for s in sorted({n['seed'] for n in networks}))}"
     )
-    cost = len(networks) * max(variant.training.epochs, 0.1)
+    cost = len(networks) * max(variant.training.epochs, 0.1) * facts.size
     return Unit("train", address_of(content), content, (), cost, label)
 
 
 def _measurements(
-    study: StudyConfig, variant: Variant, places: Mapping[tuple[float, int], NetworkRef], digest: Digest
+    study: StudyConfig,
+    variant: Variant,
+    facts: NetworkFacts,
+    places: Mapping[tuple[float, int], NetworkRef],
+    digest: Digest,
 ) -> Iterator[Unit]:
     rate = variant.training.learning_rate
     measure = study.measure.model_dump(mode="json")
@@ -174,7 +204,8 @@ def _measurements(
         content = {"kind": "measure", **shared, "data": data, **ends, "measure": measure}
         content["training"] = variant.training.content()
         needs = tuple(dict.fromkeys(end["unit"] for end in ends.values()))
-        cost = 2.0 * len(measure["methods"]) * len(measure["refresh"]) * measure["points"] / 11
+        lines = len(measure["methods"]) * (len(measure["refresh"]) if facts.refreshable else 1)
+        cost = 2.0 * lines * measure["points"] / 11 * facts.size
         yield Unit(
             "measure", address_of(content), content, needs, cost, f"measure {about}, seeds {a} and {b}"
         )
@@ -194,7 +225,7 @@ def _measurements(
             address_of(content),
             content,
             (place.unit,),
-            1.0,
+            facts.size,
             f"dimension of {about}, seed {seed}",
         )
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from isthmus.moments._normalisation import keeps_running_statistics
 from isthmus.study._config import StudyConfig, Variant
 from isthmus.study._executors import AbstractExecutor, InProcess, Job, Outcome
 from isthmus.study._measure import build_network, load_split
-from isthmus.study._plan import Plan, Unit, plan_study
+from isthmus.study._networks import operations
+from isthmus.study._plan import NetworkFacts, Plan, Unit, plan_study
 from isthmus.study._precision import Precision, faster_precision
 from isthmus.study._sinks import AbstractSink, scalars_of
 from isthmus.study._stacked import can_stack
@@ -30,7 +32,7 @@ class Progress:
     Attributes:
         unit: the unit that just ended, or ``None`` at the start.
         outcome: how it ended.
-        done: expected work that is recorded, in network-epochs.
+        done: expected work that is recorded (see :class:`Unit`).
         total: expected work of the study.
         seconds: since the run began.
         left: expected seconds left; ``None`` before the first unit has ended.
@@ -88,12 +90,14 @@ def make_plan(study: StudyConfig, data_dir: str | Path | None, *, precision: Pre
     """
     where = None if data_dir is None else str(data_dir)
 
-    def stackable(variant: Variant) -> bool:
-        model = build_network(variant.network, load_split(variant.data.name, where, "train"))
-        return variant.training.augment == "none" and can_stack(model)
+    def facts(variant: Variant) -> NetworkFacts:
+        data = load_split(variant.data.name, where, "train")
+        model = build_network(variant.network, data)
+        stackable = can_stack(model, variant.training.augment)
+        return NetworkFacts(stackable, operations(model, data), keeps_running_statistics(model))
 
     chosen = faster_precision("cpu") if precision is None else precision
-    return plan_study(study, lambda name, split: load_split(name, where, split).digest, stackable, chosen)
+    return plan_study(study, lambda name, split: load_split(name, where, split).digest, facts, chosen)
 
 
 def run_study(

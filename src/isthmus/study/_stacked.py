@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from isthmus.batches import device_of
 from isthmus.errors import ModelError
+from isthmus.study._augment import Augmentation
 from isthmus.study._dataset import Dataset
 from isthmus.study._errors import StudyError
 from isthmus.study._initialise import initialise
@@ -33,8 +34,15 @@ _OWN = ("seed", "learning_rate")
 """Settings in which the networks of one stack may differ."""
 
 
-def can_stack(model: nn.Module) -> bool:
-    """Return whether a model is a plain ReLU perceptron with biases, as :func:`isthmus.testing.mlp` builds."""
+def can_stack(model: nn.Module, augment: Augmentation = "none") -> bool:
+    """Return whether a model is a plain ReLU perceptron with biases, as :func:`isthmus.testing.mlp` builds.
+
+    Args:
+        model: the model.
+        augment: of its training; only ``"none"`` can be stacked.
+    """
+    if augment != "none":
+        return False
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
     names = [name for name, _ in model.named_parameters()]
     expected = [f"layers.{i}.{part}" for i in range(len(linears)) for part in ("weight", "bias")]
