@@ -45,7 +45,7 @@ def accuracy(rows: Sequence[Row]) -> str:
 def interval(found: Mapping[str, Any]) -> str:
     """Print a correlation."""
     if found["value"] is None:
-        return "undefined"
+        return "undefined: all barriers or all dimensions are equal"
     return f"{found['value']:.2f}" + (
         "" if found["low"] is None else f" [{found['low']:.2f}, {found['high']:.2f}]"
     )

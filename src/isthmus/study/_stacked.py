@@ -25,6 +25,7 @@ from isthmus.study._augment import Augmentation
 from isthmus.study._dataset import Dataset
 from isthmus.study._errors import StudyError
 from isthmus.study._initialise import initialise
+from isthmus.study._negligible import drop_negligible_moments, without_negligible
 from isthmus.study._seeds import seeded_generator
 from isthmus.study._training import EpochRecord, TrainResult, TrainSettings
 
@@ -148,6 +149,7 @@ class _Stack:
             for parameter, gradient in zip(self.parameters[k], gradients, strict=True):
                 parameter.grad = gradient[k]
             optimiser.step()
+            drop_negligible_moments(optimiser, step)
         return loss, hits, rates
 
     def network(self, index: int, model: nn.Module) -> nn.Module:
@@ -232,7 +234,7 @@ def _gradients(
     hits = (logits.argmax(-1) == labels).sum(-1)
     error = logs.exp_()
     error.scatter_add_(-1, labels[..., None], torch.full_like(labels[..., None], -1, dtype=error.dtype))
-    flowing = error.div_(batch).to(dtype)
+    flowing = without_negligible(error.div_(batch)).to(dtype)
     ones = flowing.new_ones(len(inputs), 1, batch)
     gradients: list[Tensor] = [flowing] * (2 * len(weights))
     for k in reversed(range(len(weights))):

@@ -18,6 +18,7 @@ from isthmus.study._augment import Augmentation, augmented
 from isthmus.study._dataset import Dataset
 from isthmus.study._errors import StudyError
 from isthmus.study._initialise import Initialisation, initialise
+from isthmus.study._negligible import drop_negligible_moments, without_negligible
 from isthmus.study._precision import Precision
 from isthmus.study._seeds import derive_seed, seeded_generator
 
@@ -247,6 +248,7 @@ def _epoch(
         inputs, labels = data.batch(index)
         batch = augmented(inputs, settings.augment, crops), labels
         loss, hits = _step(network, optimiser, batch, rate, settings.precision)
+        drop_negligible_moments(optimiser, step)
         loss_sum += loss.double() * len(index)
         right += hits
     return EpochRecord(
@@ -270,7 +272,9 @@ def _step(
         group["lr"] = rate
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         outputs = main_output(network(inputs))
-    loss = F.cross_entropy(outputs.float(), labels)
+    logits = outputs.float()
+    logits.register_hook(without_negligible)
+    loss = F.cross_entropy(logits, labels)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     optimiser.step()
