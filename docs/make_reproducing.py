@@ -49,6 +49,7 @@ CAPTIONS = {
     "line": "Loss along the line",
     "dimension": "Approximate dimension against barrier",
 }
+DETAILS = {"batchnorm": "BatchNorm statistics recomputed"}
 
 
 def main() -> None:
@@ -120,8 +121,10 @@ def section(name: str, rows: Sequence[Row], run: Mapping[str, Any] | None, folde
     yield from about(name, rows, run)
     if name == "paper-mnist":
         yield from against_authors(rows, folder)
+    places: dict[str, str] = {}
     for chosen, part in split(rows, others).items():
-        place = ", ".join(f"{AXES.get(c, c)} {v}" for c, v in zip(others, chosen, strict=True))
+        place = ", ".join(f"{AXES.get(c, c)}: {v}" for c, v in zip(others, chosen, strict=True))
+        places["-".join(map(str, chosen))] = place
         yield from tables(part, x, place)
         if name.startswith("paper-"):
             yield from tables(part, x, place, "train")
@@ -133,7 +136,7 @@ def section(name: str, rows: Sequence[Row], run: Mapping[str, Any] | None, folde
     if len({r["refresh"] for r in rows}) > 1:
         yield from against_published(rows)
     yield from weights_against_activations(rows, [x, *others])
-    yield from figures(folder)
+    yield from figures(folder, places)
 
 
 def about(name: str, rows: Sequence[Row], run: Mapping[str, Any] | None) -> Lines:
@@ -235,6 +238,24 @@ def exponents(rows: Sequence[Row], place: str) -> Lines:
         "the error of independent neurons from above, so a measured error may fall faster; trained neurons are not "
         "independent."
     )
+    yield from turning(rows)
+
+
+def turning(rows: Sequence[Row]) -> Lines:
+    """Name the methods whose error grows again with width, by more than two standard errors, and from where on."""
+    named: list[str] = []
+    for method in dict.fromkeys(r["method"] for r in rows if r["method"] != "none"):
+        points = means(of(rows, method), "width", "lmc_error_sup")
+        least, widest = min(points, key=lambda p: p.mean), points[-1]
+        if widest.mean - least.mean > 2 * ((least.error or 0.0) + (widest.error or 0.0)):
+            named.append(
+                f"`{method}` has its least error, {least.mean:.2f}, at width {least.x:g} and {widest.mean:.2f} "
+                f"at {widest.x:g}"
+            )
+    if named:
+        yield from prose(
+            f"Not every method gains from width, so a power law does not describe all: {'; '.join(named)}."
+        )
 
 
 def dimensions(rows: Sequence[Row], x: str, place: str) -> Lines:
@@ -335,14 +356,22 @@ def weights_against_activations(rows: Sequence[Row], columns: Sequence[str]) -> 
         )
 
 
-def figures(folder: Path) -> Lines:
-    """Return the figures of a results folder, each linked to its vector form."""
+def figures(folder: Path, places: Mapping[str, str]) -> Lines:
+    """Return the figures of a results folder, each linked to its vector form.
+
+    Args:
+        folder: the results.
+        places: what the ends of the files' names stand for.
+    """
     there = folder / "figures"
     for kind in FIGURES:
         for path in sorted(p for p in there.glob("*.png") if p.stem.split("-")[0] == kind):
             shown = Path(os.path.relpath(path, HERE)).as_posix()
             rest = path.stem.partition("-")[2]
-            text = CAPTIONS[kind] + (f" ({rest})" if rest else "")
+            place = max((p for p in places if p and f"-{rest}".endswith(f"-{p}")), key=len, default="")
+            what = rest.removesuffix(place).strip("-")
+            details = ", ".join(d for d in (DETAILS.get(what, what), places.get(place)) if d)
+            text = CAPTIONS[kind] + (f" ({details})" if details else "")
             yield f"![{text}]({shown})"
             yield ""
             vectors = [

@@ -277,7 +277,12 @@ def test_a_scatter_draws_zero_at_zero_and_tells_places_apart() -> None:
 
 @pytest.mark.parametrize(
     ("values", "expected"),
-    [((0.6, 6.0), {"1", "2", "5"}), ((2.0, 5.0), {"2", "3", "4", "5"}), ((0.01, 5.0), {"0.01", "0.1", "1"})],
+    [
+        ((0.6, 6.0), {"1", "2", "5"}),
+        ((2.0, 5.0), {"2", "3", "4", "5"}),
+        ((0.02, 0.8), {"0.02", "0.05", "0.1", "0.2", "0.5"}),
+        ((0.01, 5.0), {"0.01", "0.1", "1"}),
+    ],
 )
 def test_short_logarithmic_axes_have_numbers_between_powers_of_ten(
     values: tuple[float, float], expected: set[str]

@@ -76,6 +76,26 @@ def test_every_number_comes_from_the_records(make: Any, results: Path) -> None:
     assert max(len(line) for line in page.splitlines() if not line.startswith(("|", "*", "!"))) <= 118
 
 
+def test_methods_that_lose_from_width_are_named(make: Any) -> None:
+    errors = {
+        "weights": {32: (3.0, 3.2), 64: (1.0, 1.2), 128: (2.0, 2.2)},
+        "covariance": {32: (3.0,), 64: (2.0,)},
+    }
+    rows = [
+        {"method": method, "width": width, "lmc_error_sup": value}
+        for method, places in errors.items()
+        for width, values in places.items()
+        for value in values
+    ]
+    text = " ".join("\n".join(make.turning(rows)).split())
+    assert text.endswith(": `weights` has its least error, 1.10, at width 64 and 2.10 at 128.")
+    assert list(make.turning([r for r in rows if r["method"] == "covariance"])) == []
+    # 1.5 and 2.1 are six standard errors of 0.1 apart, 1.8 and 2.1 only three, and four are wanted.
+    for rise, some in ((0.4, True), (0.7, False)):
+        near = [{**r, "lmc_error_sup": r["lmc_error_sup"] + rise * (r["width"] == 64)} for r in rows]
+        assert bool(list(make.turning(near))) is some
+
+
 def test_figures_are_shown_and_linked(make: Any, results: Path) -> None:
     page = "\n".join(make.page(results))
     assert "![Barrier](" in page
@@ -193,8 +213,8 @@ def test_what_is_measured_at_a_single_place_stands_in_one_table(make: Any) -> No
             ("weights", "batchnorm", 1.5, 0.4),
         )
     ]
-    assert list(make.tables(rows, "learning_rate", "family vgg16_bn")) == [
-        "**Test, family vgg16_bn**",
+    assert list(make.tables(rows, "learning_rate", "family: vgg16_bn")) == [
+        "**Test, family: vgg16_bn**",
         "",
         "| method | Midpoint loss | Midpoint loss, BatchNorm reset | Barrier | Barrier, BatchNorm reset "
         "| Midpoint accuracy (%) | Midpoint accuracy (%), BatchNorm reset |",

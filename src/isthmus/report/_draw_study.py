@@ -30,7 +30,7 @@ DOTS_PER_INCH = 120
 _LETTER = 0.088
 """Width of an average letter of a figure's title, inches, and a little more."""
 
-_BETWEEN = {3: (2.0, 3.0, 4.0, 5.0, 6.0, 8.0), 10: (2.0, 3.0, 5.0), 30: (2.0, 5.0)}
+_BETWEEN = {3: (2.0, 3.0, 4.0, 5.0, 6.0, 8.0), 10: (2.0, 3.0, 5.0), 100: (2.0, 5.0)}
 """Ticks with numbers between powers of ten, on axes that span less than this factor."""
 
 _LONG: dict[str, Any] = {"handlelength": 3.2}

@@ -92,7 +92,7 @@ def write_study_figures(rows: Sequence[Row], folder: str | Path, *, rate: Rate |
     paths: list[Path] = []
     listed: list[dict[str, Any]] = []
     for chosen, part in _split(rows, others).items():
-        about = ", ".join(f"{c} {v}" for c, v in zip(others, chosen, strict=True))
+        about = ", ".join(f"{_AXES.get(c, c)}: {v}" for c, v in zip(others, chosen, strict=True))
         set_of = _Set(part, x, about, "-".join(map(str, chosen)), target, rate)
         paths += set_of.curves() if x in swept else set_of.methods()
         for refresh in set_of.refreshed:
