@@ -37,6 +37,11 @@ def test_ctrl_c_during_training_writes_nothing(
     assert not (project / "demo").exists()
 
 
+def heed_interrupts() -> None:
+    """Undo what a shell does to its background jobs, and theirs inherit: to ignore interrupts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_a_real_interrupt_during_training_leaves_nothing(tmp_path: Path) -> None:
     command = [
@@ -52,15 +57,23 @@ def test_a_real_interrupt_during_training_leaves_nothing(tmp_path: Path) -> None
         "new/demo",
     ]
     with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
     ) as run:
-        started = time.monotonic()
-        while not (tmp_path / "new" / "demo").exists() and run.poll() is None:
-            assert time.monotonic() - started < 300
-            time.sleep(0.05)
-        time.sleep(1)
-        run.send_signal(signal.SIGINT)
-        out, err = run.communicate(timeout=300)
+        try:
+            started = time.monotonic()
+            while not (tmp_path / "new" / "demo").exists() and run.poll() is None:
+                assert time.monotonic() - started < 300
+                time.sleep(0.05)
+            time.sleep(1)
+            run.send_signal(signal.SIGINT)
+            out, err = run.communicate(timeout=300)
+        finally:
+            run.kill()
     assert run.returncode == 130, err
     assert err == "Interrupted; nothing was written.\n"
     assert out == ""
