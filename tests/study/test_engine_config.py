@@ -127,6 +127,12 @@ def test_lines_that_are_measured_once_are_expected_once(family: str, lines: int)
     assert cost == pytest.approx(2 * methods * lines * study.measure.points / 11)
 
 
+def test_a_plan_is_made_from_shapes_alone() -> None:
+    """The hidden layer of this network would fill terabytes."""
+    plan = make_plan(tiny(TINY.replace("width: 12, depth: 2", "width: 10_000_000_000, depth: 1")), None)
+    assert plan.units
+
+
 def test_more_seeds_keep_the_addresses_of_full_stacks() -> None:
     study = TINY.replace("stack: 3", "stack: 2").replace("[0.01, 0.1]", "0.1")
     few, many = (make_plan(tiny(study.replace("seeds: 4", f"seeds: {n}")), None) for n in (2, 4))

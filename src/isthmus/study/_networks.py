@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from isthmus.batches import device_of
 from isthmus.errors import ModelError
 from isthmus.study._dataset import Dataset
 from isthmus.testing import densenet, groupnorm_resnet, mlp, mobilenet, resnet20, vgg16, vgg16_bn
@@ -74,9 +74,13 @@ def network_for(
 def operations(model: nn.Module, dataset: Dataset) -> int:
     """Return the floating-point operations of products and convolutions in one forward pass of one example.
 
-    Counted by torch on shapes alone: nothing is computed.
+    Counted by torch; with a model on the device ``meta`` nothing is computed.
     """
-    shapes = copy.deepcopy(model).to("meta").eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        shapes(torch.empty(1, *dataset.input_shape, device="meta"))
+    example = torch.zeros(1, *dataset.input_shape, device=device_of(model))
+    training = model.training
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.eval()(example)
+    finally:
+        model.train(training)
     return int(counter.get_total_flops())

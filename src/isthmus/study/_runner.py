@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from isthmus.moments._normalisation import keeps_running_statistics
 from isthmus.study._config import StudyConfig, Variant
 from isthmus.study._executors import AbstractExecutor, InProcess, Job, Outcome
@@ -92,7 +94,8 @@ def make_plan(study: StudyConfig, data_dir: str | Path | None, *, precision: Pre
 
     def facts(variant: Variant) -> NetworkFacts:
         data = load_split(variant.data.name, where, "train")
-        model = build_network(variant.network, data)
+        with torch.device("meta"):  # shapes alone: the widest networks fill gigabytes
+            model = build_network(variant.network, data)
         stackable = can_stack(model, variant.training.augment)
         return NetworkFacts(stackable, operations(model, data), keeps_running_statistics(model))
 
