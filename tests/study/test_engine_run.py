@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import random
@@ -67,6 +68,16 @@ def test_a_second_run_does_nothing(finished: Path) -> None:
     assert len(calls) == 1
     assert calls[0].done == pytest.approx(calls[0].total)
     assert records(finished) == before
+
+
+def test_nothing_is_left_at_the_end_whatever_the_order(tmp_path: Path) -> None:
+    calls: list[Progress] = []
+    study = tiny(TINY.replace("width: 12", "width: [3, 7, 12]").replace("seeds: 4", "seeds: 6"))
+    run_study(study, tmp_path, on_progress=calls.append)
+    assert calls[-1].done == calls[-1].total
+    assert calls[-1].left == 0.0
+    assert not str(calls[-1].left).startswith("-")
+    assert all(a.done < b.done for a, b in itertools.pairwise(calls))
 
 
 def test_stopped_after_any_unit_it_goes_on_to_the_same_records(finished: Path, tmp_path: Path) -> None:

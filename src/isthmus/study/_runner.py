@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -223,12 +224,13 @@ class _Loop:
                 done.add(outcome.address)
             self._tell(self.units[outcome.address], outcome, skipped, ended)
 
-    def _cost(self, addresses: set[str]) -> float:
-        return sum(self.units[a].cost for a in addresses)
+    def _cost(self, addresses: Iterable[str]) -> float:
+        """Add up expected work, whatever the order: all done is exactly the total."""
+        return math.fsum(self.units[a].cost for a in addresses)
 
     def _tell(self, unit: Unit | None, outcome: Outcome | None, skipped: float, ended: set[str]) -> None:
         seconds = time.perf_counter() - self.start
-        done, total = self._cost(ended), sum(u.cost for u in self.units.values())
+        done, total = self._cost(ended), self._cost(self.units)
         left = None if done <= skipped else (total - done) * seconds / (done - skipped)
         progress = Progress(unit, outcome, done, total, seconds, left)
         if unit is not None and outcome is not None:
