@@ -407,5 +407,8 @@ def test_networks_that_do_not_exist_or_do_not_fit() -> None:
         ModelError, match=r"'vgg16' cannot take the inputs of digits, shape \(1, 8, 8\).*use 'mlp'"
     ):
         network_for("vgg16", load_dataset("digits"), width=1 / 16)
+    for width in (0.5, 12.5):
+        with pytest.raises(ModelError, match=f"'mlp': width: expected a number of units, found {width}"):
+            network_for("mlp", toy(), width=width)
     with pytest.raises(ModelError, match=r"'resnet20': .*unexpected keyword argument 'layers'"):
         network_for("resnet20", images(), layers=3)

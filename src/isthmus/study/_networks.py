@@ -43,7 +43,7 @@ def network_for(
         settings: further keyword arguments of the builder in :mod:`isthmus.testing`.
 
     Raises:
-        ModelError: an unknown family or setting, or images that the family cannot take.
+        ModelError: an unknown family or setting, a fraction of a unit, or images that the family cannot take.
 
     Notes:
         The initial values come from torch's global generator; :func:`~isthmus.study.train` draws them anew
@@ -54,8 +54,10 @@ def network_for(
         raise ModelError(f"Unknown network family {family!r}. Choose one of {', '.join(FAMILIES)}.")
     try:
         if family == "mlp":
-            units = 512 if width is None else int(width)
-            return mlp(math.prod(dataset.input_shape), units, depth, classes, **settings)
+            units = 512 if width is None else width
+            if units != int(units) or units < 1:
+                raise ModelError(f"Network family 'mlp': width: expected a number of units, found {width:g}.")
+            return mlp(math.prod(dataset.input_shape), int(units), depth, classes, **settings)
         model = _CONVOLUTIONAL[family](classes, 1 if width is None else width, **settings)
     except TypeError as error:
         raise ModelError(f"Network family {family!r}: {error}. Check its settings.") from error
