@@ -18,7 +18,7 @@ from torch import Tensor
 from isthmus.coupling import identity_permutation
 from isthmus.matching._grids import Cluster, Structure
 from isthmus.matching._nested import Gain, Solver
-from isthmus.matching._objectives import TermObjective
+from isthmus.matching._objectives import TermObjective, independent
 from isthmus.matching._parts import parts_of
 from isthmus.matching._schedules import CoordinateDescent, SinglePass
 
@@ -55,7 +55,7 @@ class _LeftOver:
         total = torch.zeros(allowed.shape, dtype=torch.float64).masked_fill_(~allowed, -torch.inf)
         terms = self.inner.terms(cluster)
         if not all_terms:
-            terms = [t for t in terms if t.neighbours <= permutations.keys()] or terms
+            terms = independent(terms, permutations) or terms
         by_term = parts_of(terms, name, len(allowed))
         if by_term is None:
             gains = self.inner.gains(cluster, permutations, all_terms=all_terms)

@@ -19,8 +19,8 @@ from torch import Tensor
 from isthmus.coupling import identity_permutation, invert_permutation
 from isthmus.matching._certify import ErrorBound, certified
 from isthmus.matching._grids import Cluster, Structure
-from isthmus.matching._nested import Gain, Solver, couple, total_gain
-from isthmus.matching._objectives import Comparison, Term, TermObjective
+from isthmus.matching._nested import Gain, Solver, best_change
+from isthmus.matching._objectives import Comparison, Term, TermObjective, independent
 from isthmus.matching._pairs import Order
 from isthmus.matching._parts import Part, parts_of
 from isthmus.matching._products import SHORT, add_product, blocks, product_error
@@ -83,10 +83,7 @@ class Incremental:
         if keeper is not None:
             return keeper.change(permutations, all_terms=names is None, measured=measured)
         gains = self.gains(cluster, permutations, all_terms=names is None)
-        wanted = list(cluster) if names is None else [n for n in names if any(n in g.members for g in gains)]
-        assert wanted, "gains are about at least one group that is not matched yet"
-        found = couple(gains, wanted, solver, keep=names is None)
-        return found, total_gain(gains, found) if measured else 0.0
+        return best_change(gains, cluster, solver, names=names, measured=measured)
 
     def gains(
         self, cluster: Cluster, permutations: Mapping[str, Tensor], *, all_terms: bool = True
@@ -356,8 +353,7 @@ def _used(
     """Return the parts that count: in a single pass those that depend on no group not matched yet, if any."""
     if all_terms:
         return listed
-    known = [item for item in listed if item.neighbours <= permutations.keys()]
-    return known or listed
+    return independent(listed, permutations) or listed
 
 
 def _state(comparison: Comparison, permutations: Mapping[str, Tensor]) -> dict[str, Tensor]:

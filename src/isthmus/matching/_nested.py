@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Gain", "Solver", "couple", "total_gain"]
+__all__ = ["Gain", "Solver", "best_change", "couple", "total_gain"]
 
 Solver = Callable[[Tensor], Tensor]
 """Turns a gain matrix ``(size, size)`` into a permutation: the unit of B for each unit of A."""
@@ -72,6 +72,29 @@ def _moved_cells(cells: int, members: Mapping[str, Tensor], permutations: Mappin
 def total_gain(gains: Sequence[Gain], permutations: Mapping[str, Tensor]) -> float:
     """Return the sum of all gains under permutations."""
     return sum(g.value(permutations) for g in gains)
+
+
+def best_change(
+    gains: Sequence[Gain],
+    cluster: Sequence[str],
+    solver: Solver,
+    *,
+    names: Sequence[str] | None,
+    measured: bool,
+) -> tuple[dict[str, Tensor], float]:
+    """Return the best change of a cluster by its gains, and its matched gain if that is to be ``measured``.
+
+    Args:
+        gains: summed.
+        cluster: the groups.
+        solver: solves one assignment.
+        names: match only those of these groups that have a gain (a single pass); ``None`` for the whole cluster.
+        measured: whether the gain is wanted.
+    """
+    wanted = cluster if names is None else [n for n in names if any(n in g.members for g in gains)]
+    assert wanted, "gains are about at least one group that is not matched yet"
+    found = couple(gains, wanted, solver, keep=names is None)
+    return found, total_gain(gains, found) if measured else 0.0
 
 
 def couple(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from isthmus.matching._nested import Gain, total_gain
 from isthmus.matching._pairs import Movers, order_of, pair_products
 from isthmus.symmetry._apply import permute_tensor
 
-__all__ = ["AbstractObjective", "Comparison", "MomentObjective", "Term", "TermObjective"]
+__all__ = ["AbstractObjective", "Comparison", "MomentObjective", "Term", "TermObjective", "independent"]
 
 
 class AbstractObjective(Protocol):
@@ -193,6 +193,19 @@ def cells_of(tensor: Tensor, axes: tuple[int, ...], positions: Tensor) -> Tensor
     return rows[positions.to(rows.device)]
 
 
+class _Dependent(Protocol):
+    @property
+    def neighbours(self) -> frozenset[str]: ...
+
+
+_Part = TypeVar("_Part", bound=_Dependent)
+
+
+def independent(parts: Sequence[_Part], permutations: Mapping[str, Tensor]) -> list[_Part]:
+    """Return the parts that depend on no group not matched yet: a single pass goes by these where there are any."""
+    return [part for part in parts if part.neighbours <= permutations.keys()]
+
+
 Measure = Callable[[Comparison, Mapping[str, Tensor]], float]
 
 
@@ -254,7 +267,7 @@ class TermObjective:
         terms, needed = self._terms[cluster], list(cluster)
         if not all_terms:
             needed = [name for name in cluster if name not in permutations]
-            known = [t for t in terms if all(n in permutations for n in t.neighbours)]
+            known = independent(terms, permutations)
             if any(t.facet.groups.intersection(needed) for t in known):
                 terms, needed = known, []
         found = _added([g for t in terms for g in of_term(t, permutations)])

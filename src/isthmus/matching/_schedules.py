@@ -13,7 +13,7 @@ from isthmus.coupling import identity_permutation, moved_fraction
 from isthmus.errors import DataError
 from isthmus.matching._grids import Cluster
 from isthmus.matching._incremental import Incremental, Products
-from isthmus.matching._nested import Solver, couple, total_gain
+from isthmus.matching._nested import Solver, best_change
 from isthmus.matching._objectives import AbstractObjective, TermObjective
 from isthmus.transport import assign
 
@@ -75,10 +75,7 @@ class _Plain:
     ) -> tuple[dict[str, Tensor], float]:
         """Return the best change of a cluster (see :meth:`Incremental.change`)."""
         gains = self._objective.gains(cluster, permutations, all_terms=names is None)
-        wanted = cluster if names is None else [n for n in names if any(n in g.members for g in gains)]
-        assert wanted, "gains are about at least one group that is not matched yet"
-        found = couple(gains, wanted, solver, keep=names is None)
-        return found, total_gain(gains, found) if measured else 0.0
+        return best_change(gains, cluster, solver, names=names, measured=measured)
 
     def rise(
         self,
