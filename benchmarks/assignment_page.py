@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.matching_page import exponent
+from benchmarks.measuring import exponent
 
 MARKER = "<!-- made by benchmarks/assignment.py --table -->"
 NAMES = {"isthmus": "isthmus", "lapjvh": "lapx lapjvh", "scipy": "SciPy", "pot": "POT emd"}

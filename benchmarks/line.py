@@ -32,6 +32,7 @@ from isthmus.connectivity import _engine, _graph, _networks
 from isthmus.errors import ModelError
 from isthmus.matching import align
 from isthmus.study import load_dataset
+from isthmus.study._networks import operations as count
 from isthmus.testing import mlp, resnet20
 
 Pair = tuple[nn.Module, nn.Module, list[tuple[Tensor, Tensor]]]
@@ -142,19 +143,9 @@ def batches_of(inputs: Tensor, labels: Tensor, size: int) -> list[tuple[Tensor, 
 
 def operations(model: nn.Module, example: Tensor) -> tuple[int, int]:
     """Return floating-point operations per example in all layers, and in a first layer that can be mixed."""
-    counts: list[int] = []
-
-    def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        counts.append(2 * (output.numel() // len(output)) * module.weight[0].numel())  # type: ignore[index,union-attr]
-
-    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    with torch.no_grad():
-        model(example[:1])
-    for hook in hooks:
-        hook.remove()
-    mixed = counts[0] if layers[0].weight[0].numel() >= _graph.SHORT_SUM else 0
-    return sum(counts), mixed
+    first = next(m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d)))
+    mixed = first.weight[0].numel() >= _graph.SHORT_SUM
+    return count(model, example[:1]), count(first, example[:1]) if mixed else 0
 
 
 def compare(name: str, pair: Pair, args: argparse.Namespace) -> dict[str, Any]:

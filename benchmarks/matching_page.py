@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from benchmarks.measuring import exponent
 
 MARKER = "<!-- made by benchmarks/matching.py --table -->"
-
-
-def exponent(widths: Sequence[float], values: Sequence[float]) -> float:
-    """Return the slope of a line through the points on log axes."""
-    return float(np.polyfit(np.log(widths), np.log(values), 1)[0])
 
 
 def tables(record: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Time, memory and machine: what every benchmark needs. Imports nothing of Isthmus; the peers' process uses it too."""
+"""Time, memory, growth and machine, for all benchmarks. Imports nothing of Isthmus; the peers' process uses it too."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import platform
 import resource
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +45,11 @@ def peak_memory(call: Callable[[], Any]) -> int:
     kilobytes = receive.recv()
     process.join()
     return 1024 * int(kilobytes)
+
+
+def exponent(widths: Sequence[float], values: Sequence[float]) -> float:
+    """Return the slope of a line through the points on log axes."""
+    return float(np.polyfit(np.log(widths), np.log(values), 1)[0])
 
 
 def product_rate(dtype: torch.dtype, size: int = 2048) -> float:

@@ -16,8 +16,8 @@ from reproducing_others import against_authors, against_published
 from reproducing_text import Lines, Row, duration, entry, head, interval, of, printed, prose, split, test
 
 from isthmus.checkpoints import atomic_path
-from isthmus.report._study_figures import correlations
-from isthmus.report._study_summary import endpoints_mean, exponent, swept_columns
+from isthmus.report._study_figures import correlations, sweep_of
+from isthmus.report._study_summary import endpoints_mean, exponent
 from isthmus.report._study_summary import summarise as means
 from isthmus.study import preset_names, read_rows, read_run, read_study, transport_exponent
 
@@ -49,7 +49,6 @@ CAPTIONS = {
     "line": "Loss along the line",
     "dimension": "Approximate dimension against barrier",
 }
-DETAILS = {"batchnorm": "BatchNorm statistics recomputed"}
 
 
 def main() -> None:
@@ -113,18 +112,15 @@ def summary(rows: Mapping[str, Sequence[Row]], runs: Mapping[str, dict[str, Any]
 
 def section(name: str, rows: Sequence[Row], run: Mapping[str, Any] | None, folder: Path) -> Lines:
     """Return the section of one study."""
-    swept = swept_columns(rows)
-    x = next((c for c in swept if c in AXES), "learning_rate")
-    others = [c for c in swept if c != x]
+    sweep = sweep_of(rows)
+    x = sweep.x
     yield f"## {name}"
     yield ""
     yield from about(name, rows, run)
     if name == "paper-mnist":
         yield from against_authors(rows, folder)
-    places: dict[str, str] = {}
-    for chosen, part in split(rows, others).items():
-        place = ", ".join(f"{AXES.get(c, c)}: {v}" for c, v in zip(others, chosen, strict=True))
-        places["-".join(map(str, chosen))] = place
+    for combination in sweep.combinations:
+        part, place = combination.rows, combination.words
         yield from tables(part, x, place)
         if name.startswith("paper-"):
             yield from tables(part, x, place, "train")
@@ -135,8 +131,8 @@ def section(name: str, rows: Sequence[Row], run: Mapping[str, Any] | None, folde
             yield from layers(part, x)
     if len({r["refresh"] for r in rows}) > 1:
         yield from against_published(rows)
-    yield from weights_against_activations(rows, [x, *others])
-    yield from figures(folder, places)
+    yield from weights_against_activations(rows, [x, *sweep.others])
+    yield from figures(folder, {c.suffix: c.words for c in sweep.combinations})
 
 
 def about(name: str, rows: Sequence[Row], run: Mapping[str, Any] | None) -> Lines:
@@ -370,7 +366,8 @@ def figures(folder: Path, places: Mapping[str, str]) -> Lines:
             rest = path.stem.partition("-")[2]
             place = max((p for p in places if p and f"-{rest}".endswith(f"-{p}")), key=len, default="")
             what = rest.removesuffix(place).strip("-")
-            details = ", ".join(d for d in (DETAILS.get(what, what), places.get(place)) if d)
+            how = REFRESHED.get(what, what).removeprefix(", ")
+            details = ", ".join(d for d in (how, places.get(place)) if d)
             text = CAPTIONS[kind] + (f" ({details})" if details else "")
             yield f"![{text}]({shown})"
             yield ""

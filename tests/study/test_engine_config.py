@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from engine_studies import TINY, tiny
 
-import isthmus.study
 from isthmus.study import StudyError, make_plan, preset_names, read_study
 from isthmus.study._plan import NetworkFacts, address_of, plan_study
 
@@ -116,10 +115,9 @@ def test_expected_work_goes_with_the_size_of_the_network() -> None:
 
 @pytest.mark.parametrize(("family", "lines"), [("vgg16", 1), ("vgg16_bn", 2)])
 def test_lines_that_are_measured_once_are_expected_once(family: str, lines: int) -> None:
-    text = (Path(isthmus.study.__file__).parent / "presets" / "cifar10-vgg-cpu.yaml").read_text(
-        encoding="utf-8"
+    study = tiny(
+        read_study("cifar10-vgg-cpu").text.replace("[vgg16, vgg16_bn]", family).replace("auto", "float32")
     )
-    study = tiny(text.replace("[vgg16, vgg16_bn]", family).replace("auto", "float32"))
     facts = NetworkFacts(stackable=False, operations=8e5, refreshable=family == "vgg16_bn")
     plan = plan_study(study, lambda data, split: f"{data} {split}", lambda variant: facts, "float32")
     methods = len(study.measure.methods)

@@ -309,7 +309,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     run = start(study, tmp_path / "out", "--executor", "processes", "--workers", "1")
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
     if not children.parent.exists():
-        pytest.skip("needs /proc")
+        pytest.skip("children of a process are read from /proc, which only Linux has")
     while not (pids := children.read_text().split()):
         time.sleep(0.05)
     time.sleep(2)
@@ -370,8 +370,8 @@ class FakeRay(types.ModuleType):
 
     def __init__(self, fails: Exception | None = None, dies: tuple[str, ...] = ()) -> None:
         super().__init__("ray")
-        self.exceptions = types.ModuleType("ray.exceptions")
-        self.exceptions.RayError = type("RayError", (Exception,), {})  # type: ignore[attr-defined]
+        self.exceptions: Any = types.ModuleType("ray.exceptions")
+        self.exceptions.RayError = type("RayError", (Exception,), {})
         self.fails, self.dies, self.options, self.calls = fails, dies, dict[str, Any](), list[str]()
 
     def is_initialized(self) -> bool:
@@ -394,7 +394,7 @@ class FakeRay(types.ModuleType):
 
     def get(self, reference: Any) -> Any:
         if reference.job.unit.kind in self.dies:
-            raise self.exceptions.RayError("the worker died")  # type: ignore[attr-defined]
+            raise self.exceptions.RayError("the worker died")
         return reference.function(reference.job)
 
     def cancel(self, reference: Any, force: bool) -> None:

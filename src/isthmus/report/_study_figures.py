@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from isthmus.report._study_summary import (
     swept_columns,
 )
 
-__all__ = ["Rate", "correlations", "write_study_figures"]
+__all__ = ["Combination", "Rate", "Sweep", "correlations", "sweep_of", "write_study_figures"]
 
 Row = Mapping[str, Any]
 
@@ -86,15 +87,14 @@ def write_study_figures(rows: Sequence[Row], folder: str | Path, *, rate: Rate |
         raise DataError("Study figures: expected rows, found none. Has a pair been measured?")
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    swept = swept_columns(rows)
-    x = next((c for c in swept if c in _AXES), "learning_rate")
-    others = [c for c in swept if c != x]
+    sweep = sweep_of(rows)
+    x = sweep.x
     paths: list[Path] = []
     listed: list[dict[str, Any]] = []
-    for chosen, part in _split(rows, others).items():
-        about = ", ".join(f"{_AXES.get(c, c)}: {v}" for c, v in zip(others, chosen, strict=True))
-        set_of = _Set(part, x, about, "-".join(map(str, chosen)), target, rate)
-        paths += set_of.curves() if x in swept else set_of.methods()
+    for combination in sweep.combinations:
+        part = combination.rows
+        set_of = _Set(part, x, combination.words, combination.suffix, target, rate)
+        paths += set_of.curves() if sweep.varies else set_of.methods()
         for refresh in set_of.refreshed:
             paths += set_of.lines(refresh)
         for column in _DIMENSIONS:
@@ -105,6 +105,54 @@ def write_study_figures(rows: Sequence[Row], folder: str | Path, *, rate: Rate |
     if listed:
         (target / "correlations.json").write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
     return paths
+
+
+@dataclass(frozen=True)
+class Combination:
+    """What was swept beside the horizontal axis, at fixed values.
+
+    Attributes:
+        words: the values with their names, for titles; empty where nothing else was swept.
+        suffix: the values, for the names of files.
+        rows: those with these values.
+    """
+
+    words: str
+    suffix: str
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """How the rows of a study are laid out.
+
+    Attributes:
+        x: the column of the horizontal axis.
+        varies: whether it was swept, or is there for want of another.
+        others: the other swept columns.
+        combinations: of their values.
+    """
+
+    x: str
+    varies: bool
+    others: Sequence[str]
+    combinations: Sequence[Combination]
+
+
+def sweep_of(rows: Sequence[Row]) -> Sweep:
+    """Return what the rows of a study are drawn and listed against: the first swept number."""
+    swept = swept_columns(rows)
+    x = next((c for c in swept if c in _AXES), "learning_rate")
+    others = [c for c in swept if c != x]
+    combinations = [
+        Combination(
+            ", ".join(f"{_AXES.get(c, c)}: {v}" for c, v in zip(others, chosen, strict=True)),
+            "-".join(map(str, chosen)),
+            part,
+        )
+        for chosen, part in _split(rows, others).items()
+    ]
+    return Sweep(x, x in swept, others, combinations)
 
 
 def correlations(rows: Sequence[Row], x: str, column: str) -> list[dict[str, Any]]:

@@ -26,9 +26,9 @@ def drop_negligible_moments(optimiser: torch.optim.Optimizer, step: int) -> None
     if step % _EVERY:
         return
     for state in optimiser.state.values():
-        for name, moment in state.items():
-            if name != "step" and isinstance(moment, Tensor):
-                moment.copy_(without_negligible(moment))
+        for value in state.values():  # moments, and the number of steps, which is at least 1
+            if isinstance(value, Tensor):
+                value.copy_(without_negligible(value))
 
 
 def without_negligible(values: Tensor) -> Tensor:

@@ -6,10 +6,9 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from isthmus.batches import device_of
 from isthmus.errors import ModelError
 from isthmus.study._dataset import Dataset
 from isthmus.testing import densenet, groupnorm_resnet, mlp, mobilenet, resnet20, vgg16, vgg16_bn
@@ -73,12 +72,11 @@ def network_for(
     return model.train()
 
 
-def operations(model: nn.Module, dataset: Dataset) -> int:
-    """Return the floating-point operations of products and convolutions in one forward pass of one example.
+def operations(model: nn.Module, example: Tensor) -> int:
+    """Return the floating-point operations of products and convolutions in one forward pass.
 
-    Counted by torch; with a model on the device ``meta`` nothing is computed.
+    Counted by torch; with model and example on the device ``meta`` nothing is computed.
     """
-    example = torch.zeros(1, *dataset.input_shape, device=device_of(model))
     training = model.training
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:

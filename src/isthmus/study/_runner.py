@@ -97,8 +97,8 @@ def make_plan(study: StudyConfig, data_dir: str | Path | None, *, precision: Pre
         data = load_split(variant.data.name, where, "train")
         with torch.device("meta"):  # shapes alone: the widest networks fill gigabytes
             model = build_network(variant.network, data)
-        stackable = can_stack(model, variant.training.augment)
-        return NetworkFacts(stackable, operations(model, data), keeps_running_statistics(model))
+            work = operations(model, torch.zeros(1, *data.input_shape))
+        return NetworkFacts(can_stack(model, variant.training.augment), work, keeps_running_statistics(model))
 
     chosen = faster_precision("cpu") if precision is None else precision
     return plan_study(study, lambda name, split: load_split(name, where, split).digest, facts, chosen)
@@ -202,6 +202,7 @@ class _Loop:
         self.store, self.executor, self.on_progress = store, executor, on_progress
         self.sinks, self.ended = list(sinks), 0
         self.units = {u.address: u for u in plan.units}
+        self.total = self._cost(self.units)
         self.start = time.perf_counter()
 
     def run(self, jobs: list[Job], done: set[str]) -> None:
@@ -230,7 +231,7 @@ class _Loop:
 
     def _tell(self, unit: Unit | None, outcome: Outcome | None, skipped: float, ended: set[str]) -> None:
         seconds = time.perf_counter() - self.start
-        done, total = self._cost(ended), self._cost(self.units)
+        done, total = self._cost(ended), self.total
         left = None if done <= skipped else (total - done) * seconds / (done - skipped)
         progress = Progress(unit, outcome, done, total, seconds, left)
         if unit is not None and outcome is not None:
