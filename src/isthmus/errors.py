@@ -10,6 +10,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "IsthmusError",
+    "IsthmusWarning",
     "MissingExtraError",
     "ModelError",
     "OutputError",
@@ -53,3 +54,7 @@ class OutputError(IsthmusError, OSError):
 
 class MissingExtraError(IsthmusError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+class IsthmusWarning(UserWarning):
+    """A result that is not wrong but easily misread; the message says why and what to do."""
