@@ -65,22 +65,23 @@ def test_padded_text_counts_tokens(points: Any) -> None:
     a, b, data = seeded(Tagger, 0), seeded(Tagger, 1), padded()
     found = line(a, b, data, points=points)
     assert found.settings["evaluation"] == "traced"
+    assert found.accuracy is not None
+    kept = torch.cat([y.flatten() for _, y in data]) != -100
+    labels = torch.cat([y.flatten() for _, y in data])[kept]
     for t, loss, right, error in zip(
         found.ts.tolist(),
         found.loss.tolist(),
         found.accuracy.tolist(),
         found.lmc_error.tolist(),
-        strict=True,  # type: ignore[union-attr]
+        strict=True,
     ):
         run = bind(a, interpolate(a, b, t))
         outputs = [run(Batch((x,))) for x, _ in data]
-        kept = torch.cat([y.flatten() for _, y in data]) != -100
         logits = torch.cat([o.flatten(0, 1) for o in outputs])[kept]
-        labels = torch.cat([y.flatten() for _, y in data])[kept]
         assert loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-10)
         assert right == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
-        ends = [torch.cat([bind(m)(Batch((x,))).flatten(0, 1) for x, _ in data])[kept] for m in (a, b)]
-        gap = (logits - torch.lerp(*ends, t)).norm(dim=1).mean()
+        f_a, f_b = (torch.cat([bind(m)(Batch((x,))).flatten(0, 1) for x, _ in data])[kept] for m in (a, b))
+        gap = (logits - torch.lerp(f_a, f_b, t)).norm(dim=1).mean()
         assert error == pytest.approx(float(gap), rel=1e-9, abs=1e-12)
     middle = torch.cat([((a(x) + b(x)) / 2).flatten(0, 1) for x, _ in data]).detach()[kept]
     assert found.ensemble_loss == pytest.approx(float(F.cross_entropy(middle, labels)), rel=1e-10)
@@ -245,7 +246,7 @@ def test_a_generator_that_was_read_is_named() -> None:
 
 def pair(title: str) -> tuple[Any, Any, Any]:
     pytest.importorskip("transformers")
-    from test_own_losses import BY_TITLE, tasks
+    from test_own_losses import BY_TITLE, tasks  # type: ignore[import-not-found]
 
     task = BY_TITLE[title]
     return task, [tasks.network(task, seed) for seed in (0, 1)], tasks

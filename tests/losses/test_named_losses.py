@@ -206,7 +206,7 @@ def test_yes_or_no() -> None:
         ("cross_entropy(weight=[0, 1], label_smoothing=0.1)", "a class of weight 0 adds to a mean"),
         (nn.TripletMarginLoss(), r"torch\.nn\.TripletMarginLoss needs more than outputs and targets"),
         (nn.CTCLoss(), r"torch\.nn\.CTCLoss needs more"),
-        (functools.partial(F.mse_loss, wrong=1), r"The loss MSELoss: .*wrong"),
+        (functools.partial(F.mse_loss, **{"wrong": 1}), r"The loss MSELoss: .*wrong"),
         (
             nn.MSELoss(reduction="median"),
             r"MSELoss: expected a reduction among mean, sum, none, found 'median'",

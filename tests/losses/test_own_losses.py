@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from isthmus.batches import as_batch
 from isthmus.errors import DataError, IsthmusWarning, ModelError
 from isthmus.evaluation import bind, evaluate
-from isthmus.losses import completed, configs_kept, scorer_for
+from isthmus.losses import completed, completed_batches, configs_kept, scorer_for
+from isthmus.matching import align
 
 transformers = pytest.importorskip("transformers")
 
@@ -180,7 +181,9 @@ def test_an_explicit_loss_is_taken_at_its_word() -> None:
     model, batch = tasks.network(task), tasks.batches(task)[0]
     logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     wanted = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
-    assert evaluate(model, [batch], loss="cross_entropy").loss == pytest.approx(float(wanted), rel=1e-6)
+    assert evaluate(model, [batch], loss="cross_entropy").loss == pytest.approx(
+        float(wanted.detach()), rel=1e-6
+    )
 
 
 def test_what_has_no_loss_is_refused() -> None:
@@ -237,3 +240,48 @@ def test_every_label_ignored_is_a_mean_over_nothing() -> None:
     assert evaluate(model, [first, batch]).loss == pytest.approx(evaluate(model, [first]).loss, rel=1e-6)
     with pytest.raises(DataError, match="The loss of the model is a mean over nothing"):
         evaluate(model, [batch], loss="cross_entropy")
+
+
+@pytest.mark.parametrize("title", ["causal language model", "the same, grouped heads"])
+def test_language_models_are_aligned_on_batches_of_collators(title: str) -> None:
+    """Their cache, which is on by default, is no output."""
+    task = BY_TITLE[title]
+    model, data = tasks.network(task), tasks.batches(task)
+    found = align(model, tasks.network(task, seed=1), batches=data[:1], method="weights")
+    assert found.verification_error is not None
+    assert found.verification_error < 1e-6
+    assert len(found.permutations) > 5
+
+
+@pytest.mark.parametrize(
+    "title", ["sequence to sequence", "the same, shifted by another rule", "speech to text"]
+)
+def test_encoder_decoders_read_what_their_labels_say(title: str) -> None:
+    """Batches as collators give them, without the decoder's inputs, serve alignment as well."""
+    task = BY_TITLE[title]
+    model, data = tasks.network(task), tasks.batches(task)
+    made = completed(model, as_batch(data[0]))
+    with torch.no_grad():
+        given = model(**made.kwargs).logits
+        own = model(**data[0]).logits
+    torch.testing.assert_close(given, own, rtol=0, atol=0)
+    assert completed(model, made) is made
+    if title == "speech to text":
+        return
+    other = tasks.network(task, seed=1)
+    found = align(model, other, batches=data[:1], method="activations")
+    assert found.verification_error is not None
+    assert found.verification_error < 1e-6
+    assert len(found.permutations) > 5
+
+
+def test_other_networks_batches_are_left_alone() -> None:
+    data = [tasks.batches(BY_TITLE["image classification"])[0]]
+    assert completed_batches(nn.Linear(2, 2), data) is data
+    vision = tasks.network(BY_TITLE["image classification"])
+    (found,) = completed_batches(vision, data)
+    assert set(as_batch(found).kwargs) == {"pixel_values"}
+    bart = tasks.network(BY_TITLE["the same, shifted by another rule"])
+    bart.config.pad_token_id = None
+    batch = as_batch(tasks.batches(BY_TITLE["the same, shifted by another rule"])[0])
+    assert "decoder_input_ids" not in completed(bart, batch).kwargs

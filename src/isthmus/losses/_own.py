@@ -59,26 +59,29 @@ def is_pretrained(model: nn.Module) -> bool:
 
 
 def completed(model: nn.Module, batch: Batch) -> Batch:
-    """Add what an encoder-decoder of transformers makes from its labels: the tokens its decoder reads."""
-    config = getattr(model, "config", None)
-    if not is_pretrained(model) or not getattr(config, "is_encoder_decoder", False):
+    """Add what collators leave to a network of transformers.
+
+    An encoder-decoder makes the tokens that its decoder reads from the labels. Networks that could keep a cache for the
+    next token are told not to: it is no output that counts, and cannot be traced.
+    """
+    if not is_pretrained(model):
         return batch
-    given = any(k in batch.kwargs for k in ("decoder_input_ids", "decoder_inputs_embeds"))
-    labels = batch.targets
-    if (
-        given
-        or "decoder_input_ids" not in _parameters(model)
-        or not isinstance(labels, Tensor)
-        or labels.ndim != 2
-    ):
-        return batch
-    made = _shifted(model, labels)
-    return batch if made is None else replace(batch, kwargs={**batch.kwargs, "decoder_input_ids": made})
+    names, more = _parameters(model), dict[str, Any]()
+    if "use_cache" in names:
+        more["use_cache"] = False
+    config: Any = model.config
+    text = isinstance(batch.targets, Tensor) and batch.targets.ndim == 2
+    if text and getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in names:
+        made = None if "decoder_inputs_embeds" in batch.kwargs else _shifted(model, batch.targets)
+        if made is not None:
+            more["decoder_input_ids"] = made
+    missing = {k: v for k, v in more.items() if k not in batch.kwargs}
+    return replace(batch, kwargs={**batch.kwargs, **missing}) if missing else batch
 
 
 def completed_batches(model: nn.Module, batches: Batches) -> Batches:
-    """Return batches completed for an encoder-decoder of transformers; for any other network, themselves."""
-    if not is_pretrained(model) or not getattr(model.config, "is_encoder_decoder", False):
+    """Return batches completed for a network of transformers; for any other network, themselves."""
+    if not is_pretrained(model):
         return batches
     change = functools.partial(completed, model)
     if isinstance(batches, Iterator):
