@@ -11,13 +11,14 @@ import torch
 import typer
 
 from isthmus import __version__
-from isthmus.checkpoints import atomic_folder, atomic_path, check_format
+from isthmus.checkpoints import check_format
 from isthmus.cli import _console as console
 from isthmus.cli._pair import align_pair, data_for, example_for, example_of_shapes, load_pair
 from isthmus.cli._study import study
 from isthmus.cli._target import load_target
 from isthmus.cli._theory import theory
 from isthmus.errors import DataError, IsthmusError, VerificationError
+from isthmus.files import atomic_folder, atomic_path
 
 __all__ = ["app", "run"]
 

@@ -23,8 +23,9 @@ from rich.progress import (
 from rich.table import Table
 from torch._logging import set_logs  # pyright: ignore[reportPrivateImportUsage] (documented all the same)
 
-from isthmus.checkpoints import atomic_folder, atomic_path, check_format
+from isthmus.checkpoints import check_format
 from isthmus.errors import OutputError
+from isthmus.files import atomic_folder, atomic_path
 
 __all__ = [
     "CHECK_FAILED",

@@ -9,9 +9,10 @@ from typing import Annotated, Any, get_args
 import typer
 from rich.table import Table
 
-from isthmus.checkpoints import atomic_path, load_state
+from isthmus.checkpoints import load_state
 from isthmus.cli import _console as console
 from isthmus.errors import DataError
+from isthmus.files import atomic_path
 
 __all__ = ["theory"]
 
