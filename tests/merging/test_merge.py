@@ -233,3 +233,49 @@ PAIR = [{"w": torch.zeros(2)}, {"w": torch.ones(2)}]
 def test_bad_input(models: Any, settings: dict[str, Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         merge(models, **settings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_eight_bit_floats_are_averaged_in_wider_numbers(dtype: torch.dtype) -> None:
+    """0.25 and 448 in e4m3 (57,344 in e5m2) have sums that eight bits do not hold."""
+    largest = torch.finfo(dtype).max
+    tied = torch.tensor([largest, 0.25, -1.0]).to(dtype)
+    states = [{"w": tied, "v": tied}, {"w": torch.tensor([largest, 0.75, 3.0]).to(dtype)}]
+    states[1]["v"] = states[1]["w"]
+    merged = merge(states)
+    assert merged["w"].dtype == dtype
+    assert merged["w"].double().tolist() == [largest, 0.5, 1.0]
+    assert merged["v"].data_ptr() == merged["w"].data_ptr()
+    with pytest.raises(CheckpointError, match="'w' has 1 NaN"):
+        merge([{"w": torch.tensor([float("nan"), 1.0]).to(dtype)}] * 2)
+
+
+def test_the_versions_of_modules_stay_with_a_merged_state() -> None:
+    """Without them torch takes the state for one of an old version, and some modules read that differently."""
+    a, b = seeded(0, norm=True), seeded(1, norm=True)
+    merged = merge([a, b])
+    assert merged._metadata == a.state_dict()._metadata  # type: ignore[attr-defined]
+    assert merge([a.state_dict(), b.state_dict()])._metadata["1"] == {"version": 2}  # type: ignore[attr-defined]
+    aligned = matching.align(a, b, args=(data(),), method="weights")
+    assert aligned.apply(state_of(b))._metadata == b.state_dict()._metadata  # type: ignore[attr-defined]
+    assert aligned.apply(b).state_dict()._metadata == b.state_dict()._metadata
+    assert merge([a, b], alignments=[aligned])._metadata["1"] == {"version": 2}  # type: ignore[attr-defined]
+
+
+class Second(nn.Module):
+    """Refuses a state of another version, as MNASNet does."""
+
+    _version = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+    def _load_from_state_dict(self, state: Any, prefix: str, local: Any, *rest: Any) -> None:
+        if local.get("version") != 2:
+            raise ValueError("unknown version")
+        super()._load_from_state_dict(state, prefix, local, *rest)
+
+
+def test_a_module_that_asks_for_its_version_loads_what_was_merged() -> None:
+    Second().load_state_dict(merge([Second(), Second()]))
