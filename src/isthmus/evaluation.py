@@ -128,7 +128,7 @@ def bind(
                 output = functional_call(model, tensors, moved.args, dict(moved.kwargs), tie_weights=False)
         except (IsthmusError, torch.OutOfMemoryError):
             raise
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
             raise ModelError(
                 f"Running {type(model).__name__} on a batch with {_shapes(moved)} failed with "
                 f"{type(error).__name__}: {error}. Do the data fit the model?"

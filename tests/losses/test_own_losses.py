@@ -285,3 +285,60 @@ def test_other_networks_batches_are_left_alone() -> None:
     bart.config.pad_token_id = None
     batch = as_batch(tasks.batches(BY_TITLE["the same, shifted by another rule"])[0])
     assert "decoder_input_ids" not in completed(bart, batch).kwargs
+
+
+class Wrapped(nn.Module):
+    """What peft's networks look like from outside."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def get_base_model(self) -> nn.Module:
+        return self.base
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.base(*args, **kwargs)
+
+
+def compiled(model: nn.Module) -> Any:
+    return torch.compile(model, backend="eager")
+
+
+@pytest.mark.parametrize("wrap", [Wrapped, nn.DataParallel, compiled, lambda m: Wrapped(nn.DataParallel(m))])
+def test_wrappers_hide_no_convention(wrap: Any) -> None:
+    task = BY_TITLE["causal language model"]
+    model, data = tasks.network(task), tasks.batches(task)
+    with torch.compiler.set_stance("force_eager"):
+        assert scorer(wrap(model), data[0]).name == "model (next tokens)"
+        assert evaluate(wrap(model), data) == evaluate(model, data)
+
+
+class Causal(nn.Module):
+    """A language model of anyone's: no loss of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(40, 4), nn.Linear(4, 40)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.head(self.embed(input_ids))
+
+
+def test_targets_that_are_the_tokens_themselves_are_refused() -> None:
+    model, tokens = Causal().eval(), torch.arange(24).reshape(4, 6)
+    some = tokens.clone()
+    some[:, 4:] = -100
+    for batch in (
+        {"input_ids": tokens, "labels": tokens},
+        (tokens, tokens),
+        {"input_ids": tokens, "labels": some},
+    ):
+        with pytest.raises(
+            DataError, match=r"The targets are the network's own input tokens.*moved by one place"
+        ):
+            evaluate(model, [batch])
+        assert evaluate(model, [batch], loss="cross_entropy").loss > 0
+    assert evaluate(model, [(tokens[:, :-1], tokens[:, 1:])]).loss > 0
+    zeros = torch.zeros(2, 3, dtype=torch.int64)
+    assert evaluate(model, [(zeros, zeros)]).loss > 0

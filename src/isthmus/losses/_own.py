@@ -53,9 +53,28 @@ class Owned(NamedTuple):
 
 
 def is_pretrained(model: nn.Module) -> bool:
-    """Whether a module is a network of transformers, without importing it."""
+    """Whether a module is a network of transformers, or one that only passes its inputs on to such a network."""
     library = sys.modules.get("transformers.modeling_utils")
-    return library is not None and isinstance(model, library.PreTrainedModel)
+    return library is not None and isinstance(_unwrapped(model), library.PreTrainedModel)
+
+
+def _unwrapped(model: Any) -> nn.Module:
+    """Return the network inside ``torch.compile``, data parallelism and adapters of peft."""
+    inner: Any = model
+    while True:
+        if hasattr(inner, "get_base_model"):
+            found = inner.get_base_model()
+        else:
+            found = inner._modules.get("_orig_mod", None)
+            if found is None and isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+                found = inner.module
+        if not isinstance(found, nn.Module) or found is inner:
+            return inner
+        inner = found
+
+
+def _config(model: nn.Module) -> Any:
+    return getattr(_unwrapped(model), "config", None)
 
 
 def completed(model: nn.Module, batch: Batch) -> Batch:
@@ -69,7 +88,7 @@ def completed(model: nn.Module, batch: Batch) -> Batch:
     names, more = _parameters(model), dict[str, Any]()
     if "use_cache" in names:
         more["use_cache"] = False
-    config: Any = model.config
+    config: Any = _config(model)
     text = isinstance(batch.targets, Tensor) and batch.targets.ndim == 2
     if text and getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in names:
         made = None if "decoder_inputs_embeds" in batch.kwargs else _shifted(model, batch.targets)
@@ -91,6 +110,7 @@ def completed_batches(model: nn.Module, batches: Batches) -> Batches:
 
 def _shifted(model: nn.Module, labels: Tensor) -> Tensor | None:
     """Return the decoder's tokens by the network's own function, or None where it has none or cannot."""
+    model = _unwrapped(model)
     config: Any = model.config
     method = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     function = getattr(sys.modules[type(model).__module__], "shift_tokens_right", None)
@@ -238,7 +258,7 @@ def probes(model: nn.Module, batch: Batch, device: torch.device) -> Iterator[Bat
 
 def _ignored_labels(model: nn.Module, axes: int, harmless: bool) -> list[int]:
     """Return labels that a network may ignore."""
-    config = getattr(model, "config", None)
+    config = _config(model)
     pixels = getattr(config, "semantic_loss_ignore_index", None)
     padding = getattr(config, "pad_token_id", None)
     wanted = [IGNORED] if harmless or axes < 3 else []
@@ -265,7 +285,7 @@ def convention_of(model: nn.Module, batch: Batch, run: Any) -> Convention | None
     Raises:
         ModelError: the network computes no loss on the batch.
     """
-    left = conventions_for(getattr(model, "config", None))
+    left = conventions_for(_config(model))
     informed = False
     for index, probe in enumerate(probes(model, batch, device_of(model))):
         try:
@@ -299,7 +319,7 @@ def _fits(convention: Convention, output: Any, own: Tensor, batch: Batch) -> boo
 @contextmanager
 def configs_kept(*models: Any) -> Iterator[None]:
     """Put back the ``problem_type`` that networks of transformers note in their configuration when they see labels."""
-    configs: list[Any] = [m.config for m in models if isinstance(m, nn.Module) and is_pretrained(m)]
+    configs: list[Any] = [_config(m) for m in models if isinstance(m, nn.Module) and is_pretrained(m)]
     before = [(c, c.problem_type) for c in configs if hasattr(c, "problem_type")]
     try:
         yield
@@ -321,5 +341,5 @@ def check_by(by: Any) -> str:
 
 def _parameters(model: nn.Module) -> set[str]:
     """Return the names of the inputs of a network, ``**`` among them where it takes any."""
-    found = inspect.signature(model.forward).parameters
+    found = inspect.signature(_unwrapped(model).forward).parameters
     return {"**" if p.kind is p.VAR_KEYWORD else n for n, p in found.items()}

@@ -291,6 +291,7 @@ def _own(
 def _default(model: nn.Module, batch: Batch, run: Callable[[Batch], Any]) -> str:
     """Return the loss for a network and its data where none was asked for."""
     if not is_pretrained(model):
+        _refuse_own_tokens(batch)
         return "cross_entropy"
     way_out = 'pass loss= one of "cross_entropy", "mse" and "bce", or a function of (outputs, targets).'
     try:
@@ -320,6 +321,22 @@ def _tokens_of(batch: Batch) -> Tensor | None:
     if not isinstance(tokens, Tensor) or not isinstance(targets, Tensor) or tokens.is_floating_point():
         return None
     return tokens if tokens.shape == targets.shape and tokens.ndim == 2 else None
+
+
+def _refuse_own_tokens(batch: Batch) -> None:
+    """Refuse targets that are the tokens themselves: whether the network shifts them is unknown."""
+    tokens = _tokens_of(batch)
+    if tokens is None:
+        return
+    counted = batch.targets >= 0
+    same = bool((batch.targets == tokens)[counted].all())
+    if same and len(tokens[counted].unique()) > 1:
+        raise DataError(
+            "The targets are the network's own input tokens. A network that predicts the next token needs targets "
+            "moved by one place, (tokens[:, :-1], tokens[:, 1:]). Give such batches, or pass loss= a function that "
+            'moves them, loss="model" if the network returns its own loss, or loss="cross_entropy" if the targets are '
+            "meant as they are."
+        )
 
 
 def _are_next(tokens: Tensor, targets: Tensor) -> bool:
