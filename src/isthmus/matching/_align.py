@@ -49,7 +49,7 @@ def align(
     model_b: nn.Module | Mapping[str, Tensor],
     *,
     batches: Batches | None = None,
-    method: str = "covariance",
+    method: str | None = None,
     args: Any = None,
     kwargs: Mapping[str, Any] | None = None,
     spec: SymmetrySpec | None = None,
@@ -69,7 +69,8 @@ def align(
         model_b: network B, or its state; not mutated.
         batches: data (see :mod:`isthmus.batches`); needed by ``covariance`` (one pass of A), ``activations`` and
             ``correlation`` (one pass of both). Shuffled examples, not sorted by class.
-        method: ``"weights-incoming"``, ``"weights"``, ``"covariance"``, ``"activations"`` or ``"correlation"``.
+        method: ``"weights-incoming"``, ``"weights"``, ``"covariance"``, ``"activations"`` or ``"correlation"``;
+            default: ``"covariance"`` with ``batches``, ``"weights"`` without.
         args: example positional inputs for discovery and verification; default: the start of the first batch.
         kwargs: example keyword inputs.
         spec: the symmetries; default: discovered.
@@ -96,6 +97,8 @@ def align(
         Ferbach et al. 2024, section 6 (covariance, weights-incoming); Ainsworth et al. 2023 (weights);
         Li et al. 2016 (correlation).
     """
+    if method is None:
+        method = "weights" if batches is None else "covariance"
     if method not in METHODS:
         raise DataError(f"unknown method {method!r}: expected one of {', '.join(map(repr, METHODS))}.")
     if batches is None and method in ("covariance", "activations", "correlation"):
