@@ -27,6 +27,7 @@ from torch._logging import set_logs  # pyright: ignore[reportPrivateImportUsage]
 from isthmus.batches import Batches
 from isthmus.checkpoints import atomic_folder, atomic_path, check_format
 from isthmus.errors import IsthmusWarning, OutputError
+from isthmus.report._format import NATS, unit_of
 
 __all__ = [
     "CHECK_FAILED",
@@ -265,7 +266,7 @@ def method_table(record: Mapping[str, Any]) -> Table:
     table = Table(title=title, title_justify="left", caption=_caption(record), caption_justify="left")
     table.add_column("method", no_wrap=True)
     for head in (
-        "barrier (nats)",
+        "barrier (nats)" if unit_of(record) == NATS else f"barrier ({unit_of(record)})",
         "vs none",
         "midpoint loss",
         "midpoint acc.",
