@@ -25,8 +25,9 @@ from rich.table import Table
 from torch._logging import set_logs  # pyright: ignore[reportPrivateImportUsage] (documented all the same)
 
 from isthmus.batches import Batches
-from isthmus.checkpoints import atomic_folder, atomic_path, check_format
+from isthmus.checkpoints import check_format
 from isthmus.errors import IsthmusWarning, OutputError
+from isthmus.files import atomic_folder, atomic_path
 from isthmus.report._format import NATS, unit_of
 
 __all__ = [

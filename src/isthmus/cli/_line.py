@@ -10,7 +10,6 @@ import torch
 import typer
 
 from isthmus.batches import Batches
-from isthmus.checkpoints import atomic_folder
 from isthmus.cli import _console as console
 from isthmus.cli import _options as options
 from isthmus.cli._pair import data_for, load_pair
@@ -18,6 +17,7 @@ from isthmus.cli._relabel import Relabel
 from isthmus.connectivity import Line
 from isthmus.connectivity import line as measure
 from isthmus.errors import DataError
+from isthmus.files import atomic_folder
 from isthmus.matching import Alignment
 from isthmus.report import draw_line
 

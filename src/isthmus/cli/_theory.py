@@ -9,10 +9,11 @@ from typing import Annotated, Any, get_args
 import typer
 from rich.table import Table
 
-from isthmus.checkpoints import atomic_path, load_state
+from isthmus.checkpoints import load_state
 from isthmus.cli import _console as console
 from isthmus.cli import _options as options
 from isthmus.errors import DataError
+from isthmus.files import atomic_path
 
 __all__ = ["theory"]
 

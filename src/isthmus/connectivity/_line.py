@@ -32,8 +32,9 @@ from isthmus.moments._normalisation import (
     averaged_statistics,
     chosen_refresh,
     refresher,
+    some_layers,
 )
-from isthmus.states import State, check_finite, check_same_architecture, state_of
+from isthmus.states import State, check_finite, check_same_architecture, equal_states, state_of
 
 __all__ = ["line"]
 
@@ -127,6 +128,9 @@ def line(
     states = _checked_states(model_a, model_b, alignment)
     low = _low(precision, states[0])
     repair, used, notes = _repair(refresh, model_a, data, refresh_batches)
+    if equal_states(states[0], states[2]):  # every point is the network as it was trained
+        notes.clear()
+        repair, used = (None, None) if refresh == "auto" else (repair, used)
     data, examples = _with_examples(data)
     for letter, model in zip("AB", (model_a, model_b), strict=True):
         if isinstance(model, nn.Module):
@@ -207,9 +211,8 @@ def _repair(
 
 
 def _left_note(layers: Sequence[str]) -> str:
-    more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
     return (
-        f"Running statistics inside the line ({', '.join(layers[:3])}{more}) are the average of the two ends', which "
+        f"Running statistics inside the line ({some_layers(layers)}) are the average of the two ends', which "
         "is wrong there, so the losses and the barrier say little. Recompute them: "
         'refresh="batchnorm" with training data, or a function for other layers than BatchNorm.'
     )

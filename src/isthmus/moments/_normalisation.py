@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.batches import Batch, Batches, iterate, reusable
-from isthmus.errors import DataError, ModelError
+from isthmus.errors import DataError, ModelError, printable
 from isthmus.evaluation import bind
-from isthmus.states import State, check_finite, check_same_architecture, state_of
+from isthmus.states import State, check_finite, check_same_architecture, state_of, with_versions_of
 
 __all__ = [
     "Refresh",
@@ -22,6 +22,7 @@ __all__ = [
     "keeps_running_statistics",
     "refresh_batchnorm",
     "refresher",
+    "some_layers",
 ]
 
 Refresh = str | Callable[[State], Mapping[str, Tensor]] | None
@@ -114,7 +115,7 @@ def refresh_batchnorm(model: nn.Module, state: Mapping[str, Tensor], batches: Ba
     refreshed = dict(state)
     for entry in layers.values():
         entry.write(refreshed)
-    return refreshed
+    return with_versions_of(state, refreshed)
 
 
 def chosen_refresh(refresh: Refresh, model: nn.Module | None, batches: Batches | None) -> Refresh:
@@ -203,6 +204,12 @@ def averaged_statistics(model_or_state: nn.Module | Mapping[str, Tensor], *, rec
         for path, module in model_or_state.named_modules()
         if getattr(module, "running_mean", None) is not None and module not in handled
     ]
+
+
+def some_layers(layers: Sequence[str], limit: int = 3) -> str:
+    """Return the names of the first layers, and how many more there are, for a message."""
+    more = f" and {len(layers) - limit} more" if len(layers) > limit else ""
+    return ", ".join(printable(name) or "the network itself" for name in layers[:limit]) + more
 
 
 def _tracking_layers(model: nn.Module) -> dict[_BatchNorm, _Layer]:
