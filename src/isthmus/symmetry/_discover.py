@@ -105,12 +105,10 @@ def _without_idle_twins(
 
 def _ties(traced: Trace) -> Ties:
     """Return a prover for the graph: parameters are in general position, buffers and inputs may hold anything."""
-    learned = traced.program.graph_signature.inputs_to_parameters
-    parameters = {
-        place: traced.aliases.get(name, (name,))[0]
-        for place, name in learned.items()
-        if place in traced.tensors
-    }
+    first = {name: names[0] for name, names in traced.aliases.items()}
+    learned = {first.get(n, n) for n in traced.program.graph_signature.inputs_to_parameters.values()}
+    named = {place: first.get(name, name) for place, name in traced.tensors.items()}
+    parameters = {place: name for place, name in named.items() if name in learned}
     others = (n.name for n in traced.graph.find_nodes(op="placeholder") if n.name not in parameters)
     return Ties(parameters, others)
 

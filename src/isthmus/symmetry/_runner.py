@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from isthmus.errors import ModelError
 from isthmus.evaluation import require_evaluation
 from isthmus.symmetry._apply import apply
+from isthmus.symmetry._outputs import named_outputs
 from isthmus.symmetry._spec import SymmetrySpec
-from isthmus.symmetry._trace import path_name, select_named, without_caches
+from isthmus.symmetry._trace import without_caches
 from isthmus.symmetry._trials import TRIALS, RankingSeen, nudged
 
 __all__ = ["Runner"]
@@ -90,6 +91,11 @@ class Runner:
         self._inputs = (args, dict(kwargs))
         self.dtype = torch.float64
         self._reference = self._first_run(generator)
+        if not self._reference:
+            raise ModelError(
+                f"{type(model).__name__} returns no tensor, so there is nothing to compare. Return tensors, or tuples, "
+                "lists, mappings or dataclasses of them."
+            )
         with RankingSeen() as ranking:
             again = self._run(self._state)
         differing = [k for k, v in self._reference.items() if _relative_error(v, again[k]) > 0]
@@ -175,7 +181,7 @@ class Runner:
         mode = _Double() if self.dtype == torch.float64 else contextlib.nullcontext()
         with torch.no_grad(), mode:
             output = functional_call(without_caches(self._model), placed, args, kwargs, tie_weights=False)
-        return select_named(_named(output), self._wanted)
+        return named_outputs(output, Tensor).select(self._wanted)
 
     def _prepare(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -260,14 +266,6 @@ def _noisy(value: Any, generator: torch.Generator) -> Any:
     if not bool((value == value.reshape(-1)[0]).all()):
         return value
     return value + 0.5 * torch.rand(value.shape, generator=generator, dtype=torch.float64).to(value.device)
-
-
-def _named(output: Any) -> dict[str, Tensor]:
-    """Name the tensors of an output by their path, as discovery does."""
-    if isinstance(output, Mapping) and not isinstance(output, dict):
-        output = dict(output)
-    pairs, _ = pytree.tree_flatten_with_path(output)
-    return {path_name(path) or "output": v for path, v in pairs if isinstance(v, Tensor)}
 
 
 def _relative_error(reference: Tensor, moved: Tensor) -> float:
