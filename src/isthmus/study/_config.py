@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -14,13 +16,13 @@ from isthmus.study._augment import Augmentation
 from isthmus.study._datasets import DATASETS
 from isthmus.study._errors import StudyError
 from isthmus.study._initialise import Initialisation
-from isthmus.study._networks import FAMILIES
+from isthmus.study._networks import FAMILIES, MOST_LAYERS
 from isthmus.study._precision import Precision, PrecisionSetting
 from isthmus.study._training import Optimiser, Schedule
-from isthmus.study._yaml import KeyPath, line_of, read_yaml
+from isthmus.study._yaml import KeyPath, line_of, read_text, read_yaml
 
 try:
-    from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+    from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 except ImportError as error:  # pragma: no cover
     raise MissingExtraError('Study files need pydantic: pip install "isthmus[study]".') from error
 
@@ -41,9 +43,23 @@ __all__ = [
 _SWEPT = ("data", "network", "training")
 """Sections in which a list means: one variant per entry."""
 
+_MOST_UNITS = 10_000
+"""Units of a study unless it says otherwise: the longest preset has a few hundred."""
+
+_MOST_FAULTS = 20
+"""Faults that are listed; a wrong value in a long sweep would fill the screen otherwise."""
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_from_a_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse ``epochs: yes``, which pydantic reads as 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("a number or text")
+        return value
 
 
 class DataConfig(_Strict):
@@ -66,19 +82,32 @@ class DataConfig(_Strict):
     def _known(cls, value: str) -> str:
         return _one_of(value, DATASETS)
 
+    def content(self) -> dict[str, Any]:
+        """Return what enters the address of a unit: all fields, but for later ones at their default."""
+        return self.model_dump(mode="json")
+
 
 class NetworkConfig(_Strict):
     """Which architecture (see :func:`isthmus.study.network_for`)."""
 
     family: str = "mlp"
     width: float | None = Field(default=None, gt=0)
-    depth: int = Field(default=3, ge=0)
+    depth: int = Field(default=3, ge=0, le=MOST_LAYERS)
     settings: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("family")
     @classmethod
     def _known(cls, value: str) -> str:
         return _one_of(value, FAMILIES)
+
+    @field_validator("settings")
+    @classmethod
+    def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError("texts, finite numbers, true, false and null") from error
+        return value
 
 
 class TrainingConfig(_Strict):
@@ -145,6 +174,7 @@ class _Study(_Strict):
     seeds: int | tuple[int, ...] = 2
     pairs: Literal["disjoint", "all"] = "disjoint"
     stack: int = Field(default=4, ge=1)
+    max_units: int = Field(default=_MOST_UNITS, ge=1)
     measure: MeasureConfig = MeasureConfig()
 
 
@@ -158,6 +188,7 @@ class StudyConfig(_Study):
         pairs: ``"disjoint"`` pairs the seeds two by two, so that pairs are independent; ``"all"`` takes every
             pair.
         stack: most networks that are trained together, where the architecture allows it.
+        max_units: units of work that the study may have; more is an error, so that a sweep by mistake is told at once.
         measure: what is measured.
         variants: the points of the sweep.
         text: the YAML it was read from.
@@ -211,7 +242,7 @@ def read_study(source: str | Path) -> StudyConfig:
     """
     path = Path(source)
     if path.is_file():
-        return parse_study(path.read_text(encoding="utf-8"), str(path))
+        return parse_study(read_text(path), str(path))
     if str(source) in preset_names():
         text = resources.files("isthmus.study").joinpath("presets", f"{source}.yaml").read_text("utf-8")
         return parse_study(text, f"preset {source}")
@@ -230,24 +261,59 @@ def parse_study(text: str, source: str = "study") -> StudyConfig:
         )
     faults: dict[str, None] = {}
     outer = {k: v for k, v in values.items() if k not in _SWEPT}
+    inner = {k: values[k] for k in _SWEPT if k in values}
     try:
         study: _Study | None = _Study.model_validate(outer)
     except ValidationError as error:
         study = None
         faults.update(dict.fromkeys(_faults(error, {}, lines, source, (*_Study.model_fields, *_SWEPT))))
+    else:
+        faults.update(dict.fromkeys(_seed_faults(study, lines, source)))
+        if not faults:  # counted from lengths: nothing of a sweep too large is made
+            faults.update(dict.fromkeys(_size_faults(study, inner, lines, source)))
     variants: list[Variant] = []
-    inner = {k: values[k] for k in _SWEPT if k in values}
-    for point, chosen in _points(inner):
+    for point, chosen in _points(inner) if not faults or _variants(inner) <= _MOST_UNITS else ():
         try:
             variants.append(Variant.model_validate(point))
         except ValidationError as error:
             faults.update(dict.fromkeys(_faults(error, chosen, lines, source, _SWEPT)))
-    if study is not None:
-        faults.update(dict.fromkeys(_seed_faults(study, lines, source)))
     if faults or study is None:
-        raise StudyError("\n".join(faults))
+        raise StudyError(_listed(faults))
     fields = {name: getattr(study, name) for name in _Study.model_fields}
     return StudyConfig(**fields, variants=tuple(variants), text=text)
+
+
+def _listed(faults: Mapping[str, None]) -> str:
+    shown = list(faults)[:_MOST_FAULTS]
+    more = len(faults) - len(shown)
+    return "\n".join([*shown, f"… and {more} more."] if more else shown)
+
+
+def _variants(values: Any) -> int:
+    """Return how many combinations :func:`_points` would yield."""
+    if isinstance(values, dict):
+        return math.prod(map(_variants, values.values()))
+    return len(values) if isinstance(values, list) and values else 1
+
+
+def _size_faults(
+    study: _Study, inner: Mapping[str, Any], lines: Mapping[KeyPath, int], source: str
+) -> Iterator[str]:
+    """Tell when a study has more units than it may have: at least, as if every network could be stacked."""
+    variants, seeds = _variants(inner), _count(study.seeds)
+    pairs = math.comb(seeds, 2) if study.pairs == "all" else seeds // 2
+    units = math.ceil(variants * seeds / study.stack)
+    units += variants * (pairs + (seeds if study.measure.dimension else 0))
+    if units > study.max_units:
+        yield (
+            f"{source}, line {line_of(('max_units',), lines)}: {variants:,} variants of {seeds:,} seeds and {pairs:,} "
+            f"pairs make at least {units:,} units of work, more than max_units: {study.max_units:,}. "
+            "Sweep fewer values, take fewer seeds, or raise max_units."
+        )
+
+
+def _count(seeds: int | tuple[int, ...]) -> int:
+    return seeds if isinstance(seeds, int) else len(seeds)
 
 
 def _points(values: Any, path: KeyPath = ()) -> Iterator[tuple[Any, dict[KeyPath, KeyPath]]]:
@@ -293,17 +359,19 @@ def _explain(fault: ErrorDetails, path: KeyPath, top: tuple[str, ...]) -> str:
     if fault["type"] == "missing":
         return "is missing."
     text = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"expected {text}, found {found!r}."
+    shown = repr(found)
+    return f"expected {text}, found {shown if len(shown) <= 80 else shown[:80] + '…'}."
 
 
 def _seed_faults(study: _Study, lines: Mapping[KeyPath, int], source: str) -> Iterator[str]:
-    seeds = list(range(study.seeds)) if isinstance(study.seeds, int) else list(study.seeds)
-    line = line_of(("seeds",), lines)
-    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
-        yield f"{source}, line {line}: seeds: expected at least two different seeds, found {study.seeds!r}."
-    elif study.pairs == "disjoint" and len(seeds) % 2:
+    count, line = _count(study.seeds), line_of(("seeds",), lines)
+    different = count if isinstance(study.seeds, int) else len(set(study.seeds))
+    if count < 2 or different < count:
+        found = study.seeds if isinstance(study.seeds, int) else f"{count}, {different} of them different"
+        yield f"{source}, line {line}: seeds: expected at least two different seeds, found {found}."
+    elif study.pairs == "disjoint" and count % 2:
         yield (
-            f"{source}, line {line}: seeds: disjoint pairs need an even number of seeds, found {len(seeds)}. "
+            f"{source}, line {line}: seeds: disjoint pairs need an even number of seeds, found {count}. "
             "Add one, or set pairs: all."
         )
 

@@ -20,6 +20,7 @@ from isthmus.states import check_finite, state_of
 from isthmus.study._config import NetworkConfig
 from isthmus.study._dataset import Dataset, to_batches
 from isthmus.study._datasets import load_dataset
+from isthmus.study._evidence import checked_network
 from isthmus.study._networks import network_for
 from isthmus.study._plan import NetworkRef, Unit
 from isthmus.study._seeds import derive_seed
@@ -135,7 +136,7 @@ def _load(
     store: Store, network: Mapping[str, Any], data: Dataset, end: Mapping[str, Any], device: str
 ) -> nn.Module:
     model = build_network(NetworkConfig(**network), data)
-    state = load_state(store.network(NetworkRef(end["unit"], end["index"])))
+    state = load_state(checked_network(store, NetworkRef(end["unit"], end["index"])))
     check_finite(state, f"The network of seed {end['seed']}" if "seed" in end else "The network")
     model.load_state_dict(state)
     return model.to(device).eval()
