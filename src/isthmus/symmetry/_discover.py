@@ -20,7 +20,7 @@ from isthmus.symmetry._stacked import Cuts, SegmentingInterpreter, joined
 from isthmus.symmetry._trace import Trace, trace
 from isthmus.symmetry._values import Value, constant_value
 
-__all__ = ["Outputs", "discover", "discover_from_trace"]
+__all__ = ["Outputs", "activation_name", "discover", "discover_from_trace"]
 
 _MOST_PASSES = 4
 
@@ -64,8 +64,17 @@ def discover(
     return discover_from_trace(trace(model, args, kwargs), outputs=outputs)
 
 
-def discover_from_trace(traced: Trace, *, outputs: Outputs = None) -> SymmetrySpec:
-    """Find the symmetries of an already traced model (see :func:`discover`)."""
+def discover_from_trace(
+    traced: Trace, *, outputs: Outputs = None, watched: Sequence[str] = ()
+) -> SymmetrySpec:
+    """Find the symmetries of an already traced model (see :func:`discover`).
+
+    Args:
+        traced: the model.
+        outputs: what must be preserved.
+        watched: nodes of the graph whose values are listed too, as if they were tensors of the state, under
+            :func:`activation_name`: how the groups move activations of the traced shapes.
+    """
     chosen = traced.select_outputs(outputs)
     labels, interpreter = _interpret(traced, {})
     for _ in range(_MOST_PASSES):
@@ -89,7 +98,17 @@ def discover_from_trace(traced: Trace, *, outputs: Outputs = None) -> SymmetrySp
                     _axes.pin(atom, Pin("not used by the traced computation"))
     values = [*labels.values(), *interpreter.all_values()]
     nesting = outer_atoms(values, interpreter.steps)
+    for node in traced.graph.nodes:
+        value = joined(interpreter.values[node]) if node.name in watched else None
+        if isinstance(value, Value):
+            labels[activation_name(node.name)] = value
+            names[activation_name(node.name)] = (activation_name(node.name),)
     return collect(labels, names, nesting, None if outputs is None else tuple(chosen))
+
+
+def activation_name(node: str) -> str:
+    """Return the name under which the value of a graph's node is listed; no parameter's path begins so."""
+    return f"@{node}"
 
 
 def _without_idle_twins(
