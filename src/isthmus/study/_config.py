@@ -10,13 +10,14 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from isthmus.errors import MissingExtraError
+from isthmus.errors import DataError, MissingExtraError
 from isthmus.matching import METHODS
 from isthmus.study._augment import Augmentation
 from isthmus.study._datasets import DATASETS
 from isthmus.study._errors import StudyError
 from isthmus.study._initialise import Initialisation
 from isthmus.study._networks import FAMILIES, MOST_LAYERS
+from isthmus.study._normalise import read_normalise
 from isthmus.study._precision import Precision, PrecisionSetting
 from isthmus.study._training import Optimiser, Schedule
 from isthmus.study._yaml import KeyPath, line_of, read_text, read_yaml
@@ -37,6 +38,7 @@ __all__ = [
     "TrainingConfig",
     "Variant",
     "preset_names",
+    "preset_text",
     "read_study",
 ]
 
@@ -70,21 +72,37 @@ class DataConfig(_Strict):
         statistics: training examples on which activations are compared.
         train: training examples on which lines are measured; ``None`` for all.
         test: test examples on which lines are measured; ``None`` for all.
+        normalise: what inputs are shifted and scaled by (see :func:`isthmus.study.read_normalise`); ``None`` leaves
+            them in [0, 1].
     """
+
+    # A field that is added later goes into `content`, or every address of every study would change.
 
     name: str
     statistics: int = Field(default=20_000, ge=2)
     train: int | None = Field(default=10_000, ge=1)
     test: int | None = Field(default=None, ge=1)
+    normalise: str | None = None
 
     @field_validator("name")
     @classmethod
     def _known(cls, value: str) -> str:
         return _one_of(value, DATASETS)
 
+    @field_validator("normalise")
+    @classmethod
+    def _readable(cls, value: str | None) -> str | None:
+        try:
+            return None if read_normalise(value) is None else value
+        except DataError as error:
+            raise ValueError(str(error).partition("expected ")[2].partition(", found")[0]) from error
+
     def content(self) -> dict[str, Any]:
         """Return what enters the address of a unit: all fields, but for later ones at their default."""
-        return self.model_dump(mode="json")
+        values = self.model_dump(mode="json")
+        if self.normalise is None:
+            del values["normalise"]
+        return values
 
 
 class NetworkConfig(_Strict):
@@ -228,6 +246,17 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
 
 
+def preset_text(name: str) -> str:
+    """Return the YAML of a study that ships with the package.
+
+    Raises:
+        StudyError: there is none of that name.
+    """
+    if name not in preset_names():
+        raise StudyError(f"No preset {name!r}. Choose one of {', '.join(preset_names())}.")
+    return resources.files("isthmus.study").joinpath("presets", f"{name}.yaml").read_text("utf-8")
+
+
 def read_study(source: str | Path) -> StudyConfig:
     """Read a study from a YAML file, or a preset by its name.
 
@@ -244,8 +273,7 @@ def read_study(source: str | Path) -> StudyConfig:
     if path.is_file():
         return parse_study(read_text(path), str(path))
     if str(source) in preset_names():
-        text = resources.files("isthmus.study").joinpath("presets", f"{source}.yaml").read_text("utf-8")
-        return parse_study(text, f"preset {source}")
+        return parse_study(preset_text(str(source)), f"preset {source}")
     raise StudyError(
         f"{source}: no such study file, nor a preset. Give a YAML file, or one of {', '.join(preset_names())}."
     )

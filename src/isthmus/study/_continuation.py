@@ -16,6 +16,9 @@ __all__ = ["check_continuation"]
 
 Key = tuple[str, ...]
 
+_SHOWN = 3
+"""Results that a message lists."""
+
 
 def check_continuation(study: StudyConfig, folder: str | Path) -> None:
     """Check that running a study in a folder loses nothing of what is there.
@@ -40,17 +43,18 @@ def check_continuation(study: StudyConfig, folder: str | Path) -> None:
     way_out = f"Give another folder with --out; the study that lies there goes on with its own file, {own}."
     if plan.study != study.name:
         raise StudyError(f"{folder}: holds the study {plan.study!r}, not {study.name!r}. {way_out}")
-    lost = sorted(set(_recorded(store, plan)) - set(_asked(study.with_precision(plan.precision))))
+    asked = set(_asked(study.with_precision(plan.precision)))
+    lost = list(dict.fromkeys(words for key, words in _recorded(store, plan) if key not in asked))
     if lost:
-        shown = "; ".join(", ".join(words) for words in lost[:3]) + (" …" if len(lost) > 3 else "")
+        shown = "; ".join(lost[:_SHOWN]) + (f"; and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else "")
         raise StudyError(
-            f"{folder}: holds a study of the same name with results that this one does not ask for "
-            f"({len(lost)}: {shown}). Ask for them too, or give another folder. {way_out}"
+            f"{folder}: holds results of a study of this name that the file no longer asks for: {shown}. They would be "
+            f"missing from its tables. Ask for them too. Or else: {way_out}"
         )
 
 
-def _recorded(store: Store, plan: Plan) -> Iterator[Key]:
-    """Yield what is done of a plan, whatever version of the code did it."""
+def _recorded(store: Store, plan: Plan) -> Iterator[tuple[Key, str]]:
+    """Yield what is done of a plan, whatever version of the code did it, with words for it."""
     for unit in plan.units:
         if store.find(unit).status != "done":
             continue
@@ -58,15 +62,15 @@ def _recorded(store: Store, plan: Plan) -> Iterator[Key]:
         if unit.kind == "train":
             for network in content["networks"]:
                 training = {**content["training"], "learning_rate": network["learning_rate"]}
-                yield _network(content["data"], content["network"], training, network["seed"])
+                yield _network(content["data"], content["network"], training, network["seed"]), unit.label
         elif unit.kind == "dimension":
-            yield ("dimensions",)
+            yield ("dimensions",), "dimensions"
         else:
             of = _settings(content["data"], content["network"], content["training"])
-            pair = f"seeds {content['a']['seed']} and {content['b']['seed']}"
+            pair = f"{content['a']['seed']} {content['b']['seed']}"
             for method in content["measure"]["methods"]:
                 for refresh in content["measure"]["refresh"]:
-                    yield (f"method {method}", f"refresh {refresh}", pair, of)
+                    yield (method, refresh, pair, of), f"{unit.label}, method {method}, refresh {refresh}"
 
 
 def _asked(study: StudyConfig) -> Iterator[Key]:
@@ -81,13 +85,13 @@ def _asked(study: StudyConfig) -> Iterator[Key]:
         for a, b in study.all_pairs:
             for method in study.measure.methods:
                 for refresh in study.measure.refresh:
-                    yield (f"method {method}", f"refresh {refresh}", f"seeds {a} and {b}", of)
+                    yield (method, refresh, f"{a} {b}", of)
 
 
 def _network(
     data: Mapping[str, Any], network: Mapping[str, Any], training: Mapping[str, Any], seed: int
 ) -> Key:
-    return (f"network of seed {seed}", _settings(data, network, training))
+    return ("network", str(seed), _settings(data, network, training))
 
 
 def _settings(data: Mapping[str, Any], network: Mapping[str, Any], training: Mapping[str, Any]) -> str:

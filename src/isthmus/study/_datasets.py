@@ -24,6 +24,7 @@ from isthmus.study._formats import (
     read_idx,
     read_parquet,
 )
+from isthmus.study._normalise import Normalise, read_normalise
 
 __all__ = ["DATASETS", "SPLITS", "load_dataset"]
 
@@ -51,6 +52,7 @@ def load_dataset(
     data_dir: str | Path | None = None,
     *,
     split: str = "train",
+    normalise: Normalise | None = None,
     mirrors: Sequence[str] = (),
     on_progress: OnProgress | None = None,
 ) -> Dataset:
@@ -66,6 +68,9 @@ def load_dataset(
             are the published files, zipped or not (IDX; CIFAR batches in binary or Python form, unpacked or
             still in their archive) and parquet files as Hugging Face ``datasets`` writes them.
         split: ``"train"`` or ``"test"``.
+        normalise: what inputs, which lie in [0, 1] by default, are shifted and scaled by: ``"train"`` for mean and
+            standard deviation of the training set, per channel, ``"imagenet"``, ``"symmetric"`` (to [-1, 1]),
+            ``"MEAN/STD"`` or the numbers (see :func:`read_normalise`). Networks must be given inputs as in training.
         mirrors: further base addresses to download from, tried first.
         on_progress: told how far a download is: file name, bytes there, bytes expected.
 
@@ -77,6 +82,20 @@ def load_dataset(
             (the message says which files to put where).
         MissingExtraError: a package of the ``study`` extra is missing.
     """
+    chosen = read_normalise(normalise)
+    found = _loaded(name, data_dir, split, mirrors, on_progress)
+    if chosen == "train" and split != "train":
+        return found.normalised(chosen, train=_loaded(name, data_dir, "train", mirrors, on_progress))
+    return found if chosen is None else found.normalised(chosen)
+
+
+def _loaded(
+    name: str,
+    data_dir: str | Path | None,
+    split: str,
+    mirrors: Sequence[str],
+    on_progress: OnProgress | None,
+) -> Dataset:
     if split not in SPLITS:
         raise DataError(f"Unknown split {split!r}. Choose 'train' or 'test'.")
     if name == "digits":

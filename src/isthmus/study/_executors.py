@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import platform
+import signal
 import socket
 import sys
 import threading
@@ -22,6 +23,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -290,7 +292,8 @@ class LocalProcesses(AbstractExecutor):
 
     def _run(self, job: Job) -> None:
         try:
-            future = self._pool.submit(self._function, job)
+            with _shielded_from_interrupts():
+                future = self._pool.submit(self._function, job)
         except BrokenProcessPool:  # an idle worker was killed; next_outcome() finds the jobs that ran
             self._suspects.append(job)
             if not self._running:
@@ -321,6 +324,23 @@ class LocalProcesses(AbstractExecutor):
             for process in list((self._pool._processes or {}).values()):
                 process.terminate()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _shielded_from_interrupts() -> Iterator[None]:
+    """Start workers that Ctrl-C does not reach: it is this process's to stop them, without a word of theirs.
+
+    A process inherits which signals are held back, from its first instruction on.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # pragma: no cover (Windows)
+        yield
+        return
+    resource_tracker.ensure_running()  # it would let the signals through again when it is first needed
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _prepare_worker(memory: float | None) -> None:

@@ -200,6 +200,10 @@ def collect_rows(folder: str | Path) -> list[dict[str, Any]]:
     for unit in plan.units:
         if unit.kind == "measure" and unit.address in done:
             rows += _rows_of(plan.study, unit, done, dimensions)
+    if all(
+        row["normalise"] == "none" for row in rows
+    ):  # a column only where it says something, as in tables of old
+        return [{k: v for k, v in row.items() if k != "normalise"} for row in rows]
     return rows
 
 
@@ -221,6 +225,7 @@ def _rows_of(
         **content["training"],
         "data": content["data"]["name"],
         "statistics": content["data"]["statistics"],
+        "normalise": content["data"].get("normalise", "none"),
         "points": content["measure"]["points"],
         "seed_a": ends[0]["seed"],
         "seed_b": ends[1]["seed"],

@@ -172,7 +172,11 @@ def _train_unit(
     content = {
         "kind": "train",
         "code": _code(),
-        "data": {"name": variant.data.name, "train": digest(variant.data.name, "train")},
+        "data": {
+            "name": variant.data.name,
+            "train": digest(variant.data.name, "train"),
+            **_normalised(variant),
+        },
         "network": variant.network.model_dump(mode="json"),
         "training": training,
         "networks": networks,
@@ -196,7 +200,7 @@ def _measurements(
     rate = variant.training.learning_rate
     measure = study.measure.model_dump(mode="json")
     dimension = measure.pop("dimension")
-    data = variant.data.model_dump(mode="json")
+    data = variant.data.content()
     digests = {split: digest(variant.data.name, split) for split in ("train", "test")}
     shared = {"code": _code(), "digests": digests, "network": variant.network.model_dump(mode="json")}
     about = f"{name_of(variant)}, learning rate {rate:g}"
@@ -217,7 +221,7 @@ def _measurements(
         content = {
             "kind": "dimension",
             **shared,
-            "data": {"name": data["name"], "statistics": data["statistics"]},
+            "data": {"name": data["name"], "statistics": data["statistics"], **_normalised(variant)},
             "of": asdict(place),
             "methods": list(METHODS),
             "ranks": False,
@@ -247,6 +251,12 @@ def _sorted(units: Iterable[Unit]) -> list[Unit]:
 
 def _chunks(values: list[tuple[float, int]], size: int) -> Iterator[list[tuple[float, int]]]:
     return (values[i : i + size] for i in range(0, len(values), size))
+
+
+def _normalised(variant: Variant) -> dict[str, Any]:
+    """Return how inputs are normalised, if they are: left out otherwise, as in the addresses of old."""
+    content = variant.data.content()
+    return {key: content[key] for key in ("normalise",) if key in content}
 
 
 def _code() -> dict[str, Any]:
