@@ -35,6 +35,7 @@ __all__ = [
     "BAD_USE",
     "INTERNAL",
     "INTERRUPTED",
+    "Interrupted",
     "complain",
     "downloads",
     "emit",
@@ -54,6 +55,10 @@ CHECK_FAILED = 1
 BAD_USE = 2
 INTERNAL = 3
 INTERRUPTED = 130
+
+
+class Interrupted(Exception):
+    """A command was stopped by its user; the message says what of its work is kept."""
 
 
 def out() -> Console:
