@@ -182,4 +182,4 @@ def test_folders_of_causal_models_are_scored_as_they_were_trained(
         mean = sum(n * v for n, v in zip(counts, own_losses, strict=True)) / sum(counts)
         assert loss == pytest.approx(mean, rel=1e-5)
     assert result.json["settings"]["loss"] == "model (next tokens)"
-    assert result.json["settings"]["unit"] == "nats per token"
+    assert result.json["unit"] == "nats per token"

@@ -101,7 +101,9 @@ def line(
 def _write(measured: Line, folder: Path, relabelling: Alignment | None) -> None:
     """Write ``line.json`` and ``line.png`` into an existing folder."""
     name = "without relabelling" if relabelling is None else relabelling.method
-    picture = draw_line({split: curve.to_dict() for split, curve in measured.curves.items()}, name)
+    picture = draw_line(
+        {split: curve.to_dict() for split, curve in measured.curves.items()}, name, measured.unit
+    )
     console.write_json(folder / "line.json", measured.to_dict())
     (folder / "line.png").write_bytes(picture)
 

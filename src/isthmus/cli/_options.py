@@ -128,4 +128,4 @@ def refresh_of(choice: str) -> str | None:
     """
     if choice not in ("auto", "batchnorm", "none"):
         raise DataError(f"--refresh {choice}: expected auto, batchnorm or none.")
-    return choice if choice == "batchnorm" else None
+    return None if choice == "none" else choice

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from isthmus.batches import Batch, Batches, iterate
+from isthmus.connectivity._chance import TargetTally, chance_note
 from isthmus.connectivity._curve import PerExample
 from isthmus.connectivity._networks import Networks
 from isthmus.evaluation import require_counted, require_finite
@@ -52,6 +53,7 @@ class Sweep:
         self._name, self._batches, self._scorer = name, batches, scorer
         self._rows: dict[float, _Row] = {}
         self._ensemble: list[Scores] | None = []
+        self._targets = TargetTally(scorer.kind)
         self._examples = 0
         self._ends: list[tuple[Any, Any]] = []
         self._ends_bytes = 0
@@ -74,6 +76,7 @@ class Sweep:
             if first:
                 self._examples += piece.size
                 self._keep(ends)
+                self._targets.update(*self._scorer.judged(ends[0], piece))
                 self._score([0.0, 1.0], list(ends), ends, piece)
                 self._score_ensemble(ends, piece)
             self._score_groups(ts, outputs, ends, piece)
@@ -99,6 +102,11 @@ class Sweep:
             error_weights=unless_equal(torch.stack([torch.cat(row.error_weights) for row in rows])),
             ensemble=None if self._ensemble is None else Scores.cat(self._ensemble),
         )
+
+    def chance_note(self) -> str | None:
+        """Return what a reader should know of ends near chance (see :mod:`isthmus.connectivity._chance`)."""
+        ends = [Scores.cat(self._rows[t].scores) for t in (0.0, 1.0)]
+        return chance_note(self._name, self._targets.constant(), ends)
 
     def mean_losses(self) -> Tensor:
         """Return the mean loss at each position, rising, float64."""

@@ -29,6 +29,7 @@ _SEGMENTATION_IGNORED = 255
 
 View = Callable[[Mapping[str, Any]], Tensor | None]
 Rows = Callable[[Tensor, Batch], Scores | None]
+Judged = Callable[[Tensor, Batch], tuple[Tensor, Tensor] | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +41,16 @@ class Convention:
         unit: of the loss.
         view: from a network's outputs to the tensor that is scored, or None where they are of another kind.
         rows: from that tensor and the batch to scores, or None where the targets are of another kind.
+        kind: ``"cross_entropy"`` or ``"mse"`` where the loss is plainly that, else ``"other"``.
+        judged: from that tensor and the batch to outputs and targets, labels below 0 where they are ignored.
     """
 
     name: str
     unit: str
     view: View
     rows: Rows
+    kind: str = "other"
+    judged: Judged = lambda tensor, batch: None
 
 
 def conventions_for(config: Any) -> list[Convention]:
@@ -77,26 +82,24 @@ def _whole(labels: Tensor | None) -> bool:
 
 def _next_tokens(ignored: int) -> Convention:
     """Position ``t`` predicts token ``t + 1``; a prefix without labels, such as an image, is left out."""
-    loss = CrossEntropy(ignore_index=ignored)
 
-    def rows(logits: Tensor, batch: Batch) -> Scores | None:
+    def aligned(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor] | None:
         labels = _labels(batch)
         if labels is None or not _whole(labels) or labels.ndim != 2 or logits.ndim != 3:
             return None
         length = labels.shape[1]
         if len(labels) != len(logits) or length > logits.shape[1]:
             return None
-        return loss.scores(logits[:, logits.shape[1] - length :][:, :-1], labels[:, 1:].contiguous())
+        return logits[:, logits.shape[1] - length :][:, :-1], labels[:, 1:].contiguous()
 
     name = "next tokens" if ignored == IGNORED else f"next tokens, {ignored} ignored"
-    return Convention(name, "nats per token", _logits, rows)
+    return _of_labels(name, "nats per token", aligned, ignored)
 
 
 def _tokens(ignored: int) -> Convention:
     """Every position predicts its own label; with one label for an example, its class."""
-    loss = CrossEntropy(ignore_index=ignored)
 
-    def rows(logits: Tensor, batch: Batch) -> Scores | None:
+    def aligned(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor] | None:
         labels = _labels(batch)
         if labels is None or not _whole(labels) or logits.ndim < 2:
             return None
@@ -104,10 +107,25 @@ def _tokens(ignored: int) -> Convention:
             labels = labels[:, 0]
         if labels.ndim != logits.ndim - 1 or labels.shape != logits.shape[:-1]:
             return None
-        return loss.scores(logits, labels)
+        return logits, labels
 
     name = "labels" if ignored == IGNORED else f"labels, {ignored} ignored"
-    return Convention(name, "nats per label", _logits, rows)
+    return _of_labels(name, "nats per label", aligned, ignored)
+
+
+def _of_labels(name: str, unit: str, aligned: Judged, ignored: int) -> Convention:
+    """Return a convention that is the cross-entropy of logits and labels brought into line with each other."""
+    loss = CrossEntropy(ignore_index=ignored)
+
+    def rows(logits: Tensor, batch: Batch) -> Scores | None:
+        found = aligned(logits, batch)
+        return None if found is None else loss.scores(*found)
+
+    def judged(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        found = aligned(logits, batch)
+        return None if found is None else (found[0], loss.counted(found[1]))
+
+    return Convention(name, unit, _logits, rows, loss.kind, judged)
 
 
 def _multi_label(logits: Tensor, batch: Batch) -> Scores | None:
@@ -117,11 +135,16 @@ def _multi_label(logits: Tensor, batch: Batch) -> Scores | None:
     return Elementwise("labels", binary_cross_entropy, threshold=0.0).scores(logits, labels)
 
 
-def _regression(logits: Tensor, batch: Batch) -> Scores | None:
+def _numbers(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor] | None:
     labels = _labels(batch)
     if labels is None or labels.numel() != logits.numel() or len(labels) != len(logits):
         return None
-    return Elementwise("labels", squared_error).scores(logits, labels.reshape(logits.shape))
+    return logits, labels.reshape(logits.shape)
+
+
+def _regression(logits: Tensor, batch: Batch) -> Scores | None:
+    found = _numbers(logits, batch)
+    return None if found is None else Elementwise("labels", squared_error).scores(*found)
 
 
 def _span_logits(outputs: Mapping[str, Any]) -> Tensor | None:
@@ -211,7 +234,7 @@ CONVENTIONS: tuple[Convention, ...] = (
     _next_tokens(IGNORED),
     _tokens(IGNORED),
     Convention("yes-or-no labels", "nats per label", _logits, _multi_label),
-    Convention("squared error", "squared error", _logits, _regression),
+    Convention("squared error", "squared error", _logits, _regression, "mse", _numbers),
     Convention("spans", "nats per end", _span_logits, _spans),
     Convention("pairs in the batch", "nats per pair", _pairs, _contrastive),
     Convention("pairs one by one", "nats per text", _pairs, _pairwise),

@@ -94,6 +94,15 @@ class Scorer(Protocol):
         """Return what the loss is measured in."""
         ...
 
+    @property
+    def kind(self) -> str:
+        """``"cross_entropy"`` or ``"mse"`` where the loss is plainly that of :meth:`judged`, else ``"other"``."""
+        ...
+
+    def judged(self, kept: Any, batch: Batch) -> tuple[Tensor, Any]:
+        """Return outputs, and the targets they are held against; labels below 0 do not count."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class TensorScorer:
@@ -132,6 +141,15 @@ class TensorScorer:
     def unit(self, batch: Batch) -> str:
         """Return what the loss is measured in."""
         return self.loss.unit(batch.targets)
+
+    @property
+    def kind(self) -> str:
+        """Return what the loss plainly is."""
+        return self.loss.kind
+
+    def judged(self, kept: Tensor, batch: Batch) -> tuple[Tensor, Any]:
+        """Return outputs and targets."""
+        return kept, self.loss.counted(batch.targets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +198,15 @@ class FunctionScorer:
     def unit(self, batch: Batch) -> str:
         """Return the name of the function."""
         return self.name
+
+    @property
+    def kind(self) -> str:
+        """A function is no loss that is known."""
+        return "other"
+
+    def judged(self, kept: Any, batch: Batch) -> tuple[Tensor, Any]:
+        """Return the main tensor and the targets."""
+        return self.tensor(kept), batch.targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,6 +257,16 @@ class OwnScorer:
     def unit(self, batch: Batch) -> str:
         """Return what the loss is measured in."""
         return "the model's own loss" if self.convention is None else self.convention.unit
+
+    @property
+    def kind(self) -> str:
+        """Return what the convention plainly is."""
+        return "other" if self.convention is None else self.convention.kind
+
+    def judged(self, kept: Owned, batch: Batch) -> tuple[Tensor, Any]:
+        """Return outputs and targets by the convention."""
+        found = None if self.convention is None else self.convention.judged(kept.tensor, batch)
+        return (kept.tensor, None) if found is None else found
 
 
 def scorer_for(

@@ -39,6 +39,15 @@ class TensorLoss(Protocol):
         """Return what a loss is measured in."""
         ...
 
+    @property
+    def kind(self) -> str:
+        """``"cross_entropy"`` or ``"mse"`` where it is plainly that, else ``"other"``."""
+        ...
+
+    def counted(self, targets: Any) -> Any:
+        """Return targets; labels that do not count are below 0."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class CrossEntropy:
@@ -112,6 +121,17 @@ class CrossEntropy:
         positions = isinstance(targets, Tensor) and targets.ndim > 1 and not targets.is_floating_point()
         each = "per position" if positions and self.reduction != "sum" else "per example"
         return f"nats {each}"
+
+    @property
+    def kind(self) -> str:
+        """Without weights and the like, plain cross-entropy."""
+        plain = self.weight is None and self.label_smoothing == 0 and self.reduction != "sum"
+        return "cross_entropy" if plain else "other"
+
+    def counted(self, targets: Any) -> Any:
+        """Return labels, below 0 where they are ignored."""
+        labels = isinstance(targets, Tensor) and not targets.is_floating_point()
+        return targets.where(targets != self.ignore_index, -1) if labels else targets
 
     def _by_class(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
         return class_axis_last(outputs, targets, prefer_first=self.class_axis_first)
@@ -249,6 +269,15 @@ class Elementwise:
     def unit(self, targets: Any) -> str:
         """Return the unit of a value."""
         return f"{self.measured_in} per example" if self.reduction == "sum" else self.measured_in
+
+    @property
+    def kind(self) -> str:
+        """The squared error by name."""
+        return self.name if self.name == "mse" else "other"
+
+    def counted(self, targets: Any) -> Any:
+        """Return the targets."""
+        return targets
 
     def _fitted(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return targets in the shape of the outputs, where one value for each example allows that."""

@@ -1,8 +1,8 @@
 r"""Matching by what units do: views of activations, rows that are units themselves, and units that never vary.
 
 The gain of pairing unit :math:`u` of A with unit :math:`v` of B is a covariance (or correlation) over rows: examples
-and positions. Some rows may be units of another group (learned latents, ensemble members, pooled tokens), which B lists in
-another order. Then the pairing of the rows and that of the units are parts of one problem,
+and positions. Some rows may be units of another group (learned latents, ensemble members, pooled tokens), which B
+lists in another order. Then the pairing of the rows and that of the units are parts of one problem,
 
 .. math:: \max_{\pi, \rho} \sum_{n, r, u} \tilde h^A_{n r u}\, \tilde h^B_{n\, \rho(r)\, \pi(u)} ,
 
