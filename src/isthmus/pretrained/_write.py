@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from isthmus import merging
-from isthmus.errors import CheckpointError, DataError, ShapeError
+from isthmus.errors import CheckpointError, DataError, ShapeError, printable
+from isthmus.evaluation import combine_states
 from isthmus.matching import Alignment
+from isthmus.merging._average import _averaging as averaging
+from isthmus.merging._average import _normalised as normalised
 from isthmus.pretrained._card import Source, merge_card, relabelled_card
 from isthmus.pretrained._extras import extras_of
 from isthmus.pretrained._folder import free_target, output_folder
@@ -139,12 +141,12 @@ def merge(
     for model in models[1:]:
         if type(model.model).__name__ != type(first.model).__name__:
             raise CheckpointError(
-                f"{first.path} is a {type(first.model).__name__} and {model.path} a {type(model.model).__name__}: they "
-                "are different architectures, even if their tensors have the same names. Correct the architectures in "
-                "config.json, or pass architecture=... to open_model."
+                f"{printable(first.path)} is a {type(first.model).__name__} and {printable(model.path)} a "
+                f"{type(model.model).__name__}: they are different architectures, even if their tensors have the same "
+                "names. Correct the architectures in config.json, or pass architecture=... to open_model."
             )
         check_same_architecture(first.state.shapes(), model.state.shapes(), str(first.path), str(model.path))
-    shares = _shares(weights, len(models))
+    shares = normalised(weights, len(models))
     moves = [
         {} if alignment is None else gathers_by_key(alignment.spec, alignment.permutations, model)
         for model, alignment in zip(models, used, strict=True)
@@ -168,12 +170,6 @@ def merge(
     )
 
 
-def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
-    """Return the weights divided by their sum: what a merge makes of the unit vectors."""
-    units = torch.eye(count, dtype=torch.float64)
-    return merging.merge([{"unit": unit} for unit in units], weights)["unit"].tolist()
-
-
 def _averaged(
     models: Sequence[OpenedModel],
     moves: Sequence[Mapping[str, Gather]],
@@ -186,11 +182,12 @@ def _averaged(
         blocks(model.file, key, moved.get(key, STILL), _BLOCK_ENTRIES * model.file.stored(key).dtype.itemsize)
         for model, moved, key in zip(models, moves, keys, strict=True)
     ]
+    average_of = averaging(shares)
     for same_rows in zip(*parts, strict=True):
         average = torch.empty_like(same_rows[0], memory_format=torch.contiguous_format)
         pieces = [average.reshape(-1).split(_PIECE)] + [rows.reshape(-1).split(_PIECE) for rows in same_rows]
         for target, *own in zip(*pieces, strict=True):
-            target.copy_(merging.merge([{name: piece} for piece in own], shares)[name])
+            target.copy_(combine_states([{name: piece} for piece in own], average_of)[name])
         yield average
 
 
