@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from isthmus import pretrained
 from isthmus.coupling import random_permutation
-from isthmus.errors import CheckpointError, ModelError
+from isthmus.errors import CheckpointError, ModelError, OutputError
 from isthmus.matching import Alignment
 from isthmus.pretrained import LazyState, open_model
 from isthmus.pretrained._card import Source, merge_card, relabelled_card
@@ -157,6 +157,16 @@ def test_a_link_to_a_secret_is_not_copied(folder: Path, tmp_path: Path) -> None:
     ):
         pretrained.merge([model, model], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_result_is_not_written_into_an_input(folder: Path, pair_of: Callable[..., Any]) -> None:
+    before = sorted(folder.rglob("*"))
+    model = open_model(folder)
+    with pytest.raises(OutputError, match=r"it is inside the input .*m, which would be lost or mixed up"):
+        pretrained.merge([model, model], folder / "merged")
+    with pytest.raises(OutputError, match=r"it is inside the input"):
+        pretrained.apply(random_alignment(pair_of("bert").spec), model, folder / "notes" / "new")
+    assert sorted(folder.rglob("*")) == before
 
 
 # --- Files that change while they are used -----------------------------------------------------------------

@@ -18,8 +18,8 @@ def main() -> None:
         if missing in ("", "isthmus"):
             raise
         sys.stderr.write(
-            f'The command line needs {missing!r}, which is not installed: pip install "isthmus[cli]", or "isthmus[all]" '
-            "for data sets, reports and model folders as well.\n"
+            f'The command line needs {missing!r}, which is not installed: pip install "isthmus[cli]", or '
+            '"isthmus[all]" for data sets, reports and model folders as well.\n'
         )
         raise SystemExit(2) from error
     code = run(sys.argv[1:])

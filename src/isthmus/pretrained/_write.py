@@ -12,6 +12,7 @@ from torch import Tensor
 
 from isthmus.errors import CheckpointError, DataError, ShapeError, printable
 from isthmus.evaluation import combine_states
+from isthmus.files import refuse_overwriting
 from isthmus.matching import Alignment
 from isthmus.merging._average import _averaging as averaging
 from isthmus.merging._average import _normalised as normalised
@@ -79,13 +80,15 @@ def apply(
         on_progress: called for every tensor.
 
     Raises:
-        OutputError: the folder is there already or cannot be written; nothing half-written is left.
+        OutputError: the folder is there already, lies inside an input or cannot be written; nothing half-written is
+            left.
         SymmetryError: the alignment is of another network.
         ShapeError: the alignment is of a network of other sizes.
         DataError: ``max_shard_size`` is no size.
     """
     limit = parse_size(max_shard_size)
     free_target(out)
+    refuse_overwriting(out, [model.path], folder=True)
     moves = gathers_by_key(alignment.spec, alignment.permutations, model)
 
     def moved(tensor: PlannedTensor) -> Iterator[Tensor]:
@@ -121,7 +124,8 @@ def merge(
         on_progress: called for every tensor.
 
     Raises:
-        OutputError: the folder is there already or cannot be written; nothing half-written is left.
+        OutputError: the folder is there already, lies inside an input or cannot be written; nothing half-written is
+            left.
         CheckpointError: other architectures, or NaN or infinite entries.
         ShapeError: other sizes, or lists of other lengths.
         SymmetryError: an alignment is of another network.
@@ -137,6 +141,7 @@ def merge(
             f"first, found {len(used) - 1}."
         )
     free_target(out)
+    refuse_overwriting(out, [model.path for model in models], folder=True)
     first = models[0]
     for model in models[1:]:
         if type(model.model).__name__ != type(first.model).__name__:
