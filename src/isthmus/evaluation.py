@@ -39,6 +39,7 @@ __all__ = [
     "require_evaluation",
     "require_finite",
     "score",
+    "unit_of",
 ]
 
 Loss = str | Callable[[Tensor, Tensor], Tensor]
@@ -329,6 +330,11 @@ def combine_states(
         else:
             combined[key] = _combined([state[key] for state in states], function)
     return with_versions_of(states[0], combined)
+
+
+def unit_of(loss: str) -> str:
+    """Return the unit of a loss, given its name: nats only for cross-entropy, the name of a function of one's own."""
+    return {"cross_entropy": "nats per example", "mse": "squared error"}.get(loss, loss)
 
 
 def class_axis_last(outputs: Tensor, targets: Tensor) -> Tensor | None:

@@ -16,6 +16,7 @@ __all__ = [
     "check_finite",
     "check_same_architecture",
     "equal_entries",
+    "equal_states",
     "state_of",
     "versions_of",
     "with_versions",
@@ -133,6 +134,11 @@ def check_finite(state: Mapping[str, Tensor], name: str = "model") -> None:
 def equal_entries(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors have the same shape and entries, in any dtype (torch compares no 8-bit floats)."""
     return torch.equal(_comparable(a), _comparable(b))
+
+
+def equal_states(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Return whether two states of one architecture have the same entries everywhere."""
+    return all(equal_entries(tensor, b[name].to(tensor.device)) for name, tensor in a.items())
 
 
 def _comparable(tensor: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from isthmus import pretrained
 from isthmus.checkpoints import load_metadata, load_state, save_state
 from isthmus.errors import CheckpointError, DataError, IsthmusWarning, OutputError, ShapeError
 from isthmus.merging import merge
@@ -24,19 +22,29 @@ OUTS = ("out.safetensors", "out.pt")
 
 
 def network(seed: int) -> nn.Sequential:
+    """Networks of one start, a little apart."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3), nn.Embedding(6, 2))
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3), nn.Embedding(6, 2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    return model
 
 
 def mixed(seed: int) -> dict[str, Tensor]:
-    """A state of many dtypes and shapes."""
-    drawn = torch.Generator().manual_seed(seed)
+    """States of many dtypes and shapes, from one start."""
+    start, drawn = torch.Generator().manual_seed(9), torch.Generator().manual_seed(seed)
+
+    def near(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=start) + 0.1 * torch.randn(shape, generator=drawn)
+
     return {
-        "w": torch.randn(7, 3, generator=drawn),
-        "half": torch.randn(5, generator=drawn).to(torch.bfloat16),
-        "eight": torch.randn(4, 2, generator=drawn).to(torch.float8_e4m3fn),
-        "double": torch.randn(2, 2, 2, generator=drawn, dtype=torch.float64),
-        "scalar": torch.randn((), generator=drawn),
+        "w": near(7, 3),
+        "half": near(5).to(torch.bfloat16),
+        "eight": near(4, 2).to(torch.float8_e4m3fn),
+        "double": near(2, 2, 2).double(),
+        "scalar": near(),
         "steps": torch.tensor(seed),
         "empty": torch.zeros(0, 3),
         "none": torch.zeros(3, 0),
@@ -130,6 +138,22 @@ def test_tied_tensors_of_torch_files_stay_tied(tmp_path: Path) -> None:
     assert found["a"].data_ptr() == found["b"].data_ptr()
 
 
+@pytest.mark.parametrize("out", OUTS)
+def test_strangers_are_warned_of(tmp_path: Path, out: str) -> None:
+    paths = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        paths.append(
+            stored(tmp_path / f"{seed}.pt", nn.Sequential(nn.Linear(40, 50), nn.Linear(50, 3)).state_dict())
+        )
+    with pytest.warns(
+        IsthmusWarning, match=r"out.*: The weights of model 1 .* have almost nothing in common"
+    ):
+        written = merge_files(paths, tmp_path / out)
+    assert "their average, without relabelling, is likely near chance" in written.notes[0]
+    assert merge_files(paths, tmp_path / out, [1, 0]).notes == ()
+
+
 def test_running_statistics_are_warned_of(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     paths = [stored(tmp_path / f"{k}.pt", model.state_dict()) for k in range(2)]
@@ -137,7 +161,7 @@ def test_running_statistics_are_warned_of(tmp_path: Path) -> None:
         IsthmusWarning, match=r"out\.pt: the running statistics of batch normalisation are averages"
     ):
         written = merge_files(paths, tmp_path / "out.pt")
-    assert "recompute them on data" in written.notes[0]
+    assert "Recompute them on training data" in written.notes[0]
     assert load_state(written.path).keys() == model.state_dict().keys()
 
 
@@ -187,12 +211,3 @@ def test_a_file_that_changes_on_the_way(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="was changed or replaced since it was opened"):
         merge_files(paths, tmp_path / "out.safetensors", on_progress=change)
     assert not (tmp_path / "out.safetensors").exists()
-
-
-def test_averages_of_pieces_are_not_taken_for_averages_of_networks(tmp_path: Path) -> None:
-    """Folders are averaged piece by piece, and a piece is not a network to warn of."""
-    from pretrained_models import save, tiny
-
-    models = [pretrained.open_model(save(tiny("bert", seed), tmp_path / str(seed))) for seed in range(2)]
-    pretrained.merge(models, tmp_path / "out")
-    assert os.listdir(tmp_path / "out")

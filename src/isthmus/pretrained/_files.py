@@ -19,8 +19,7 @@ from isthmus.checkpoints._write import split_versions, version_notes
 from isthmus.errors import DataError, IsthmusWarning, printable
 from isthmus.evaluation import combine_states
 from isthmus.files import atomic_path, refuse_overwriting
-from isthmus.merging._average import _averaging as averaging
-from isthmus.merging._average import _normalised as normalised
+from isthmus.merging._average import Similarity, averaging, normalised, strangers_note
 from isthmus.pretrained._lazy import DTYPES, LazyState
 from isthmus.pretrained._shards import PlannedTensor, write_file
 from isthmus.states import State, check_same_architecture, versions_of, with_versions
@@ -29,7 +28,7 @@ __all__ = ["MergedFile", "merge_files"]
 
 _BLOCK_ENTRIES = 2**23
 """Entries read at a time from each file."""
-_RUNNING = (".running_mean", ".running_var")
+_RUNNING = ("running_mean", "running_var")
 """How the names of batch normalisation's statistics end."""
 
 
@@ -88,15 +87,10 @@ def merge_files(
     sources = [first, *(_opened(path, first) for path in paths[1:])]
     for source in sources[1:]:
         check_same_architecture(first.shapes, source.shapes, first.title, source.title)
-    notes = [note for source in sources for note in source.notes]
-    if any(name.endswith(_RUNNING) for name in first.shapes):
-        notes.append(
-            "the running statistics of batch normalisation are averages of the networks' own, which fit the average of "
-            "their weights badly; recompute them on data, with the network: isthmus.merge(..., refresh='batchnorm')"
-        )
-        warnings.warn(f"{printable(target)}: {notes[-1]}.", IsthmusWarning, stacklevel=2)
     planned = [PlannedTensor(n, t.dtype, tuple(t.shape)) for n, t in first.shapes.items()]
     total = sum(t.nbytes for t in planned)
+    similarities = [Similarity() for _ in sources[1:]]
+    mean = _compared(averaging(shares), similarities)
     done = 0
 
     def told(tensor: PlannedTensor) -> Iterator[Tensor]:
@@ -104,7 +98,7 @@ def merge_files(
         if on_progress is not None:
             on_progress(tensor.key, done, total)
         done += tensor.nbytes
-        return _averaged(sources, tensor, shares)
+        return _averaged(sources, tensor, mean)
 
     if target.suffix.lower() == ".safetensors":
         for tensor in planned:
@@ -114,10 +108,44 @@ def merge_files(
     else:
         save_state(
             target,
-            with_versions(_merged_whole(sources, planned, told, shares), first.versions),
+            with_versions(_merged_whole(sources, planned, told, mean), first.versions),
             first.metadata,
         )
-    return MergedFile(target, len(planned), total, tuple(notes))
+    doubts = _doubts(first, [s.value for s in similarities], shares)
+    for note in doubts:
+        warnings.warn(f"{printable(target)}: {note}", IsthmusWarning, stacklevel=2)
+    notes = [note for source in sources for note in source.notes]
+    return MergedFile(target, len(planned), total, (*notes, *doubts))
+
+
+def _doubts(first: _Source, similarities: Sequence[float | None], shares: Sequence[float]) -> list[str]:
+    """Return why the average may be no good network."""
+    if sum(share > 0 for share in shares) < 2:
+        return []
+    found: list[str] = []
+    if any(name.endswith(_RUNNING) for name in first.shapes):
+        found.append(
+            "the running statistics of batch normalisation are averages of the networks' own, which is wrong for the "
+            "merged weights: the result may be near chance. Recompute them on training data, with the network: "
+            "isthmus.merge(..., batches=...), or --model and --data."
+        )
+    strangers = strangers_note(similarities, shares, [None] * len(similarities))
+    return found if strangers is None else [*found, strangers]
+
+
+Mean = Callable[[list[Tensor]], Tensor]
+
+
+def _compared(mean: Mean, similarities: Sequence[Similarity]) -> Mean:
+    """Return a mean that looks, on the way, how much the networks have in common."""
+
+    def looked(tensors: list[Tensor]) -> Tensor:
+        if tensors[0].ndim > 1 and not tensors[0].is_complex():
+            for similarity, other in zip(similarities, tensors[1:], strict=True):
+                similarity.add(tensors[0].flatten(), other.flatten(), tensors[0].shape[1:].numel())
+        return mean(tensors)
+
+    return looked
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,27 +194,27 @@ def _opened(path: str | os.PathLike[str], first: _Source | None) -> _Source:
     return _Source(title, found.state, own, shapes, {}, versions_of(found.state), found.notes)
 
 
-def _averaged(sources: Sequence[_Source], tensor: PlannedTensor, shares: Sequence[float]) -> Iterator[Tensor]:
+def _averaged(sources: Sequence[_Source], tensor: PlannedTensor, mean: Mean) -> Iterator[Tensor]:
     """Yield the average of one tensor in blocks of rows."""
     length = tensor.shape[0] if tensor.shape else 1
     entries = max(1, tensor.nbytes // tensor.dtype.itemsize)
     step = max(1, _BLOCK_ENTRIES * length // entries)
     for start in range(0, length, step):
         rows = [{tensor.key: source.rows(tensor.key, start, min(start + step, length))} for source in sources]
-        yield combine_states(rows, averaging(shares), names=[source.title for source in sources])[tensor.key]
+        yield combine_states(rows, mean, names=[source.title for source in sources])[tensor.key]
 
 
 def _merged_whole(
     sources: Sequence[_Source],
     planned: Sequence[PlannedTensor],
     told: Callable[[PlannedTensor], Iterator[Tensor]],
-    shares: Sequence[float],
+    mean: Mean,
 ) -> State:
     """Return the average in memory; tied tensors of files of torch stay tied."""
     first = sources[0]
     if not any(isinstance(source.state, LazyState) for source in sources):
         states = [{n: source.state[source.names[n]] for n in first.shapes} for source in sources]
-        return combine_states(states, averaging(shares), names=[source.title for source in sources])
+        return combine_states(states, mean, names=[source.title for source in sources])
     merged: State = {}
     for tensor in planned:
         blocks = list(told(tensor))
