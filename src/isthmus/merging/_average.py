@@ -163,8 +163,8 @@ def strangers_note(
 class Similarity:
     """How much the weights of two networks have in common: over all tensors with two axes or more, as one vector.
 
-    It is the cosine of the differences between neighbouring rows: what all rows share, such as a mean or the pixels that
-    no image uses, does not depend on which unit is which, and is no common start.
+    It is the cosine of the differences between neighbouring rows: what all rows share, such as a mean or the pixels
+    that no image uses, does not depend on which unit is which, and is no common start.
     """
 
     def __init__(self) -> None:
