@@ -196,6 +196,7 @@ def test_every_start_leads_there(start: int, monkeypatch: pytest.MonkeyPatch) ->
     alignment = align(net, state, batches=data, method="activations")
     wanted = spec.invert(moved)
     assert all(torch.equal(alignment.permutations[g], p) for g, p in wanted.items())
+    assert alignment.notes[0].startswith("rows of activations are units of latents: rows and units")
     assert "the best of 1 starts" in alignment.notes[0]
 
 
