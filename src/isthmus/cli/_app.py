@@ -80,6 +80,9 @@ def run(arguments: Sequence[str]) -> int:
     except _USAGE_ERROR as error:
         console.complain(_usage(error))
         return console.BAD_USE
+    except console.Interrupted as stopped:
+        console.complain(str(stopped))
+        return console.INTERRUPTED
     except (KeyboardInterrupt, typer.Abort):
         result = console.INTERRUPTED
     except VerificationError as error:
