@@ -15,7 +15,14 @@ from torch.func import functional_call
 
 from isthmus.batches import Batch, Batches, device_of, iterate, main_output
 from isthmus.errors import CheckpointError, DataError, IsthmusError, ModelError, ShapeError
-from isthmus.states import State, check_finite, check_same_architecture, state_of
+from isthmus.states import (
+    State,
+    check_finite,
+    check_same_architecture,
+    equal_entries,
+    state_of,
+    with_versions_of,
+)
 
 __all__ = [
     "Evaluation",
@@ -32,6 +39,7 @@ __all__ = [
     "require_evaluation",
     "require_finite",
     "score",
+    "unit_of",
 ]
 
 Loss = str | Callable[[Tensor, Tensor], Tensor]
@@ -317,11 +325,16 @@ def combine_states(
     combined: State = {}
     for key, tensor in states[0].items():
         twin = first_names.setdefault(_memory(key, tensor), key)
-        if twin != key and all(torch.equal(state[twin], state[key]) for state in states[1:]):
+        if twin != key and all(equal_entries(state[twin], state[key]) for state in states[1:]):
             combined[key] = combined[twin]
         else:
             combined[key] = _combined([state[key] for state in states], function)
-    return combined
+    return with_versions_of(states[0], combined)
+
+
+def unit_of(loss: str) -> str:
+    """Return the unit of a loss, given its name: nats only for cross-entropy, the name of a function of one's own."""
+    return {"cross_entropy": "nats per example", "mse": "squared error"}.get(loss, loss)
 
 
 def class_axis_last(outputs: Tensor, targets: Tensor) -> Tensor | None:

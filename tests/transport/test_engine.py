@@ -397,13 +397,103 @@ def test_a_gap_is_the_excess_over_the_optimum():
     matrix = np.random.default_rng(0).standard_normal((40, 40))
     best = assign(matrix)
     prices = best.column_duals.numpy()
-    least = (matrix - prices).min(1)
     columns = best.columns.numpy().copy()
-    assert certify(matrix, 1.0, columns, prices, least).gap == 0.0
+    assert certify(matrix, 1.0, columns, prices).gap == 0.0
     columns[[3, 5, 8]] = columns[[5, 8, 3]]
     worse = matrix[np.arange(40), columns].sum() - best.value
     assert worse > 0.01
-    assert certify(matrix, 1.0, columns, prices, least).gap == pytest.approx(worse, rel=1e-9)
+    assert certify(matrix, 1.0, columns, prices).gap == pytest.approx(worse, rel=1e-9)
+
+
+@pytest.mark.parametrize("height", [1e6, 1e12, 1e18, 1e100, 1e250])
+def test_large_prices_excuse_no_slack(height):
+    # Prices of any height prove a pairing as well as those around zero do; a worse pairing must not profit.
+    matrix = np.random.default_rng(0).integers(-9, 10, (40, 40)).astype(float)
+    best = assign(matrix)
+    prices = best.column_duals.numpy() + height
+    columns = best.columns.numpy().copy()
+    columns[[3, 5, 8]] = columns[[5, 8, 3]]
+    worse = matrix[np.arange(40), columns].sum() - best.value
+    assert worse > 0
+    assert certify(matrix, 1.0, columns, prices).gap >= worse
+
+
+def pricey(penalty: float, seed: int) -> tuple[np.ndarray, float]:
+    """Return units with penalties beside them, and the least cost, which needs no penalty."""
+    rng = np.random.default_rng(seed)
+    units = rng.integers(-9, 10, (300, 300)).astype(float)
+    penalised = rng.random(units.shape) < rng.choice([0.1, 0.5, 0.9])
+    penalised[np.arange(300), rng.permutation(300)] = False
+    best = linear_sum_assignment(np.where(penalised, 1e6, units))
+    return np.where(penalised, penalty, units), float(units[best].sum())
+
+
+@pytest.mark.parametrize("penalty", [1e6, 1e15, 1e16, 1e18, 1e22, 1e100, 1e290])
+@pytest.mark.parametrize("maximize", [False, True])
+def test_penalties_beside_units(penalty, maximize):
+    sign = -1.0 if maximize else 1.0
+    for seed in range(4):
+        matrix, best = pricey(penalty, seed)
+        found = assign(sign * matrix, maximize=maximize)
+        assert sign * found.value == best
+        assert found.gap == 0.0
+        bound = sign * float(found.row_duals.sum() + found.column_duals.sum())
+        assert bound == pytest.approx(best, abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-6, 1e6, 1e15, 1e30])
+@pytest.mark.parametrize("shape", [(300, 300), (280, 300), (300, 280)], ids=str)
+def test_warm_starts_from_another_scale_change_nothing(scale, shape):
+    rng = np.random.default_rng(3)
+    matrix, other = rng.standard_normal(shape), rng.standard_normal(shape) * scale
+    best = matrix[linear_sum_assignment(matrix)].sum()
+    for warm in (assign(other), assign(-other, maximize=True)):
+        found = assign(matrix, warm=warm)
+        assert found.value == pytest.approx(best, rel=1e-13)
+        assert found.gap == 0.0
+
+
+def test_a_proof_that_cannot_be_given_is_not_given():
+    # Penalties that must be chosen, in whose duals the units are rounded away: the gap says so, or it is the value's.
+    rng = np.random.default_rng(0)
+    matrix = rng.integers(-9, 10, (300, 300)).astype(float)
+    matrix[:2] = 1e30
+    found = assign(matrix)
+    assert found.value == 2e30
+    assert found.gap <= 1e-12 * found.value
+
+
+def test_integers_that_float64_would_round_are_refused():
+    exact = torch.tensor([[2**60, 2**53], [4, 2**62]])
+    assert assign(exact).value == 2**53 + 4
+    with pytest.raises(DataError, match=r"1 of 4 integers are beyond 2\*\*53 .* such as 9007199254740993"):
+        assign(torch.tensor([[2**53 + 1, 0], [0, 1]]))
+    with pytest.raises(DataError, match="such as 18446744073709551615"):
+        assign(np.array([[2**64 - 1, 2], [3, 4]], dtype=np.uint64))
+    with pytest.raises(DataError, match="such as 9223372036854775807"):
+        assign(torch.full((3, 3), 2**63 - 1))
+    assert assign(np.array([[2**63, 2], [3, 4]], dtype=np.uint64)).value == 5.0
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (300, 300)], ids=str)
+def test_sums_beyond_float64_are_refused(shape):
+    rng = np.random.default_rng(0)
+    for matrix in (np.full(shape, 1.7e308), 1.7e308 * rng.uniform(-1, 1, shape)):
+        with pytest.raises(DataError, match="leave the range of float64"):
+            assign(matrix)
+    half = np.full(shape, np.inf)
+    half[:, 0] = 1.7e308
+    with pytest.raises(DataError, match="leave the range of float64"):
+        assign(half)
+    assert assign(np.full(shape, 1e290)).value == pytest.approx(shape[0] * 1e290)
+
+
+@pytest.mark.parametrize("size", [3, 300])
+def test_subnormal_numbers(size):
+    whole = np.random.default_rng(0).integers(-999, 1000, (size, size)).astype(float)
+    found = assign(whole * 2.0**-1070)
+    assert found.value == whole[linear_sum_assignment(whole)].sum() * 2.0**-1070 != 0.0
+    assert found.gap == 0.0
 
 
 def test_infeasible_by_crowding(engine):
@@ -452,6 +542,19 @@ def test_bad_arguments():
     broken = Assignment(warm.columns, 0.0, warm.row_duals, warm.column_duals * float("nan"), 0.0)
     with pytest.raises(DataError, match="NaN or infinite duals"):
         assign(matrix, warm=broken)
+    for columns in (torch.tensor([0, 1, 3]), torch.tensor([0, -2, 1]), torch.tensor([0.0, 1.0, 2.0])):
+        with pytest.raises(DataError, match=r"columns outside 0..2 \(-1 for none\)"):
+            assign(matrix, warm=Assignment(columns, 0.0, warm.row_duals, warm.column_duals, 0.0))
+    for unreadable in ([[1, 2], [3]], "abc", None, [[2**70, 1], [1, 2]], np.array([[1, "a"]], dtype=object)):
+        with pytest.raises(DataError, match="cannot be read as one"):
+            assign(unreadable)
+    with pytest.raises(
+        DataError, match=r"expected a dense tensor with values, found the layout torch.sparse_coo"
+    ):
+        assign(torch.eye(3).to_sparse())
+    with pytest.raises(DataError, match="found a meta tensor"):
+        assign(torch.eye(3, device="meta"))
+    assert assign(matrix.astype(">f8")).value == 0.0
     for budget in (0.0, -1.0, float("nan")):
         with pytest.raises(DataError, match="more than 0 seconds"):
             assign(matrix, budget=budget)

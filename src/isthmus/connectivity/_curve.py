@@ -11,6 +11,7 @@ from torch import Tensor
 
 from isthmus.connectivity._adaptive import ceiling
 from isthmus.connectivity._barrier import bootstrap_means, chord_of, loss_barrier
+from isthmus.evaluation import unit_of
 
 __all__ = ["Curve", "Line", "PerExample", "curve_from"]
 
@@ -45,7 +46,7 @@ class Curve:
     Attributes:
         examples: number of examples.
         ts: positions; ``t`` is the weight of B.
-        loss: mean loss (nats per example for cross-entropy); the ends are the original networks.
+        loss: mean loss, in :attr:`Line.unit`; the ends are the original networks.
         loss_error: standard errors by bootstrap over examples; None where not computed.
         accuracy: share of right predictions; None for regression.
         accuracy_error: standard errors by bootstrap.
@@ -125,11 +126,18 @@ class Line:
         endpoint_error: largest difference between the outputs of the original B and of the path's end at
             ``t = 1`` (B aligned, in A's code), relative to B's largest output in the batch.
         settings: how it was measured.
+        notes: what makes the numbers easy to misread, such as endpoints near chance; each is a warning too.
     """
 
     curves: Mapping[str, Curve]
     endpoint_error: float
     settings: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def unit(self) -> str:
+        """Unit of losses and barriers, such as ``"nats per example"`` (:func:`isthmus.evaluation.unit_of`)."""
+        return unit_of(str(self.settings.get("loss", "cross_entropy")))
 
     @property
     def curve(self) -> Curve:
@@ -211,6 +219,8 @@ class Line:
         return {
             "endpoint_error": self.endpoint_error,
             "settings": dict(self.settings),
+            "unit": self.unit,
+            "notes": list(self.notes),
             "curves": {name: curve.to_dict() for name, curve in self.curves.items()},
         }
 
@@ -229,7 +239,8 @@ class Line:
         padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
         lines = ["  ".join(row).rstrip() for row in padded]
         settings = ", ".join(f"{key} {value}" for key, value in self.settings.items())
-        return "\n".join([*lines, f"({settings}; endpoint error {self.endpoint_error:.1e})"])
+        about = f"(losses in {self.unit}; {settings}; endpoint error {self.endpoint_error:.1e})"
+        return "\n".join([*lines, about, *(f"Note: {note}" for note in self.notes)])
 
 
 def curve_from(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from isthmus.batches import Batches, iterate
+from isthmus.connectivity._chance import TargetTally, chance_note
 from isthmus.connectivity._curve import PerExample
 from isthmus.connectivity._networks import Networks
 from isthmus.evaluation import Loss, Scores, class_axis_last, require_finite, score
@@ -48,6 +49,7 @@ class Sweep:
         self._name, self._batches, self._loss = name, batches, loss
         self._rows: dict[float, _Row] = {}
         self._ensemble = _Row()
+        self._targets = TargetTally(loss)
         self._ends: list[tuple[Tensor, Tensor]] = []
         self._ends_bytes = 0
 
@@ -67,6 +69,7 @@ class Sweep:
             f_a, f_b = kept or self._both(outputs)
             if first:
                 self._keep(f_a, f_b)
+                self._targets.update(f_a, piece.targets)
                 self._score([0.0, 1.0], [f_a, f_b], (f_a, f_b), piece.targets)
                 ensemble = score(_chord(f_a, f_b, [0.5])[0], piece.targets, self._loss)
                 self._ensemble.losses.append(ensemble.losses)
@@ -86,6 +89,12 @@ class Sweep:
             ensemble_losses=torch.cat(self._ensemble.losses),
             ensemble_correct=self._ensemble.shares(),
         )
+
+    def chance_note(self) -> str | None:
+        """Return what a reader should know of ends near chance (see :mod:`isthmus.connectivity._chance`)."""
+        ends = [self._rows[0.0], self._rows[1.0]]
+        losses = [torch.cat(row.losses) for row in ends]
+        return chance_note(self._name, self._targets.constant(), losses, [row.shares() for row in ends])
 
     def mean_losses(self) -> Tensor:
         """Return the mean loss at each position, rising, float64."""

@@ -105,7 +105,7 @@ class Alignment:
         Raises:
             CheckpointError: the file is missing, damaged or holds something else.
         """
-        permutations, metadata = load_state(path), load_metadata(path)
+        permutations, metadata = load_state(path, prefix=""), load_metadata(path)
         if metadata.get("format") != _FORMAT:
             raise CheckpointError(
                 f"{path}: expected an alignment written by Isthmus, found format "

@@ -14,6 +14,7 @@ from isthmus.errors import DataError, IsthmusError
 from isthmus.study._dataset import Dataset, to_batches
 from isthmus.study._datasets import DATASETS, SPLITS, load_dataset
 from isthmus.study._fetch import OnProgress
+from isthmus.study._normalise import Normalise, read_normalise
 
 __all__ = ["resolve_data"]
 
@@ -26,6 +27,7 @@ def resolve_data(
     limit: int | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
+    normalise: Normalise | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Batches]:
     """Return named batches for a data set's name or for a function given as ``package.module:function``.
@@ -40,6 +42,8 @@ def resolve_data(
         limit: use only so many examples of each split of a data set, drawn at random.
         seed: of the order of a data set.
         device: where the batches of a data set are put.
+        normalise: what the inputs of a data set are shifted and scaled by (see :func:`load_dataset`); by default they
+            lie in [0, 1]. A function returns its inputs as the network wants them.
         on_progress: told how far a download is.
 
     Returns:
@@ -68,8 +72,16 @@ def resolve_data(
                 f"Unknown data {spec!r}. Choose one of {', '.join(DATASETS)}, "
                 "or give package.module:function."
             )
-        found = {s: load_dataset(spec, data_dir, split=s, on_progress=on_progress) for s in SPLITS}
+        found = {
+            s: load_dataset(spec, data_dir, split=s, normalise=normalise, on_progress=on_progress)
+            for s in SPLITS
+        }
     else:
+        if read_normalise(normalise) is not None:
+            raise DataError(
+                f"{spec}: normalise is for data sets by name ({', '.join(DATASETS)}); let the function return its "
+                "inputs normalised."
+            )
         found = _call(spec)
     if isinstance(found, Mapping):
         if not found:

@@ -12,7 +12,7 @@ import copy
 import functools
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from isthmus.errors import ModelError
+from isthmus.symmetry._outputs import returning_opened
 from isthmus.symmetry._reading import Line, Read, Recorder, Replayer, TooManyReadsError, line_of_error
 
 __all__ = ["Way", "export_ways", "without_caches"]
@@ -63,10 +64,13 @@ def without_caches(model: nn.Module) -> nn.Module:
     that spread a batch over devices are replaced by what they hold, under the same names. A module that cannot be
     copied is returned as it is.
     """
-    tensors = (*model.parameters(), *model.buffers())
-    memo: dict[int, Any] = {id(t): t for t in tensors}
+    return _copied(model, (*model.parameters(), *model.buffers()))
+
+
+def _copied(model: nn.Module, shared: Iterable[Tensor]) -> nn.Module:
+    """Return a copy that shares some tensors, or the model itself if it cannot be copied."""
     try:
-        return _unwrapped(copy.deepcopy(model, memo))
+        return _unwrapped(copy.deepcopy(model, {id(t): t for t in shared}))
     except (TypeError, RuntimeError, AttributeError, NotImplementedError):
         return model
 
@@ -107,7 +111,7 @@ def export_ways(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), returning_opened(model):
         warnings.simplefilter("ignore")
         return torch.export.export(model, args, kwargs, strict=False)
 
@@ -118,7 +122,7 @@ def _recorded(
     """Run a copy of the model on copies of the inputs; return what it read, or what it raised."""
     args, kwargs = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, (args, kwargs))
     recorder = Recorder(forced)
-    private = _unwrapped(copy.deepcopy(model, {id(p): p for p in model.parameters()}))
+    private = _copied(model, model.parameters())
     try:
         with warnings.catch_warnings(), torch.no_grad(), recorder:
             warnings.simplefilter("ignore")

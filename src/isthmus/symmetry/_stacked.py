@@ -31,6 +31,7 @@ from isthmus.symmetry._segments import (
     segmented,
     stacked,
 )
+from isthmus.symmetry._ties import Ties
 from isthmus.symmetry._values import Value, values_in
 
 __all__ = ["Cuts", "SegmentingInterpreter", "joined"]
@@ -46,10 +47,11 @@ class SegmentingInterpreter(Interpreter):
 
     Args:
         cuts: what an earlier interpretation of the same graph found.
+        ties: proves which entries differ.
     """
 
-    def __init__(self, cuts: Mapping[fx.Node, tuple[int, tuple[int, ...]]]) -> None:
-        super().__init__()
+    def __init__(self, cuts: Mapping[fx.Node, tuple[int, tuple[int, ...]]], ties: Ties) -> None:
+        super().__init__(ties)
         self.known_cuts = cuts
         self._reshaped: dict[fx.Node, tuple[tuple[int, ...], tuple[int, ...], Value]] = {}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,8 +18,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from isthmus.errors import ModelError, SymmetryError
+from isthmus.errors import ModelError
 from isthmus.symmetry._export import export_ways, without_caches
+from isthmus.symmetry._outputs import NamedOutputs, named_outputs
 from isthmus.symmetry._reading import Read, require_same_answers
 
 __all__ = [
@@ -28,13 +29,9 @@ __all__ = [
     "bound_arguments",
     "module_of",
     "operator_of",
-    "path_name",
-    "select_named",
     "trace",
     "without_caches",
 ]
-
-_T = TypeVar("_T")
 
 NodeCallback = Callable[[fx.Node, Callable[[fx.Node], Any], Any], None]
 """Called with a node, a function from argument node to value, and the node's result."""
@@ -50,7 +47,8 @@ class Trace:
         constants: from placeholder name to tensor, for what is not part of the state (lifted constants and
             non-persistent buffers).
         inputs: names of the placeholders of user inputs, in order.
-        outputs: from output name to the node that computes it; names are paths such as ``logits`` or ``0``.
+        outputs: from output name to the node that computes it; names are paths such as ``logits`` or ``0``, written as
+            ``['a']['b']`` where another output has the same words.
         aliases: from each state name to all names that share its storage (tied parameters), itself included.
         reads: the values that Python read from tensors on this way through the code.
         asked: the nodes whose values were read, in order; like outputs, they must be preserved.
@@ -61,7 +59,7 @@ class Trace:
     tensors: Mapping[str, str]
     constants: Mapping[str, Tensor]
     inputs: tuple[str, ...]
-    outputs: Mapping[str, fx.Node]
+    outputs: NamedOutputs[fx.Node]
     aliases: Mapping[str, tuple[str, ...]]
     reads: tuple[Read, ...] = ()
     asked: tuple[fx.Node, ...] = ()
@@ -80,9 +78,9 @@ class Trace:
                 (``hidden_states`` selects ``hidden_states.0``, ``hidden_states.1``, …).
 
         Raises:
-            SymmetryError: nothing has that name or position.
+            SymmetryError: nothing has that name or position, or several outputs have that name.
         """
-        return select_named(self.outputs, wanted)
+        return self.outputs.select(wanted)
 
     def run(
         self,
@@ -102,7 +100,7 @@ class Trace:
                 the result.
 
         Returns:
-            The model's output, with its original structure.
+            The model's output, with its original structure (dataclasses and foreign mappings as dicts).
 
         Raises:
             ModelError: the inputs have another structure than the traced ones, or their values lead another way
@@ -245,7 +243,7 @@ def _build(model: nn.Module, program: ExportedProgram, reads: tuple[Read, ...]) 
 
 def _outputs(
     program: ExportedProgram, reads: tuple[Read, ...]
-) -> tuple[dict[str, fx.Node], tuple[fx.Node, ...]]:
+) -> tuple[NamedOutputs[fx.Node], tuple[fx.Node, ...]]:
     """Return the outputs by name, and the nodes whose values Python read (which the export appends)."""
     by_name = {n.name: n for n in program.graph.nodes}
     flat: list[fx.Node | None] = []
@@ -254,40 +252,7 @@ def _outputs(
             flat.append(by_name.get(getattr(spec.arg, "name", "") or ""))
     tree: Any = pytree.tree_unflatten(flat, program.call_spec.out_spec)  # type: ignore[arg-type]
     tree, asked = tree if reads else (tree, ())
-    pairs, _ = pytree.tree_flatten_with_path(tree)
-    named = {path_name(path): node for path, node in pairs if isinstance(node, fx.Node)}
-    outputs = {name or "output": node for name, node in named.items()}
-    return outputs, tuple(n for n in asked if isinstance(n, fx.Node))
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """Return the name of a leaf of a nested output: its keys, positions or attributes joined by dots."""
-    parts: list[str] = []
-    for key in path:
-        value = next((getattr(key, a) for a in ("key", "idx", "name") if hasattr(key, a)), key)
-        parts.append(str(value))
-    return ".".join(parts)
-
-
-def select_named(outputs: Mapping[str, _T], wanted: Iterable[str | int] | str | int | None) -> dict[str, _T]:
-    """Return the outputs chosen by name, by the beginning of a dotted name, or by position.
-
-    Raises:
-        SymmetryError: nothing has that name or position.
-    """
-    if wanted is None:
-        return dict(outputs)
-    names = list(outputs)
-    chosen: dict[str, _T] = {}
-    for item in [wanted] if isinstance(wanted, (str, int)) else wanted:
-        if isinstance(item, int):
-            found = [names[item]] if -len(names) <= item < len(names) else []
-        else:
-            found = [n for n in names if n == item or n.startswith(f"{item}.")]
-        if not found:
-            raise SymmetryError(f"outputs: no output {item!r}; the model returns {names}.")
-        chosen.update({n: outputs[n] for n in found})
-    return chosen
+    return named_outputs(tree, fx.Node), tuple(n for n in asked if isinstance(n, fx.Node))
 
 
 def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:

@@ -36,6 +36,13 @@ milliseconds, and no one has to wait for the engine: 0.4 seconds to load in each
 used for the first time."""
 
 
+_SHORT = (torch.float16, torch.bfloat16, torch.bool, torch.uint8, torch.int8, torch.int16)
+"""What float32 holds exactly."""
+
+_LARGEST = 2.0**960
+"""Entries up to here are far from overflow, whatever the number of rows."""
+
+
 @dataclass(frozen=True, eq=False)
 class Assignment:
     """The best pairing of rows with columns found, and what proves it.
@@ -49,9 +56,11 @@ class Assignment:
         value: sum of the chosen entries, in float64, in the unit of the matrix.
         row_duals: float64, shape ``(rows,)``.
         column_duals: float64, shape ``(columns,)``. The two are feasible: no entry is less than the sum of its
-            duals (greater when maximising), so the sum of all duals bounds the value of any pairing.
-        gap: distance from ``value`` to that bound, never negative; exactly 0 when the pairing is proven optimal:
-            each chosen entry then equals the sum of its duals up to float64 rounding of that entry and its duals.
+            duals as a real number (greater when maximising), so the sum of all duals bounds the value of any pairing.
+        gap: distance from ``value`` to that bound, never negative. It is exactly 0 when the pairing is proven optimal:
+            with row duals before rounding, no pairing is better by more than 32 machine epsilons (7e-15) times the
+            sum of the absolute chosen entries, and with the row duals as returned by no more than 1e-9 times that
+            sum. The size of the duals plays no role.
     """
 
     columns: Tensor
@@ -78,7 +87,8 @@ def assign(
     Args:
         matrix: costs (or gains with ``maximize``), shape ``(rows, columns)``, or ``(batch, rows, columns)`` for a
             batch of small problems; tensor or numpy array, of any real dtype. An infinite entry forbids its pair:
-            ``+inf`` as a cost, ``-inf`` as a gain.
+            ``+inf`` as a cost, ``-inf`` as a gain. Prefer it to a large penalty: pairs that cannot be avoided then
+            are an error, not a sum in whose rounding the other entries are lost.
         maximize: read the entries as gains.
         warm: the assignment of an earlier, similar matrix of the same shape, to start from. It changes the time
             taken, not the value.
@@ -93,7 +103,8 @@ def assign(
     Raises:
         ShapeError: not a matrix or a batch of them, or ``warm`` belongs to another shape.
         DataError: NaN or complex entries, an infinite entry of the attractive sign, no pairing without a
-            forbidden pair, or a budget that is not positive.
+            forbidden pair, integers that float64 would round, sums beyond the range of float64, a warm start that
+            is damaged, or a budget that is not positive.
 
     Notes:
         Large problems run in a compiled engine when numba is installed (``pip install "isthmus[fast]"``), else in
@@ -143,6 +154,12 @@ def _check_warm(warm: Assignment, shape: tuple[int, ...]) -> None:
         )
     if not bool(torch.isfinite(warm.row_duals).all() and torch.isfinite(warm.column_duals).all()):
         raise DataError("assign: the warm start has NaN or infinite duals. Start from a result of assign.")
+    whole = not (warm.columns.is_floating_point() or warm.columns.is_complex())
+    if not whole or bool(((warm.columns < -1) | (warm.columns >= shape[-1])).any()):
+        raise DataError(
+            f"assign: the warm start pairs rows with columns outside 0..{shape[-1] - 1} (-1 for none). Start from a "
+            "result of assign."
+        )
 
 
 def _assign_one(entries: Tensor, maximize: bool, warm: Assignment | None, deadline: float) -> Assignment:
@@ -150,32 +167,19 @@ def _assign_one(entries: Tensor, maximize: bool, warm: Assignment | None, deadli
     sign = -1.0 if maximize else 1.0
     prices = pairs = None
     if warm is not None:
-        prices, pairs = (
-            sign * warm.column_duals.cpu().numpy(),
-            warm.columns.cpu().numpy(),
-        )
+        prices, pairs = sign * _float64(warm.column_duals), warm.columns.cpu().numpy()
     square = costs.shape[0] == costs.shape[1]
     # The engines want rows no longer than columns, and rows contiguous; a square matrix may be turned for free.
     turned = costs.shape[0] > costs.shape[1] or (square and not costs.flags.c_contiguous)
     if turned:
         costs = costs.T
         if warm is not None:
-            prices = sign * warm.row_duals.cpu().numpy()
+            prices = sign * _float64(warm.row_duals)
             pairs = _inverse(pairs, costs.shape[0])
     costs = np.ascontiguousarray(costs)
-    try:
-        solution = _solve(costs, sign, prices, pairs, deadline)
-    except Infeasible:
-        raise DataError(
-            "assign: every complete pairing uses a forbidden (infinite) pair. "
-            "Allow more pairs for the rows or columns that have few."
-        ) from None
-    value = float(costs[np.arange(costs.shape[0]), solution.columns].astype(np.float64).sum())
-    columns, rows_dual, columns_dual = (
-        solution.columns,
-        solution.row_duals,
-        solution.column_duals,
-    )
+    solution = _solved(costs, sign, prices, pairs, deadline)
+    value = sign * solution.cost(costs, sign)
+    columns, rows_dual, columns_dual = solution.columns, solution.row_duals, solution.column_duals
     if turned:
         columns = _inverse(columns, costs.shape[1])
         rows_dual, columns_dual = columns_dual, rows_dual
@@ -189,6 +193,41 @@ def _assign_one(entries: Tensor, maximize: bool, warm: Assignment | None, deadli
     )
 
 
+def _solved(
+    costs: NDArray,
+    sign: float,
+    prices: NDArray | None,
+    pairs: NDArray | None,
+    deadline: float,
+) -> Solution:
+    """Solve one problem of rows no longer than columns, or say why it has no solution."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            solution = _solve(costs, sign, prices, pairs, deadline)
+    except Infeasible:
+        _check_range(costs)
+        raise DataError(
+            "assign: every complete pairing uses a forbidden (infinite) pair. "
+            "Allow more pairs for the rows or columns that have few."
+        ) from None
+    except OverflowError:  # of a sum
+        _check_range(costs)
+        raise
+    if not np.isfinite(solution.gap):
+        _check_range(costs)
+    return solution
+
+
+def _check_range(costs: NDArray) -> None:
+    """Raise if entries are so large that sums of some of them leave the range of float64."""
+    largest = float(np.abs(costs[np.isfinite(costs)]).max(initial=0.0))
+    if largest > _LARGEST:
+        raise DataError(
+            f"assign: entries reach {largest:g}, and sums of them leave the range of float64. Divide the matrix by a "
+            "power of two; forbid a pair with an infinite entry, not with a huge one."
+        )
+
+
 def _solve(
     costs: NDArray,
     sign: float,
@@ -199,7 +238,19 @@ def _solve(
     solve = _compiled() if costs.size >= _LARGE else None
     if solve is None:
         return _solve_scipy(costs, sign)
-    return solve(costs, sign, prices=prices, pairs=pairs, deadline=deadline)
+    found = solve(costs, sign, prices=prices, pairs=pairs, deadline=deadline)
+    # Prices far above the entries round them away, and the engine trusts its prices: those of a start from another
+    # scale, or those that penalties have driven. The proof notices; then another way is taken.
+    if not found.settled and prices is not None and time.monotonic() < deadline:
+        found = _better(costs, sign, found, solve(costs, sign, deadline=deadline))
+    if not found.settled and deadline == math.inf:
+        found = _better(costs, sign, found, _solve_scipy(costs, sign))
+    return found
+
+
+def _better(costs: NDArray, sign: float, one: Solution, other: Solution) -> Solution:
+    """Return the solution of less cost; of equal ones, that with the better proof."""
+    return min(one, other, key=lambda s: (s.cost(costs, sign), not s.settled, s.gap))
 
 
 @functools.cache
@@ -222,24 +273,41 @@ def _solve_scipy(costs: NDArray, sign: float) -> Solution:
     except ValueError:
         raise Infeasible from None
     prices = prices_of(costs, sign, columns)
-    least = (sign * costs - prices).min(1, initial=np.inf)
-    return certify(costs, sign, columns, prices, least)
+    return certify(costs, sign, columns, prices)
 
 
 def _as_costs(entries: Tensor) -> NDArray:
-    """Return the entries on the CPU, as float32 where that holds them exactly, else as float64."""
-    if entries.dtype in (
-        torch.float16,
-        torch.bfloat16,
-        torch.bool,
-        torch.uint8,
-        torch.int8,
-        torch.int16,
-    ):
-        entries = entries.float()
-    elif entries.dtype not in (torch.float32, torch.float64):
+    """Return the entries on the CPU, as float32 where that holds them exactly, else as float64.
+
+    Raises:
+        DataError: integers that float64 does not hold.
+    """
+    if entries.dtype in _SHORT:
+        return entries.float().cpu().numpy()
+    if entries.dtype in (torch.int64, torch.uint64):
+        _check_integers(entries)
+    if entries.dtype not in (torch.float32, torch.float64):
         entries = entries.double()
     return entries.cpu().numpy()
+
+
+def _check_integers(entries: Tensor) -> None:
+    whole = entries.cpu().numpy()
+    wide = whole.astype(np.float64)
+    # 2**63 and 2**64 are floats of no such integer; below them the way back is exact.
+    top = wide >= float(2 ** (63 if entries.dtype == torch.int64 else 64))
+    rounded = top | (np.where(top, 0.0, wide).astype(whole.dtype) != whole)
+    if bool(rounded.any()):
+        example = int(whole[rounded][0])
+        raise DataError(
+            f"assign: {int(rounded.sum())} of {whole.size} integers are beyond 2**53 and would be rounded, such as "
+            f"{example}. Subtract a common number from all entries, forbid pairs with infinite entries of a floating "
+            "matrix, or pass matrix.double() if rounding does no harm."
+        )
+
+
+def _float64(duals: Tensor) -> NDArray[np.float64]:
+    return duals.detach().cpu().double().numpy()
 
 
 def _inverse(columns: Any, length: int) -> NDArray[np.int64]:

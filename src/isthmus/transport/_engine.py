@@ -119,9 +119,14 @@ class _Market:
 
     def row_duals(self) -> NDArray[np.float64]:
         """Return the smallest reduced cost of each row at the present prices."""
-        if len(self.active) < len(self.least) or not np.array_equal(self.prices, self.seeded):
+        if self.known() is None:
             kernels.row_minima(self.costs, self.sign, self.prices, self.least)
         return self.least
+
+    def known(self) -> NDArray[np.float64] | None:
+        """Return the smallest reduced cost of each row if it was computed at the present prices."""
+        same = len(self.active) == len(self.least) and np.array_equal(self.prices, self.seeded)
+        return self.least if same else None
 
     def auction(self, epsilon: float, *, kept: NDArray | None = None) -> bool:
         """Auction all columns anew, but for the pairs ``kept``; return whether every row was served."""
@@ -216,7 +221,7 @@ def solve(
     market = _glanced(costs, sign, deadline) if prices is None and rows == total else None
     if market is not None:
         _finish(market)
-        return certify(costs, sign, market.column_of, market.prices, market.row_duals())
+        return certify(costs, sign, market.column_of, market.prices, kernels.prove, market.known())
     least, constant = np.empty(total), np.empty(rows, np.bool_)
     finite = kernels.survey(costs, sign, least, constant) == 0.0
     reach = 1.0 if finite else finite_range(costs, sign)
@@ -232,7 +237,7 @@ def solve(
         free = np.ones(total, np.bool_)
         free[columns[active]] = False
         columns[constant] = np.flatnonzero(free)[: rows - len(active)]
-    return certify(costs, sign, columns, market.prices, market.row_duals())
+    return certify(costs, sign, columns, market.prices, kernels.prove, market.known())
 
 
 def _run(market: _Market, pairs: NDArray | None) -> None:

@@ -12,13 +12,37 @@ from isthmus.errors import DataError, ShapeError
 
 
 def as_real(value: Any, name: str) -> Tensor:
-    """Return ``value`` as a detached tensor on its own device and in its own dtype; refuse complex numbers."""
-    if isinstance(value, np.ndarray) and (not value.flags.writeable or min(value.strides, default=0) < 0):
-        value = value.copy()  # torch takes neither as it is
-    tensor = torch.as_tensor(value).detach()
+    """Return ``value`` as a detached tensor on its own device and in its own dtype.
+
+    Raises:
+        DataError: complex, sparse, or nothing that torch reads as an array of numbers.
+    """
+    if isinstance(value, np.ndarray):
+        value = _readable(value)
+    try:
+        tensor = torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise DataError(
+            f"{name}: expected a tensor, a numpy array or nested lists of numbers, found {type(value).__name__} "
+            f"that cannot be read as one ({error}). Pass a dense array of numbers."
+        ) from error
     if tensor.is_complex():
         raise DataError(f"{name}: expected real entries, found {tensor.dtype}. Pass real costs or features.")
+    if tensor.layout != torch.strided or tensor.is_meta:
+        found = "a meta tensor" if tensor.is_meta else f"the layout {tensor.layout}"
+        raise DataError(
+            f"{name}: expected a dense tensor with values, found {found}. Call .to_dense() first."
+        )
     return tensor
+
+
+def _readable(array: np.ndarray) -> np.ndarray:
+    """Return an array in a form that torch takes: native byte order, writeable, strides not negative."""
+    if not array.dtype.isnative:
+        return array.astype(array.dtype.newbyteorder("="))
+    if not array.flags.writeable or min(array.strides, default=0) < 0:
+        return array.copy()
+    return array
 
 
 def as_float64_matrix(value: Any, name: str, *, ndim: int = 2) -> Tensor:

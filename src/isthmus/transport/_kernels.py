@@ -160,6 +160,41 @@ def row_minima(costs, sign, prices, least):
 
 
 @_compiled
+def _rounded_off(cost, price):
+    """Return what rounding took from ``cost - price`` (Knuth's two-sum); ``cost`` must be finite."""
+    reduced = cost - price
+    back = reduced - cost
+    return (cost - (reduced - back)) + (-price - back)
+
+
+@_compiled
+def prove(costs, sign, prices, column_of, duals, slack, loss):
+    """Fill the row duals, rounded down so that they are feasible, and how tight each row's pair is.
+
+    ``slack[i]`` is what the pair of row ``i`` costs above the row's cheapest at these prices, ``loss[i]`` what rounding
+    the dual took, both as if computed without rounding (up to one in the last place of theirs).
+    """
+    columns = costs.shape[1]
+    rows = np.arange(costs.shape[0])
+    four, minima = np.empty(4 * GROUPS), np.empty(GROUPS)
+    for i in range(costs.shape[0]):
+        _next_minima(costs, sign, rows, i, prices, four, minima)
+        best = _cut(minima, 1)
+        rest = np.inf  # of the columns that round to the minimum, the least has the least remainder
+        for g in range(GROUPS):
+            if minima[g] == best:
+                for j in range(g, columns, GROUPS):
+                    cost = sign * costs[i, j]
+                    if cost - prices[j] == best:
+                        rest = min(rest, _rounded_off(cost, prices[j]))
+        duals[i] = best if rest >= 0.0 else np.nextafter(best, -np.inf)
+        loss[i] = (best - duals[i]) + rest
+        j = column_of[i]
+        cost = sign * costs[i, j]
+        slack[i] = (cost - prices[j] - best) + (_rounded_off(cost, prices[j]) - rest)
+
+
+@_compiled
 def _cut(minima, lanes):
     """Return a threshold that at least ``lanes`` columns meet, on average about ``lanes * log(lanes) + lanes``.
 
