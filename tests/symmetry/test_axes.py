@@ -26,12 +26,15 @@ from isthmus.symmetry._axes import (
     cut,
     fresh,
     occurrences,
+    phases,
     pin,
     product_of,
     resolve,
     split_leading,
     split_trailing,
     unify,
+    weave,
+    woven,
 )
 
 Permutation = tuple[int, ...]
@@ -83,11 +86,21 @@ def respects_cut(length: int) -> Constraint:
     return lambda p: all(v < length for v in p[:length])
 
 
+def respects_phases(number: int) -> Constraint:
+    return lambda p: all(v % number == k % number for k, v in enumerate(p))
+
+
 def survivors(size: int, constraints: list[Constraint]) -> set[Permutation]:
     return {p for p in itertools.permutations(range(size)) if all(c(p) for c in constraints)}
 
 
-STEPS = st.lists(st.tuples(st.sampled_from(["split", "cut"]), st.integers(1, 5)), max_size=4)
+STEPS = st.lists(st.tuples(st.sampled_from(["split", "cut", "phases"]), st.integers(1, 5)), max_size=4)
+DEMANDS = {"split": respects_split, "cut": respects_cut, "phases": respects_phases}
+REFINE: dict[str, Callable[[Expression, int], object]] = {
+    "split": split_trailing,
+    "cut": cut,
+    "phases": phases,
+}
 
 
 def perform(axis: Expression, steps: list[tuple[str, int]]) -> tuple[list[Constraint], bool]:
@@ -97,9 +110,11 @@ def perform(axis: Expression, steps: list[tuple[str, int]]) -> tuple[list[Constr
     for kind, size in steps:
         if not 0 < size < axis.size or (kind == "split" and axis.size % size):
             continue
-        constraints.append(respects_split(size) if kind == "split" else respects_cut(size))
+        constraints.append(DEMANDS[kind](size))
+        # an incomplete last period beside other structure is taken apart position by position
+        complete &= kind != "phases" or axis.size % size == 0 or not constraints[:-1]
         try:
-            split_trailing(axis, size) if kind == "split" else cut(axis, size)
+            REFINE[kind](axis, size)
         except UnsplittableError:
             pin(axis, WHY)
             complete = False
@@ -292,3 +307,63 @@ def test_one_atom_at_two_places_of_an_axis() -> None:
         torch.arange(9)[square[0].gather_index(cycle)[square[1].gather_index(cycle)]], expected
     )
     assert torch.equal(moved, expected)
+
+
+def test_woven_axes_are_placed_cut_and_read_by_phase() -> None:
+    one, two = fresh(5), fresh(5)
+    axis = woven([one, two])
+    assert [m for found in index_maps(axis).values() for m in found] == [
+        IndexMap(10, 5, 0, 2),
+        IndexMap(10, 5, 1, 2),
+    ]
+    head, tail = cut(axis, 5)  # one, two, one, two, one | two, one, two, one, two
+    assert [[m.offset, m.stride, m.size] for f in index_maps(head).values() for m in f] == [
+        [0, 2, 3],
+        [1, 2, 2],
+    ]
+    assert [[m.offset, m.stride, m.size] for f in index_maps(tail).values() for m in f] == [
+        [0, 2, 3],
+        [1, 2, 2],
+    ]
+    (first, first_rest), (second, second_rest) = tuple(atoms_of(one)), tuple(atoms_of(two))
+    assert tuple(atoms_of(head)) == (first, second)
+    assert tuple(atoms_of(tail)) == (second_rest, first_rest)
+
+
+def test_woven_axes_meet_products_and_each_other() -> None:
+    same = woven([fresh(2), fresh(2)])
+    unify(same, product_of((fresh(2), Fixed(2, WHY))))
+    assert movements(same) == survivors(4, [respects_split(2), respects_phases(2)])
+    halves, thirds = woven([fresh(3), fresh(3)]), woven([fresh(2), fresh(2), fresh(2)])
+    unify(halves, thirds)
+    assert movements(halves) == movements(thirds) == {tuple(range(6))}
+    blocks = fresh(6)
+    strands = weave(blocks, 2, [1, 2])
+    assert [(lead.size, trail.size) for lead, trail in strands] == [(2, 1), (2, 2)]
+    allowed = {p for p in survivors(6, []) if {p[0], p[3]} == {0, 3} and {v // 3 for v in p[1:3]} <= {0, 1}}
+    assert len(movements(blocks)) == 8
+    assert movements(blocks) <= allowed
+
+
+def test_phases_beside_segments_and_what_is_left_over() -> None:
+    head, tail = fresh(3), fresh(3)
+    even, odd = phases(Sum((head, tail)), 2)
+    assert (even.size, odd.size) == (3, 3)
+    assert movements(Sum((head, tail))) <= survivors(6, [respects_phases(2), respects_cut(3)])
+    assert len(movements(Sum((head, tail)))) == 4
+    assert [p.size for p in phases(fresh(5), 2)] == [3, 2]
+    assert [p.size for p in phases(product_of((fresh(3), fresh(2))), 4)] == [2, 2, 1, 1]
+    with pytest.raises(UnsplittableError):
+        phases(product_of((fresh(3), fresh(5))), 4)
+    assert [p.size for p in phases(product_of((Fixed(3, WHY), Fixed(4, WHY))), 6)] == [2] * 6
+
+
+@settings(max_examples=60, deadline=None)
+@given(one=STEPS, two=STEPS)
+def test_woven_axes_that_meet_move_alike(one: list[tuple[str, int]], two: list[tuple[str, int]]) -> None:
+    x, y = fresh(6), fresh(6)
+    demands = perform(x, one)[0] + perform(y, two)[0]
+    unify(x, y)
+    for moved_x, moved_y in joint_movements(x, y):
+        assert moved_x == moved_y
+        assert all(holds(moved_x) for holds in demands)

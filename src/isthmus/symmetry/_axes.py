@@ -1,25 +1,41 @@
-r"""The algebra of axis labels: what an axis is made of, and which parts of it move together.
+r"""The algebra of axis labels: how expressions are refined, joined and pinned.
 
-Every tensor axis carries an expression:
+Operations *refine* atoms (into products, sums or woven segments), *join* them (union-find through
+:attr:`Atom.forward`) or *pin* them; a pinned atom stays an atom, because it matters which axes count the same units
+even when these cannot move. Each of the three replaces the symmetric group of an atom by a subgroup, so every step
+is sound: ignorance can only lose symmetry, never invent it.
 
-* :class:`Atom`: ``size`` units that may be permuted freely among themselves;
-* :class:`Fixed`: positions that cannot move, with the reason;
-* :class:`Product`: a row-major product of factors (an axis of ``channels × height × width`` after a flatten);
-* :class:`Sum`: segments one after the other (a concatenation).
-
-Operations *refine* atoms (into products or sums), *join* them (union-find through :attr:`Atom.forward`) or
-*pin* them; a pinned atom stays an atom, because it matters which axes count the same units even when these
-cannot move. Each of the three replaces the symmetric group of an atom by a subgroup, so every step is sound:
-ignorance can only lose symmetry, never invent it. Expressions are immutable but for the forward pointer and the
-pin of atoms; always look at them through :func:`resolve`.
+The expressions themselves live in ``_expressions``, their positions in ``_placements``; both are passed on here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import count
+from collections.abc import Sequence
+
+from isthmus.symmetry._expressions import (
+    ONE,
+    SINGLE,
+    Atom,
+    Expression,
+    Fixed,
+    Pin,
+    Product,
+    Sum,
+    Woven,
+    are_copies,
+    atoms_of,
+    equal_copies,
+    fresh,
+    immovable,
+    pin,
+    product_of,
+    resolve,
+    same,
+    stronger,
+    woven,
+)
+from isthmus.symmetry._placements import Occurrence, Placement, merged_copies, occurrences, placements
 
 __all__ = [
     "ONE",
@@ -32,6 +48,7 @@ __all__ = [
     "Product",
     "Sum",
     "UnsplittableError",
+    "Woven",
     "are_copies",
     "atoms_of",
     "cut",
@@ -40,197 +57,24 @@ __all__ = [
     "immovable",
     "merged_copies",
     "occurrences",
+    "phases",
     "pin",
     "placements",
+    "product_of",
     "resolve",
+    "same",
     "split_leading",
     "split_trailing",
     "unify",
+    "weave",
+    "woven",
 ]
 
-_serial = count()
+_READ_APART = Pin("neighbouring positions are read apart")
 
 
 class UnsplittableError(Exception):
     """An axis cannot be divided as asked; the caller pins it (never shown to users)."""
-
-
-@dataclass(frozen=True)
-class Pin:
-    """Why positions cannot move: what happened, in which operator, in which module of the model."""
-
-    reason: str
-    operator: str = ""
-    module: str = ""
-
-
-@dataclass(eq=False)
-class Atom:
-    """``size`` units that can be permuted among themselves, until :attr:`forward` or :attr:`pinned` says otherwise.
-
-    Attributes:
-        size: number of units.
-        forward: the finer or joined form that replaced the atom.
-        pinned: why the units cannot move.
-        copies: whether all entries along the axis are equal (an expanded axis, zeros): such an axis follows any
-            other one it meets in an elementwise operation, without being tied to it.
-    """
-
-    size: int
-    forward: Expression | None = None
-    pinned: Pin | None = None
-    copies: bool = False
-    serial: int = field(default_factory=lambda: next(_serial))
-
-
-@dataclass(frozen=True, eq=False)
-class Fixed:
-    """``size`` positions that cannot move."""
-
-    size: int
-    why: Pin
-
-
-@dataclass(frozen=True, eq=False)
-class Product:
-    """Row-major product: the last factor varies fastest. The empty product has size 1."""
-
-    factors: tuple[Expression, ...]
-
-    @property
-    def size(self) -> int:
-        """Number of positions."""
-        return math.prod(f.size for f in self.factors)
-
-
-@dataclass(frozen=True, eq=False)
-class Sum:
-    """Segments one after the other."""
-
-    parts: tuple[Expression, ...]
-
-    @property
-    def size(self) -> int:
-        """Number of positions."""
-        return sum(p.size for p in self.parts)
-
-
-Expression = Atom | Fixed | Product | Sum
-
-ONE = Product(())
-_SINGLE = Pin("a single unit has nothing to be exchanged with")
-
-
-def fresh(size: int) -> Expression:
-    """Return a new atom; an axis of length 1 has nothing to permute and is the empty product."""
-    return ONE if size == 1 else Atom(size)
-
-
-def equal_copies(size: int) -> Expression:
-    """Return a new axis along which all entries are equal."""
-    return ONE if size == 1 else Atom(size, copies=True)
-
-
-def are_copies(e: Expression) -> bool:
-    """Return whether all entries along an axis are known to be equal."""
-    e = resolve(e)
-    if isinstance(e, Product):
-        return all(are_copies(f) for f in e.factors)
-    return isinstance(e, Atom) and e.copies
-
-
-def immovable(size: int, why: Pin) -> Expression:
-    """Return a new axis whose positions cannot move, but are known again wherever they are met."""
-    return ONE if size == 1 else Atom(size, pinned=why) if size else Fixed(0, why)
-
-
-def resolve(e: Expression) -> Expression:
-    """Return the current form: forwards followed, nesting flattened, neighbouring fixed parts fused."""
-    if isinstance(e, Atom):
-        if e.forward is None:
-            return e
-        e.forward = resolve(e.forward)
-        return e.forward
-    if isinstance(e, Product):
-        return _normal_product(e)
-    if isinstance(e, Sum):
-        return _normal_sum(e)
-    return e
-
-
-def _normal_product(e: Product) -> Expression:
-    factors: list[Expression] = []
-    for factor in e.factors:
-        resolved = resolve(factor)
-        for f in resolved.factors if isinstance(resolved, Product) else (resolved,):
-            last = factors[-1] if factors else None
-            if f.size == 1:
-                continue
-            if isinstance(f, Fixed) and isinstance(last, Fixed) and _fusible(last, f):
-                factors[-1] = Fixed(last.size * f.size, _stronger(last, f))
-            else:
-                factors.append(f)
-    return factors[0] if len(factors) == 1 else Product(tuple(factors)) if factors else ONE
-
-
-def _fusible(x: Fixed, y: Fixed) -> bool:
-    return x.why == y.why or _SINGLE in (x.why, y.why)
-
-
-def _stronger(x: Fixed, y: Fixed) -> Pin:
-    """Return the reason to keep when two fixed parts fuse: a single unit explains nothing."""
-    return y.why if x.why == _SINGLE else x.why
-
-
-def _all_fixed(e: Expression) -> Fixed | None:
-    """Return an expression in which nothing moves as one fixed part, or ``None`` when something does."""
-    if any(atom.pinned is None for atom in atoms_of(e)):
-        return None
-    whys = [found[0].why for found in occurrences(e) if isinstance(found, tuple)]
-    why = next((w for w in whys if w != _SINGLE), _SINGLE)
-    return Fixed(e.size, why)
-
-
-def _normal_sum(e: Sum) -> Expression:
-    parts: list[Expression] = []
-    for part in e.parts:
-        resolved = resolve(part)
-        for p in resolved.parts if isinstance(resolved, Sum) else (resolved,):
-            if p.size == 0:
-                continue
-            if p.size == 1 and not isinstance(p, Fixed):
-                p = Fixed(1, _SINGLE)
-            last = parts[-1] if parts else None
-            if isinstance(p, Fixed) and isinstance(last, Fixed) and _fusible(last, p):
-                parts[-1] = Fixed(last.size + p.size, _stronger(last, p))
-            else:
-                parts.append(p)
-    if not parts:
-        return Fixed(0, _SINGLE)
-    if len(parts) == 1:
-        return ONE if parts[0].size == 1 else parts[0]
-    return Sum(tuple(parts))
-
-
-def atoms_of(e: Expression) -> Iterator[Atom]:
-    """Yield the atoms of an expression, with repetition, in order."""
-    e = resolve(e)
-    if isinstance(e, Atom):
-        yield e
-    elif isinstance(e, Product):
-        for f in e.factors:
-            yield from atoms_of(f)
-    elif isinstance(e, Sum):
-        for p in e.parts:
-            yield from atoms_of(p)
-
-
-def pin(e: Expression, why: Pin) -> None:
-    """Forbid every movement inside an expression."""
-    for atom in tuple(atoms_of(e)):
-        atom.copies = False
-        if atom.pinned is None:
-            atom.pinned = why
 
 
 def _refine(atom: Atom, form: Expression) -> None:
@@ -241,6 +85,15 @@ def _refine(atom: Atom, form: Expression) -> None:
     atom.forward = form
     if atom.pinned is not None:
         pin(form, atom.pinned)
+
+
+def _all_fixed(e: Expression) -> Fixed | None:
+    """Return an expression in which nothing moves as one fixed part, or ``None`` when something does."""
+    if any(atom.pinned is None for atom in atoms_of(e)):
+        return None
+    whys = [found[0].why for found in occurrences(e) if isinstance(found, tuple)]
+    why = next((w for w in whys if w != SINGLE), SINGLE)
+    return Fixed(e.size, why)
 
 
 def split_trailing(e: Expression, size: int) -> tuple[Expression, Expression]:
@@ -275,6 +128,8 @@ def _split_by_structure(e: Expression, size: int) -> tuple[Expression, Expressio
         return lead, trail
     if isinstance(e, Product):
         return _split_product(e, size)
+    if isinstance(e, Woven):
+        return _split_woven(e, size)
     pairs = [split_trailing(part, size) for part in e.parts]
     for _, trail in pairs[1:]:
         unify(pairs[0][1], trail)
@@ -295,8 +150,51 @@ def _split_product(e: Product, size: int) -> tuple[Expression, Expression]:
         one, two = _all_fixed(rest[-1]), _all_fixed(last)
         if one is None or two is None:
             raise
-        fused = Fixed(one.size * two.size, _stronger(one, two))
+        fused = Fixed(one.size * two.size, stronger(one, two))
         return split_trailing(Product((*rest[:-1], fused)), size)
+
+
+def _split_woven(e: Woven, size: int) -> tuple[Expression, Expression]:
+    if not e.complete:
+        raise UnsplittableError
+    if size % e.period == 0:
+        pairs = [split_trailing(lead, size // e.period) for lead, _ in e.strands]
+        for lead, _ in pairs[1:]:
+            unify(pairs[0][0], lead)
+        inner = tuple((turn, trail) for (_, turn), (_, trail) in zip(pairs, e.strands, strict=True))
+        return resolve(pairs[0][0]), resolve(Woven(inner))
+    runs = _runs(e, size)
+    if runs is None:
+        for lead, _ in e.strands[1:]:
+            unify(e.strands[0][0], lead)
+        period = resolve(Sum(tuple(trail for _, trail in e.strands)))
+        return split_trailing(Product((e.strands[0][0], period)), size)
+    leads: list[tuple[Expression, Expression]] = []
+    trails: list[Expression] = []
+    for run in runs:
+        for lead, _ in run[1:]:
+            unify(run[0][0], lead)
+        block, trail = split_trailing(Sum(tuple(t for _, t in run)), size)
+        leads.append((run[0][0], block))
+        trails.append(trail)
+    for trail in trails[1:]:
+        unify(trails[0], trail)
+    return resolve(Woven(tuple(leads))), resolve(trails[0])
+
+
+def _runs(e: Woven, size: int) -> list[list[tuple[Expression, Expression]]] | None:
+    """Return neighbouring strands in runs of whole blocks of ``size``, or ``None`` if strands do not fit."""
+    runs: list[list[tuple[Expression, Expression]]] = [[]]
+    filled = 0
+    for lead, trail in e.strands:
+        if filled and filled % size == 0:
+            runs.append([])
+            filled = 0
+        if filled + trail.size > size and (filled or trail.size % size):
+            return None
+        runs[-1].append((lead, trail))
+        filled += trail.size
+    return runs if filled % size == 0 else None
 
 
 def split_leading(e: Expression, size: int) -> tuple[Expression, Expression]:
@@ -337,7 +235,34 @@ def _cut_by_structure(e: Expression, length: int) -> tuple[Expression, Expressio
             raise UnsplittableError
         head, tail = cut(first, length // inner)
         return resolve(Product((head, *rest))), resolve(Product((tail, *rest)))
-    return _cut_sum(e, length)
+    return _cut_woven(e, length) if isinstance(e, Woven) else _cut_sum(e, length)
+
+
+def _cut_woven(e: Woven, length: int) -> tuple[Expression, Expression]:
+    """Cut where a period ends, or inside one: then the second piece begins with the segments that remain."""
+    turns, rest = divmod(length, e.period)
+    heads: list[tuple[Expression, Expression]] = []
+    before: list[tuple[Expression, Expression]] = []
+    after: list[tuple[Expression, Expression]] = []
+    place = 0
+    for lead, trail in e.strands:
+        done, left = (trail, None) if place + trail.size <= rest else (None, trail)
+        if place < rest < place + trail.size:
+            done, left = cut(trail, rest - place)
+        for part, units, tails in ((done, turns + 1, before), (left, turns, after)):
+            if part is not None:
+                head, tail = _cut_anywhere(lead, units)
+                heads.append((head, part))
+                tails.append((tail, part))
+        place += trail.size
+    return resolve(Woven(tuple(heads))), resolve(Woven((*after, *before)))
+
+
+def _cut_anywhere(e: Expression, length: int) -> tuple[Expression, Expression]:
+    """Cut an axis, perhaps at one of its ends."""
+    if length == 0:
+        return Fixed(0, SINGLE), e
+    return (e, Fixed(0, SINGLE)) if length == e.size else cut(e, length)
 
 
 def _cut_sum(e: Sum, length: int) -> tuple[Expression, Expression]:
@@ -374,6 +299,8 @@ def unify(x: Expression, y: Expression) -> None:
         try:
             if isinstance(x, Product) and isinstance(y, Product):
                 _unify_products(x, y)
+            elif not isinstance(x, Sum) and not isinstance(y, Sum):
+                _unify_woven(x, y)
             else:
                 _unify_sums(x, y)
         except UnsplittableError:
@@ -411,85 +338,127 @@ def _first_length(e: Expression) -> int:
     return e.parts[0].size if isinstance(e, Sum) else e.size
 
 
-def merged_copies(copies: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Return ``(count, stride)`` pairs by falling stride, with pairs that follow each other seamlessly merged."""
-    result: list[tuple[int, int]] = []
-    for number, stride in sorted(copies, key=lambda c: -c[1]):
-        if result and result[-1][1] == number * stride:
-            result[-1] = (result[-1][0] * number, stride)
-        else:
-            result.append((number, stride))
-    return tuple(result)
+def _unify_woven(x: Product | Woven, y: Product | Woven) -> None:
+    """Join two axes at the period after which both repeat, strand by strand."""
+    periods = [e.period for e in (x, y) if isinstance(e, Woven)]
+    period = math.lcm(*periods)
+    one, two = _strands(x, period), _strands(y, period)
+    while one:
+        (lead_x, trail_x), (lead_y, trail_y) = one.pop(0), two.pop(0)
+        size = min(trail_x.size, trail_y.size)
+        for lead, trail, rest in ((lead_x, trail_x, one), (lead_y, trail_y, two)):
+            if trail.size > size:
+                rest.insert(0, (lead, cut(trail, size)[1]))
+        unify(lead_x, lead_y)
+        unify(*(t if t.size == size else cut(t, size)[0] for t in (trail_x, trail_y)))
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Where an atom sits on an axis: unit ``u`` at ``offset + u·stride``, repeated along all ``siblings``.
+def _strands(e: Product | Woven, period: int) -> list[tuple[Expression, Expression]]:
+    """Write an axis as strands of a given period, a multiple of its own."""
+    if isinstance(e, Product):
+        return [split_trailing(e, period)]
+    turns = period // e.period
+    if turns > 1 and not e.complete:
+        raise UnsplittableError
+    columns = [(phases(lead, turns), trail) for lead, trail in e.strands]
+    return [(column[k], trail) for k in range(turns) for column, trail in columns]
 
-    Attributes:
-        atom: the atom, free or pinned.
-        offset: position of unit 0.
-        stride: distance of neighbouring units.
-        siblings: the other factors of all products around the atom, each with its own stride.
+
+def phases(e: Expression, number: int) -> list[Expression]:
+    """Write ``e`` as ``number`` woven axes: the ``k``-th holds the positions ``k``, ``k + number``, and so on.
+
+    Raises:
+        UnsplittableError: the structure of ``e`` does not allow it (atoms met on the way may stay refined).
     """
+    e = resolve(e)
+    if number == 1:
+        return [e]
+    try:
+        return _phases_by_structure(e, number)
+    except UnsplittableError:
+        fixed = _all_fixed(e)
+        if fixed is None:
+            raise
+        return _phases_by_structure(fixed, number)
 
-    atom: Atom
-    offset: int
-    stride: int
-    siblings: tuple[tuple[Expression, int], ...]
 
-    @property
-    def copies(self) -> tuple[tuple[int, int], ...]:
-        """``(count, stride)`` of every direction in which the units are repeated."""
-        return merged_copies((e.size, step) for e, step in self.siblings)
+def _phases_by_structure(e: Expression, number: int) -> list[Expression]:
+    sizes = [(e.size - k + number - 1) // number for k in range(number)]
+    if isinstance(e, Fixed):
+        return [Fixed(size, e.why) for size in sizes]
+    if isinstance(e, Atom):
+        new = equal_copies if e.copies else fresh
+        apart = [new(size) if size else Fixed(0, SINGLE) for size in sizes]
+        _refine(e, woven(apart))
+        return [resolve(a) for a in apart]
+    if isinstance(e, Sum):
+        return _phases_of_sum(e.parts, number)
+    if e.size == 1:
+        return _phases_by_structure(Fixed(1, SINGLE), number)
+    strands, rest = e if isinstance(e, Woven) else _as_woven(e), e.size % number
+    if not rest or strands.period % number == 0:
+        return _phases_of_strands(strands, number)
+    main, left = cut(e, e.size - rest) if e.size > rest else (Fixed(0, SINGLE), e)
+    single: list[Expression] = []
+    while left.size:
+        head, left = _cut_anywhere(left, 1)
+        single.append(head)
+    return _phases_of_sum((main, *single), number)
 
 
-def placements(
-    e: Expression, offset: int = 0, stride: int = 1, siblings: tuple[tuple[Expression, int], ...] = ()
-) -> Iterator[Placement | tuple[Fixed, int]]:
-    """Yield where each atom sits on an axis, and each fixed part with the number of positions it takes."""
+def _as_woven(e: Product) -> Woven:
+    return Woven(((Product(e.factors[:-1]), e.factors[-1]),))
+
+
+def _phases_of_sum(parts: Sequence[Expression], number: int) -> list[Expression]:
+    """Write segments as woven axes: each goes on with the phase at which the one before it stopped."""
+    found: list[list[Expression]] = [[] for _ in range(number)]
+    place = 0
+    for part in parts:
+        for k, phase in enumerate(phases(part, number)):
+            found[(place + k) % number].append(phase)
+        place += part.size
+    return [resolve(Sum(tuple(several))) for several in found]
+
+
+def _phases_of_strands(e: Woven, number: int) -> list[Expression]:
+    period = e.period
+    if not e.complete and period % number and e.size % number == 0:
+        raise UnsplittableError
+    if all(trail.size % number == 0 for _, trail in e.strands):
+        inner = [(lead, phases(trail, number)) for lead, trail in e.strands]
+        return [resolve(Woven(tuple((lead, trail[k]) for lead, trail in inner))) for k in range(number)]
+    if period % number and number % period:
+        common = math.lcm(period, number)
+        if e.size % common:
+            raise UnsplittableError
+        finer = phases(e, common)
+        return [woven(finer[k::number]) for k in range(number)]
+    for _, trail in e.strands:
+        pin(trail, _READ_APART)
+    repeats = max(number // period, 1)
+    each = [(phases(lead, repeats), trail.size) for lead, trail in e.strands]
+    leads = [column[k] for k in range(repeats) for column, length in each for _ in range(length)]
+    return [woven(leads[k::number]) for k in range(number)]
+
+
+def weave(e: Expression, turns: int, blocks: Sequence[int]) -> list[tuple[Expression, Expression]]:
+    """Write ``e`` as strands of given blocks: ``turns`` periods, each with one block of every strand.
+
+    Raises:
+        UnsplittableError: the structure of ``e`` does not allow it (atoms met on the way may stay refined).
+    """
     e = resolve(e)
     if isinstance(e, Atom):
-        yield Placement(e, offset, stride, siblings)
-    elif isinstance(e, Fixed):
-        yield e, e.size * math.prod(s.size for s, _ in siblings)
-    elif isinstance(e, Sum):
-        for part in e.parts:
-            yield from placements(part, offset, stride, siblings)
-            offset += stride * part.size
-    else:
-        strides = [stride] * len(e.factors)
-        for k in range(len(e.factors) - 1, 0, -1):
-            strides[k - 1] = strides[k] * e.factors[k].size
-        for k, factor in enumerate(e.factors):
-            others = tuple((f, strides[j]) for j, f in enumerate(e.factors) if j != k)
-            yield from placements(factor, offset, strides[k], siblings + others)
-
-
-@dataclass(frozen=True)
-class Occurrence:
-    """Where a free atom sits on an axis: unit ``u``, copy ``(i, …)`` at ``offset + u·stride + Σ i·copy_stride``."""
-
-    atom: Atom
-    offset: int
-    stride: int
-    copies: tuple[tuple[int, int], ...]
-
-
-def occurrences(e: Expression) -> Iterator[Occurrence | tuple[Fixed, int]]:
-    """Yield where each free atom sits on an axis, and each part that cannot move with its number of positions."""
-    for found in placements(e):
-        if isinstance(found, tuple):
-            yield found
-        elif found.atom.pinned is not None:
-            yield (
-                Fixed(found.atom.size, found.atom.pinned),
-                found.atom.size * math.prod(n for n, _ in found.copies),
-            )
-        else:
-            yield Occurrence(found.atom, found.offset, found.stride, found.copies)
-
-
-def product_of(axes: Iterable[Expression]) -> Expression:
-    """Return the row-major product of several axes."""
-    return resolve(Product(tuple(axes)))
+        new = equal_copies if e.copies else fresh
+        strands = [(new(turns), new(block)) for block in blocks]
+        _refine(e, resolve(Woven(tuple(strands))))
+        return strands
+    if all(block == 1 for block in blocks):
+        return [(phase, ONE) for phase in phases(e, len(blocks))]
+    lead, rest = split_trailing(e, sum(blocks))
+    strands = []
+    for block in blocks:
+        trail, rest = cut(rest, block) if block < rest.size else (rest, ONE)
+        strands.append((lead, trail))
+    return strands

@@ -7,6 +7,7 @@ or pins labels, each of which only removes permutations, and an operator it does
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -83,12 +84,11 @@ def discover_from_trace(
         if len(cuts) == len(interpreter.known_cuts):
             break
         labels, interpreter = _interpret(traced, cuts)
-    for name, node in chosen.items():
-        value = joined(interpreter.values[node])
-        if isinstance(value, Value):
-            axes = value.axes if value.points is None else (*value.axes, value.points.axis)
-            for axis in axes:
-                _axes.pin(axis, Pin(f"the model's output {name!r}"))
+    for way in (traced, *traced.others):
+        for name, node in way.select_outputs(outputs).items():
+            _pin_value(interpreter.values[node], Pin(f"the model's output {name!r}"))
+        for node in way.asked:
+            _pin_value(interpreter.values[node], Pin("its values are read by Python"))
     used = used_atoms(interpreter.steps)
     names = {tensor: traced.aliases.get(tensor, (tensor,)) for tensor in labels}
     labels = _without_idle_twins(labels, names, traced)
@@ -104,7 +104,15 @@ def discover_from_trace(
         if isinstance(value, Value):
             labels[activation_name(node.name)] = value
             names[activation_name(node.name)] = (activation_name(node.name),)
-    return collect(labels, names, nesting, None if outputs is None else tuple(chosen))
+    found = collect(labels, names, nesting, None if outputs is None else tuple(chosen))
+    return replace(found, experiments=tuple(interpreter.experiments))
+
+
+def _pin_value(given: Any, why: Pin) -> None:
+    value = joined(given)
+    if isinstance(value, Value):
+        for axis in value.axes if value.points is None else (*value.axes, value.points.axis):
+            _axes.pin(axis, why)
 
 
 def activation_name(node: str) -> str:
@@ -116,8 +124,12 @@ def _without_idle_twins(
     labels: dict[str, Value], names: Mapping[str, tuple[str, ...]], traced: Trace
 ) -> dict[str, Value]:
     """Drop tied parameters that the graph takes twice and reads under one name only: that name speaks for all."""
-    placeholders = traced.graph.find_nodes(op="placeholder")
-    read = {traced.tensors[n.name] for n in placeholders if n.name in traced.tensors and n.users}
+    read = {
+        way.tensors[n.name]
+        for way in (traced, *traced.others)
+        for n in way.graph.find_nodes(op="placeholder")
+        if n.name in way.tensors and n.users
+    }
     spoken = {names[tensor] for tensor in read}
     return {t: value for t, value in labels.items() if t in read or names[t] not in spoken}
 
@@ -133,22 +145,32 @@ def _ties(traced: Trace) -> Ties:
 
 
 def _interpret(traced: Trace, cuts: Cuts) -> tuple[dict[str, Value], SegmentingInterpreter]:
-    """Return the labels of every state tensor, and the interpreter with those of every node of the graph."""
+    """Return the labels of every state tensor, and the interpreter with those of every node of every graph.
+
+    All ways through the code share the labels of the state, so what any of them demands holds for all.
+    """
     assert _rules.__all__, "importing the package registers the rules"
     labels: dict[str, Value] = {}
-    inputs: dict[str, Any] = {}
-    for node in traced.graph.find_nodes(op="placeholder"):
-        example = node.meta.get("val")
-        shape = tuple(int(s) for s in getattr(example, "shape", ()))
-        if node.name in traced.tensors:
-            value = Value(tuple(_axes.fresh(s) if s else _axes.immovable(0, Pin("empty")) for s in shape))
-            labels[traced.tensors[node.name]] = value
-        elif node.name in traced.constants:
-            value = constant_value(traced.constants[node.name], Pin(f"constant {node.name!r} of the model"))
-        else:
-            why = Pin(f"the model's input {node.name!r}")
-            value = Value(tuple(_axes.immovable(s, why) for s in shape))
-        inputs[node.name] = value
     interpreter = SegmentingInterpreter(cuts, _ties(traced))
-    interpreter.run(traced.graph, inputs, traced.program.graph_module)
+    for way in (traced, *traced.others):
+        interpreter.prove_with(_ties(way))
+        inputs: dict[str, Any] = {}
+        for node in way.graph.find_nodes(op="placeholder"):
+            shape = tuple(int(s) for s in getattr(node.meta.get("val"), "shape", ()))
+            if node.name in way.tensors:
+                value = labels.setdefault(way.tensors[node.name], _free(shape))
+            elif node.name in way.constants:
+                constant = way.constants[node.name]
+                value = constant_value(constant, Pin(f"constant {node.name!r} of the model"))
+                if not constant.is_meta:
+                    interpreter.known[node] = constant.detach().cpu()
+            else:
+                why = Pin(f"the model's input {node.name!r}")
+                value = Value(tuple(_axes.immovable(s, why) for s in shape))
+            inputs[node.name] = value
+        interpreter.run(way.graph, inputs, way.program.graph_module)
     return labels, interpreter
+
+
+def _free(shape: Sequence[int]) -> Value:
+    return Value(tuple(_axes.fresh(s) if s else _axes.immovable(0, Pin("empty")) for s in shape))

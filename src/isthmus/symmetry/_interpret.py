@@ -7,6 +7,7 @@ or still leads to an unknown operator, every axis it touches is pinned and the r
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,21 +16,26 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
 
 from isthmus.symmetry._axes import Pin, UnsplittableError
+from isthmus.symmetry._experiment import Passing, passing_axes
 from isthmus.symmetry._operation import Kind, Mixing, Operation, Rule, Step, rule_of
+from isthmus.symmetry._segments import joined
 from isthmus.symmetry._ties import Ties
 from isthmus.symmetry._trace import module_of, operator_of
-from isthmus.symmetry._values import Pointer, Value, constant_value, values_in
+from isthmus.symmetry._values import Pointer, Value, constant_value, is_scaled_identity, values_in
 
 __all__ = ["Interpreter"]
 
 
+_BY_EXPERIMENT = "operator without a rule; running it shows that this axis does not pass"
 _UNREADABLE = "the rule does not know this form of the operator"
 _TAKE_INDICES = frozenset(
     f"aten.{name}"
     for name in ("index", "gather", "index_select", "embedding", "one_hot", "scatter", "scatter_add")
 )
+_MOST_COMPUTED = 1 << 16
 _GATHER_TENSORS = ("aten.cat", "aten.concat", "aten.concatenate", "aten.stack")
 
 
@@ -39,6 +45,12 @@ class Interpreter:
     def __init__(self, ties: Ties) -> None:
         self.values: dict[fx.Node, Any] = {}
         self.steps: list[Step] = []
+        self.experiments: dict[str, None] = {}
+        self.known: dict[fx.Node, Tensor] = {}
+        self._ties = ties
+
+    def prove_with(self, ties: Ties) -> None:
+        """Use another prover of distinct entries from now on: that of the next graph."""
         self._ties = ties
 
     def run(self, graph: fx.Graph, inputs: Mapping[str, Any], modules: Any = None, module: str = "") -> Any:
@@ -65,12 +77,45 @@ class Interpreter:
                 self.values[node] = self._call(node, modules, module)
         return result
 
+    def _computed(self, node: fx.Node) -> bool:
+        """Compute a small tensor that depends on constants alone; return whether its entries are regular."""
+        example, target = node.meta.get("val"), node.target
+        if (
+            not isinstance(target, torch._ops.OpOverload)
+            or not isinstance(example, Tensor)
+            or target._schema.is_mutable
+        ):
+            return False
+        small = math.prod(int(n) for n in example.shape) <= _MOST_COMPUTED
+        constant = all(n in self.known for n in node.all_input_nodes)
+        if (
+            not small
+            or not constant
+            or torch.Tag.nondeterministic_seeded in target.tags
+            or "empty" in operator_of(node)
+        ):
+            return False
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self.known.__getitem__)
+        if kwargs.get("device") is not None:
+            kwargs = {**kwargs, "device": "cpu"}
+        try:
+            with torch.no_grad():
+                made = target(*args, **kwargs)
+        except Exception:  # what cannot be computed here is left to the rules
+            return False
+        if isinstance(made, Tensor) and not made.is_meta and made.layout == torch.strided:
+            self.known[node] = made
+            return is_scaled_identity(made)
+        return False
+
     def _attribute(self, node: fx.Node, modules: Any) -> Any:
         value: Any = modules
         for part in str(node.target).split("."):
             value = getattr(value, part)
         if isinstance(value, Tensor):
             why = Pin("constant of the model", "", module_of(node))
+            if not value.is_meta:
+                self.known[node] = value.detach()
             return constant_value(value, why)
         return value
 
@@ -85,6 +130,10 @@ class Interpreter:
         op = Operation(node, module)
         if op.result is None and not node.users:
             return None  # an assertion: it computes nothing
+        if self._computed(node):
+            return constant_value(
+                self.known[node], Pin("made inside the model from positions", op.name, op.module)
+            )
         if not isinstance(node.target, torch._ops.OpOverload):
             return self._higher_order(op, node, args, kwargs)
         return self.call(node, op, _bind(node.target, args, kwargs))
@@ -134,7 +183,31 @@ class Interpreter:
     def _unknown(self, op: Operation, values: list[Value]) -> Any:
         op.use_as_numbers(values)
         self._remember(op, "mixes", values)
-        return op.unknown(values)
+        passing = passing_axes(op.node) if isinstance(op.node.target, torch._ops.OpOverload) else None
+        return op.unknown(values) if not passing else self._passed(op, passing)
+
+    def _passed(self, op: Operation, passing: Sequence[Passing]) -> Any:
+        """Pass on the axes that an experiment lets pass, and pin all others."""
+        operands = [joined(self.values[n]) for n in op.node.all_input_nodes]
+        results = pytree.tree_leaves(op.result)
+        axes = [[op.fixed(int(n), _BY_EXPERIMENT) for n in r.shape] for r in results]
+        moving: set[tuple[int, int]] = set()
+        for one in passing:
+            together = [(k, d) for k, d in enumerate(one.operands) if d is not None]
+            moving.update(together)
+            labels = [operands[k].axes[d] for k, d in together]
+            for other in labels[1:]:
+                op.unify(labels[0], other)
+            for made, place in zip(axes, one.results, strict=True):
+                if place is not None:
+                    made[place] = labels[0]
+        for k, operand in enumerate(operands):
+            for d, axis in enumerate(operand.axes):
+                if (k, d) not in moving:
+                    op.pin(axis, _BY_EXPERIMENT)
+        self.experiments[op.name] = None
+        made = [Value(tuple(a)) for a in axes]
+        return pytree.tree_unflatten(made, pytree.tree_structure(op.result))
 
     def _decompose(self, op: Operation, node: fx.Node, values: list[Value]) -> Any:
         """Decompose one unknown operator into known ones, or pin all it touches."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from isthmus.symmetry._axes import Atom, Expression, Fixed, Product, Sum, resolve
+from isthmus.symmetry._axes import Atom, Expression, Fixed, Product, Sum, Woven, resolve
 from isthmus.symmetry._operation import Mixing, Selection, Step
 from isthmus.symmetry._values import Value
 
@@ -92,7 +92,7 @@ def _walk(e: Expression, around: _Coordinates) -> Iterator[tuple[Atom, _Coordina
     e = resolve(e)
     if isinstance(e, Atom):
         yield e, around
-    elif isinstance(e, Sum):
+    elif isinstance(e, (Sum, Woven)):
         for part in e.parts:
             yield from _walk(part, around)
     elif isinstance(e, Product):

@@ -230,6 +230,14 @@ class Operation:
             parts.append(head)
         return [*parts, axis]
 
+    def phases(self, axis: Expression, step: int) -> list[Expression]:
+        """Write an axis as ``step`` woven ones; pins it when its structure forbids that."""
+        try:
+            return _axes.phases(axis, step)
+        except UnsplittableError:
+            self.pin(axis, f"every {step}th position is read apart")
+            return _axes.phases(axis, step)
+
     def unify(self, x: Expression, y: Expression) -> None:
         """Demand that two axes of one length move together."""
         _axes.unify(x, y)

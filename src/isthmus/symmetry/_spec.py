@@ -190,12 +190,14 @@ class SymmetrySpec:
         pinned: axes that cannot move.
         shapes: shape of every parameter and buffer of the network.
         outputs: the outputs that are preserved, ``None`` for all.
+        experiments: operators without a rule that were seen to pass axes on when they were run by themselves.
     """
 
     groups: Mapping[str, AxisGroup]
     pinned: tuple[PinnedAxis, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     outputs: tuple[str, ...] | None = None
+    experiments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every slot against the shapes.
@@ -280,7 +282,7 @@ class SymmetrySpec:
 
     def with_group(self, group: AxisGroup) -> SymmetrySpec:
         """Return the spec with a group added or replaced."""
-        return SymmetrySpec({**self.groups, group.name: group}, self.pinned, self.shapes, self.outputs)
+        return replace(self, groups={**self.groups, group.name: group})
 
     def restrict(self, names: Sequence[str]) -> SymmetrySpec:
         """Return the spec with only the named groups.
@@ -291,7 +293,7 @@ class SymmetrySpec:
         unknown = [n for n in names if n not in self.groups]
         if unknown:
             raise SymmetryError(f"unknown groups {unknown}; the spec has {list(self.groups)}.")
-        return SymmetrySpec({n: self.groups[n] for n in names}, self.pinned, self.shapes, self.outputs)
+        return replace(self, groups={n: self.groups[n] for n in names})
 
     def to_json(self) -> str:
         """Return the spec as JSON text (see :meth:`from_json`)."""
@@ -309,6 +311,7 @@ class SymmetrySpec:
             "pinned": [vars(p) for p in self.pinned],
             "shapes": {k: list(v) for k, v in self.shapes.items()},
             "outputs": None if self.outputs is None else list(self.outputs),
+            **({"experiments": list(self.experiments)} if self.experiments else {}),
         }
         return json.dumps(data, indent=1)
 
@@ -327,9 +330,10 @@ class SymmetrySpec:
             groups = {g["name"]: _group_from_json(g, shapes) for g in data["groups"]}
             pinned = tuple(PinnedAxis(**p) for p in data["pinned"])
             outputs = None if data["outputs"] is None else tuple(data["outputs"])
+            experiments = tuple(str(name) for name in data.get("experiments", ()))
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise SymmetryError(f"not a symmetry spec in JSON: {type(error).__name__}: {error}.") from error
-        return cls(groups, pinned, shapes, outputs)
+        return cls(groups, pinned, shapes, outputs, experiments)
 
     def to_permutation_spec(self) -> PermutationSpec:
         """Return the spec in the field's form, which knows whole axes only.
@@ -386,6 +390,8 @@ class SymmetrySpec:
             for k, slot in enumerate(group.slots):
                 head = f"{name:<{width}}  {group.size:>5}" if k == 0 else " " * (width + 7)
                 lines.append(f"{head}  {slot}")
+        if self.experiments:
+            lines += ["", f"passed by experiment, not by a rule: {', '.join(self.experiments)}"]
         if self.pinned:
             lines += ["", "pinned", *(f"  {p}" for p in self.pinned)]
         return "\n".join(lines)

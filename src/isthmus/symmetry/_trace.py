@@ -7,10 +7,9 @@ of the graph under the names of ``state_dict``; nothing is copied, and models on
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +19,9 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from isthmus.errors import ModelError
-from isthmus.symmetry._outputs import NamedOutputs, named_outputs, returning_opened
+from isthmus.symmetry._export import export_ways, without_caches
+from isthmus.symmetry._outputs import NamedOutputs, named_outputs
+from isthmus.symmetry._reading import Read, require_same_answers
 
 __all__ = [
     "NodeCallback",
@@ -49,6 +50,9 @@ class Trace:
         outputs: from output name to the node that computes it; names are paths such as ``logits`` or ``0``, written as
             ``['a']['b']`` where another output has the same words.
         aliases: from each state name to all names that share its storage (tied parameters), itself included.
+        reads: the values that Python read from tensors on this way through the code.
+        asked: the nodes whose values were read, in order; like outputs, they must be preserved.
+        others: traces of the other ways through the code that such values can choose.
     """
 
     program: ExportedProgram
@@ -57,6 +61,9 @@ class Trace:
     inputs: tuple[str, ...]
     outputs: NamedOutputs[fx.Node]
     aliases: Mapping[str, tuple[str, ...]]
+    reads: tuple[Read, ...] = ()
+    asked: tuple[fx.Node, ...] = ()
+    others: tuple[Trace, ...] = ()
 
     @property
     def graph(self) -> fx.Graph:
@@ -96,7 +103,8 @@ class Trace:
             The model's output, with its original structure (dataclasses and foreign mappings as dicts).
 
         Raises:
-            ModelError: the inputs have another structure than the traced ones.
+            ModelError: the inputs have another structure than the traced ones, or their values lead another way
+                through the code.
         """
         given, spec = pytree.tree_flatten((tuple(args), dict(kwargs or {})))
         expected = self.program.call_spec.in_spec
@@ -106,7 +114,11 @@ class Trace:
             )
         with torch.no_grad():
             flat = _Runner(self, on_node).run(*self._placeholder_values(state, given))
-        return pytree.tree_unflatten(list(flat), self.program.call_spec.out_spec)  # type: ignore[arg-type]
+        result: Any = pytree.tree_unflatten(list(flat), self.program.call_spec.out_spec)  # type: ignore[arg-type]
+        if self.reads:
+            result, asked = result
+            require_same_answers(self.reads, asked)
+        return result
 
     def _placeholder_values(self, state: Mapping[str, Tensor], given: list[Any]) -> list[Any]:
         users = dict(zip(self.inputs, given, strict=True))
@@ -162,53 +174,16 @@ def trace(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = N
         ModelError: the model cannot be exported, was given no inputs, or is random: in training mode with
             dropout or batch statistics, or random in evaluation too.
     """
-    args = (args,) if isinstance(args, Tensor) else tuple(args)
-    program = _export(model, args, dict(kwargs or {}))
-    return _build(model, program)
-
-
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
     if not isinstance(model, nn.Module):
         raise ModelError(f"Expected a torch.nn.Module to trace, found {type(model).__name__}.")
-    try:
+    args = (args,) if isinstance(args, Tensor) else tuple(args)
+    traces: list[Trace] = []
+    for way in export_ways(model, args, dict(kwargs or {})):
+        _refuse_randomness(way.program, model)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            shell = without_caches(model)
-            with returning_opened(shell):
-                program = torch.export.export(shell, args, kwargs, strict=False)
-            _refuse_randomness(program, model)
-            return program.run_decompositions({})
-    except ModelError:
-        raise
-    except Exception as error:  # torch.export raises many unrelated types
-        inputs = "no example inputs" if not args and not kwargs else f"inputs {_describe(args, kwargs)}"
-        first = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-        raise ModelError(
-            f"Cannot trace {type(model).__name__} with {inputs}: torch.export failed with "
-            f"{type(error).__name__}: {first} "
-            "Check that model(*args, **kwargs) runs, give example inputs of the right shapes, and avoid "
-            "control flow that depends on the values of tensors."
-        ) from error
-
-
-def without_caches(model: nn.Module) -> nn.Module:
-    """Return a copy of the module tree that shares all parameters and buffers.
-
-    What a forward pass stores on modules (cached biases, masks) stays out of the model and of later runs. A
-    module that cannot be copied is returned as it is.
-    """
-    tensors = (*model.parameters(), *model.buffers())
-    try:
-        return copy.deepcopy(model, {id(t): t for t in tensors})
-    except (TypeError, RuntimeError, AttributeError, NotImplementedError):
-        return model
-
-
-def _describe(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    def one(value: Any) -> str:
-        return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
-
-    return ", ".join([*(one(a) for a in args), *(f"{k}={one(v)}" for k, v in kwargs.items())])
+            traces.append(_build(model, way.program.run_decompositions({}), way.reads))
+    return replace(traces[0], others=tuple(traces[1:]))
 
 
 def _refuse_randomness(program: ExportedProgram, model: nn.Module) -> None:
@@ -247,7 +222,7 @@ def bound_arguments(node: fx.Node) -> dict[str, Any]:
     return bound
 
 
-def _build(model: nn.Module, program: ExportedProgram) -> Trace:
+def _build(model: nn.Module, program: ExportedProgram, reads: tuple[Read, ...]) -> Trace:
     tensors: dict[str, str] = {}
     constants: dict[str, Tensor] = {}
     inputs: list[str] = []
@@ -262,17 +237,22 @@ def _build(model: nn.Module, program: ExportedProgram) -> Trace:
             constants[name] = program.constants[spec.target]  # type: ignore[assignment]
         else:
             constants[name] = program.state_dict[spec.target]  # type: ignore[index]
-    return Trace(program, tensors, constants, tuple(inputs), _outputs(program), _aliases(model))
+    outputs, asked = _outputs(program, reads)
+    return Trace(program, tensors, constants, tuple(inputs), outputs, _aliases(model), reads, asked)
 
 
-def _outputs(program: ExportedProgram) -> NamedOutputs[fx.Node]:
+def _outputs(
+    program: ExportedProgram, reads: tuple[Read, ...]
+) -> tuple[NamedOutputs[fx.Node], tuple[fx.Node, ...]]:
+    """Return the outputs by name, and the nodes whose values Python read (which the export appends)."""
     by_name = {n.name: n for n in program.graph.nodes}
     flat: list[fx.Node | None] = []
     for spec in program.graph_signature.output_specs:
         if spec.kind == OutputKind.USER_OUTPUT:
             flat.append(by_name.get(getattr(spec.arg, "name", "") or ""))
-    tree = pytree.tree_unflatten(flat, program.call_spec.out_spec)  # type: ignore[arg-type]
-    return named_outputs(tree, fx.Node)
+    tree: Any = pytree.tree_unflatten(flat, program.call_spec.out_spec)  # type: ignore[arg-type]
+    tree, asked = tree if reads else (tree, ())
+    return named_outputs(tree, fx.Node), tuple(n for n in asked if isinstance(n, fx.Node))
 
 
 def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from isthmus.symmetry import _axes
 from isthmus.symmetry._axes import Expression, Pin
 
-__all__ = ["Pointer", "Value", "constant_value", "values_in"]
+__all__ = ["Pointer", "Value", "constant_value", "is_scaled_identity", "values_in"]
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,30 @@ def values_in(tree: Any) -> list[Value]:
 def constant_value(tensor: Tensor, why: Pin) -> Value:
     """Return the labels of a constant: free along axes on which all entries are equal, else fixed for a reason."""
     equal = [_is_equal_along(tensor, k) for k in range(tensor.ndim)]
-    axes = (
+    axes = [
         _axes.equal_copies(int(s)) if same else _axes.immovable(int(s), why)
         for s, same in zip(tensor.shape, equal, strict=True)
-    )
+    ]
+    if is_scaled_identity(tensor):
+        axes[-2:] = [_axes.fresh(tensor.shape[-1])] * 2
     return Value(tuple(axes), _run_of(tensor), uniform=not tensor.is_meta and all(equal))
 
 
+def is_scaled_identity(tensor: Tensor) -> bool:
+    """Return whether the last two axes hold ``a·I + b·1`` (not ``a = 0``): the same in any order of both together."""
+    if tensor.is_meta or tensor.layout != torch.strided or tensor.ndim < 2 or tensor.is_complex():
+        return False
+    size = tensor.shape[-1]
+    if size < 2 or tensor.shape[-2] != size or tensor.numel() == 0:
+        return False
+    on = tensor.diagonal(dim1=-2, dim2=-1)
+    off = tensor[..., ~torch.eye(size, dtype=torch.bool, device=tensor.device)]
+    regular = bool((on == on[..., :1]).all()) and bool((off == off[..., :1]).all())
+    return regular and not bool((on[..., 0] == off[..., 0]).all())
+
+
 def _is_equal_along(tensor: Tensor, axis: int) -> bool:
-    if tensor.is_meta or tensor.numel() == 0:
+    if tensor.is_meta or tensor.layout != torch.strided or tensor.numel() == 0:
         return False
     return bool((tensor == tensor.narrow(axis, 0, 1)).all())
 

@@ -22,6 +22,7 @@ from isthmus.testing._branching import (
 from isthmus.testing._plain import mlp, mlp_reference, vgg16, vgg16_bn, vgg_reference
 from isthmus.testing._reference import ReferenceGroup
 from isthmus.testing._residual import groupnorm_reference, groupnorm_resnet, resnet20, resnet20_reference
+from isthmus.testing._shuffled import shufflenet, shufflenet_reference
 
 __all__ = ["REFERENCE_NETWORKS", "reference_inputs", "reference_network", "reference_spec"]
 
@@ -80,6 +81,12 @@ _FAMILIES: dict[str, _Family] = {
         groupnorm_resnet,
         lambda s: groupnorm_reference(s["width"], groups=s["groups"]),
         {"classes": 10, "width": 3 / 4, "groups": 4},
+    ),
+    "shufflenet": _Family(
+        shufflenet,
+        lambda s: shufflenet_reference(s["width"], s["repeats"]),
+        {"classes": 10, "width": 8 / 58, "repeats": (2, 3, 1)},
+        lambda s: (3, 32, 32),
     ),
 }
 

@@ -7,8 +7,10 @@ from isthmus.symmetry._rules import (
     indexing,
     normalisation,
     pointwise,
+    quantisation,
     recurrent,
     reduction,
+    scattering,
     shape,
     spectral,
 )
@@ -20,8 +22,10 @@ __all__ = [
     "indexing",
     "normalisation",
     "pointwise",
+    "quantisation",
     "recurrent",
     "reduction",
+    "scattering",
     "shape",
     "spectral",
 ]

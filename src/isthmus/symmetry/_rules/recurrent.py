@@ -8,7 +8,7 @@ from typing import Any
 from isthmus.symmetry import _axes
 from isthmus.symmetry._axes import ONE, Expression, Sum
 from isthmus.symmetry._operation import Operation, rule
-from isthmus.symmetry._stacked import Stacked
+from isthmus.symmetry._segments import Stacked
 from isthmus.symmetry._values import Value
 
 _TIME = "steps of a recurrence"
@@ -59,7 +59,13 @@ def _attach(
             op.pin(whole.axes[0], "layers and directions of a recurrent state")
         given = (whole,) * len(places)
     for value, place in zip(given, places, strict=True):
-        for one, two in zip(value.axes[1:], (*batch, place), strict=True):
+        _join(op, value.axes[1:], (*batch, place))
+
+
+def _join(op: Operation, state: Sequence[Expression], axes: Sequence[Expression]) -> None:
+    """Join the axes of a state; along equal entries it demands nothing."""
+    for one, two in zip(state, axes, strict=True):
+        if not _axes.are_copies(one):
             op.unify(one, two)
 
 
@@ -150,8 +156,7 @@ def _single(
     out, _ = _cell(op, x.axes[-1], given, given[0].shape[0] // gates, gates)
     for state in states:
         if not state.uniform:
-            for one, two in zip(state.axes, (*x.axes[:-1], out), strict=True):
-                op.unify(one, two)
+            _join(op, state.axes, (*x.axes[:-1], out))
     return Value((*x.axes[:-1], out))
 
 

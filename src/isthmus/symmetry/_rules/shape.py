@@ -181,11 +181,6 @@ def _bounds(start: int | None, end: int | None, size: int) -> tuple[int, int]:
     return first, max(first, last)
 
 
-def _is_phase(size: int, first: int, step: int, kept: int) -> bool:
-    """Return whether every ``step``-th position is the same place in each of equal blocks."""
-    return size % step == 0 and first < step and kept == size // step
-
-
 @rule("aten.slice", "aten.narrow", "aten.slice_copy", kind="moves")
 def slice_(
     op: Operation,
@@ -203,16 +198,13 @@ def slice_(
     if length is not None and start is not None:
         start %= max(size, 1)
         end = start + length
-    first, last = _bounds(start, end, size)
-    if step == 1:
-        axis = op.segments(x.axes[dim], [first, last - first, size - last])[1]
-    elif _is_phase(size, first, step, op.shape[dim]):
-        axis, phase = op.split_trailing(x.axes[dim], step)
-        op.segments(phase, [first, 1, step - first - 1])
+    first = _bounds(start, end, size)[0]
+    if step == 1 or op.shape[dim] < 2:
+        kept = op.shape[dim]
+        axis = op.segments(x.axes[dim], [first, kept, size - first - kept])[1]
     else:
-        op.mix(x, [dim])
-        op.pin(x.axes[dim], f"every {step}th position is kept")
-        axis = op.fixed(op.shape[dim], f"every {step}th position is kept")
+        phase, skipped = op.phases(x.axes[dim], step)[first % step], first // step
+        axis = op.segments(phase, [skipped, op.shape[dim], phase.size - skipped - op.shape[dim]])[1]
     return Value((*x.axes[:dim], axis, *x.axes[dim + 1 :]))
 
 
@@ -234,18 +226,20 @@ def slice_scatter(
     if step == 1:
         before, _old, after = op.segments(x.axes[dim], [first, last - first, size - last])
         axes[dim] = _axes.resolve(Sum((before, src.axes[dim], after)))
-    elif _is_phase(size, first, step, src.shape[dim]):
-        axis, phase = op.split_trailing(x.axes[dim], step)
-        op.segments(phase, [first, 1, step - first - 1])
-        op.unify(axis, src.axes[dim])
-        axes[dim] = _axes.product_of((axis, phase))
     else:
-        op.mix(x, [dim])
-        op.mix(src, [dim])
-        op.pin(x.axes[dim], f"every {step}th position is overwritten")
-        op.pin(src.axes[dim], f"every {step}th position is overwritten")
-        axes[dim] = x.axes[dim]
+        axes[dim] = _overwritten(op, x.axes[dim], src.axes[dim], first, step)
     return Value(tuple(axes))
+
+
+def _overwritten(op: Operation, old: Expression, new: Expression, first: int, step: int) -> Expression:
+    """Return an axis of which every ``step``-th position, from ``first`` on, comes from another axis."""
+    phases = op.phases(old, step)
+    place, skipped = first % step, first // step
+    before, _old, after = op.segments(
+        phases[place], [skipped, new.size, phases[place].size - skipped - new.size]
+    )
+    phases[place] = Sum((before, new, after))
+    return _axes.woven(phases)
 
 
 @rule("aten.select_scatter", kind="moves")
