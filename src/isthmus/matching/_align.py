@@ -138,7 +138,7 @@ def align(
         sweeps=found.match.sweeps,
         status=found.match.status,
         costs=_costs(found.objective, permutations),
-        notes=found.notes,
+        notes=(*spec.notes, *found.notes),
         settings={
             "schedule": "default" if schedule is None else repr(schedule),
             "tie_outgoing": tie_outgoing,
