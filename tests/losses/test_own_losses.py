@@ -206,6 +206,8 @@ def test_what_has_no_loss_is_refused() -> None:
         evaluate(nn.Linear(2, 2), [(torch.ones(1, 2), torch.tensor([0]))], loss="model")
     with pytest.raises(DataError, match=r"expected by=\"example\" or by=\"batch\""):
         evaluate(model, [batch], loss='model(by="token")')
+    with pytest.raises(DataError, match=r"Unknown loss of type int: expected .*a loss of torch\.nn"):
+        evaluate(model, [batch], loss=3)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="has no option 'of'"):
         evaluate(model, [batch], loss="model(of=1)")
 
