@@ -210,6 +210,15 @@ def test_a_function_of_all_outputs_and_of_any_targets() -> None:
     assert float(found.lmc_error[1]) == pytest.approx(float(gap.norm(dim=1).mean()), rel=1e-9)
 
 
+@pytest.mark.parametrize("targets", [{"y": torch.tensor([0, 1])}, [{"y": 1}, {"y": 2}], ["a", "b"]], ids=str)
+def test_targets_that_a_named_loss_cannot_read_are_named(targets: Any) -> None:
+    a = seeded(mlp, 0)
+    with pytest.raises(
+        DataError, match=r"The loss 'cross_entropy' needs a tensor of targets, found a (dict|list)"
+    ):
+        line(a, a, [(draw(2, 4), targets), (draw(2, 4), targets)], points=3)
+
+
 def test_options_of_losses_reach_the_line() -> None:
     a, b = seeded(Tagger, 0), seeded(Tagger, 1)
     weights = torch.tensor([0.5, 1.0, 4.0])

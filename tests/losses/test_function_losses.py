@@ -86,7 +86,26 @@ def test_values_of_parts_are_averaged() -> None:
     outputs = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(1))
     found = score(outputs, None, lambda f, y: f.square())
     torch.testing.assert_close(found.losses, outputs.double().square().mean((1, 2)))
-    assert found.weights.tolist() == [1.0] * 4
+    assert found.weights.tolist() == [6.0] * 4
+
+
+def test_values_of_labels_that_are_ignored_do_not_count() -> None:
+    """Torch gives 0 for them, which is no loss; batches of other lengths count by their labels."""
+    generator = torch.Generator().manual_seed(3)
+    data = []
+    for length in (5, 8):
+        y = torch.randint(3, (4, length), generator=generator)
+        y[0, 2:] = -100
+        data.append((torch.randn(4, length, 3, generator=generator), y))
+    data[1][1][:] = data[1][1].where(data[1][1] >= 0, 1)  # none are ignored in the second batch
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.movedim(-1, 1), targets, reduction="none")
+
+    wanted = F.cross_entropy(
+        torch.cat([x.flatten(0, 1) for x, _ in data]), torch.cat([y.flatten() for _, y in data])
+    )
+    assert evaluate(nn.Identity(), data, loss=loss).loss == pytest.approx(float(wanted), rel=1e-6)
 
 
 @pytest.mark.parametrize("each", [False, True])

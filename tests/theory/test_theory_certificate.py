@@ -371,3 +371,14 @@ def test_norms_between_the_knots_are_never_too_small(noise: float, slack: float)
         for name, norm in exact.items():
             assert norm <= bound[name] * (1 + 1e-12)
             assert bound[name] <= slack * norm
+
+
+@pytest.mark.parametrize("kind", ["ignored", "probabilities"])
+def test_targets_without_a_bound_are_refused(kind: str) -> None:
+    """Where some labels do not count the loss is steeper, so the slope of a mean over all would be too small."""
+    torch.manual_seed(0)
+    a, b = (nn.Linear(3, 4).double().eval() for _ in "ab")
+    x, labels = torch.randn(5, 3).double(), torch.tensor([0, -100, 1, 2, 3])
+    targets = labels if kind == "ignored" else torch.rand(5, 4).softmax(1)
+    with pytest.raises(DataError, match="bounds of cross-entropy are for one label at every position, found"):
+        certify(a, b, [(x, targets)], segments=2)

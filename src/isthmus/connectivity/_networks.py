@@ -270,7 +270,7 @@ def _alike(first: Batch, other: Batch) -> bool:
         for b in (first, other)
         if len(b.args) == 1 and not b.kwargs and isinstance(b.args[0], Tensor)
     ]
-    two = [b.targets for b in (first, other) if b.targets is not None]
+    two = [b.targets for b in (first, other) if isinstance(b.targets, Tensor)]
     return all(len(pair) == 2 and pair[0].shape[1:] == pair[1].shape[1:] for pair in (one, two))
 
 
@@ -281,7 +281,7 @@ def _cut(batches: Sequence[Batch], piece: int) -> Iterator[Batch]:
         return
     count = -(-sum(b.size for b in batches) // piece)
     inputs = torch.cat([b.args[0] for b in batches]).tensor_split(count)
-    targets = torch.cat([torch.as_tensor(b.targets) for b in batches]).tensor_split(count)
+    targets = torch.cat([b.targets for b in batches]).tensor_split(count)
     for x, y in zip(inputs, targets, strict=True):
         yield Batch((x,), {}, y)
 

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from isthmus.errors import ShapeError
 from isthmus.losses._scores import Scores, averaged
-from isthmus.losses._tensors import right_labels
+from isthmus.losses._tensors import IGNORED, right_labels
 
 __all__ = ["called", "widened"]
 
@@ -38,9 +38,17 @@ def called(loss: Callable[[Any, Any], Any], outputs: Any, targets: Any, examples
             f"example, shape ({examples},) or ({examples}, ...), or a pair (sum, count) of a mean over something else. "
             f"{_advice(loss)}"
         )
-    losses, _ = averaged(found.detach())
+    losses, weights = averaged(found.detach(), _counted(found, targets))
     correct, counts = right_labels(outputs, targets) if isinstance(outputs, Tensor) else (None, None)
-    return Scores(losses, torch.ones(examples, dtype=torch.float64), correct, counts)
+    return Scores(losses, weights, correct, counts)
+
+
+def _counted(values: Tensor, targets: Any) -> Tensor | None:
+    """Return which values count: not the zeros that torch's losses of parts give where a label is -100."""
+    if not isinstance(targets, Tensor) or targets.shape != values.shape or targets.is_floating_point():
+        return None
+    ignored = (targets.to(values.device) == IGNORED) & (values == 0)
+    return ~ignored if bool(ignored.any()) else None
 
 
 def _summed(total: Any, count: Any, examples: int) -> Scores:

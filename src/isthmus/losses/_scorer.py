@@ -39,8 +39,9 @@ Loss = str | Callable[[Any, Any], Any]
   with options by ``functools.partial``;
 * ``"model"``: the loss that the network computes itself from the labels in its inputs;
 * a function of the network's outputs (a tensor, or whatever the network returns) and of the targets as the batch has
-  them, for one batch. It returns one value per example, shape ``(n,)`` or ``(n, ...)``, or ``(sum, count)``, two
-  numbers or two tensors of shape ``(n,)``, for a mean over tokens or the like. It sees the batches as they come.
+  them, for one batch. It returns one value per example, shape ``(n,)``, or one for each of its parts, ``(n, ...)``,
+  all of which count alike, except the zeros that torch gives where a label is -100; or ``(sum, count)``, two numbers
+  or two tensors of shape ``(n,)``, for a mean over anything. It sees the batches as they come.
 """
 
 

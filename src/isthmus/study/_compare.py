@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import isthmus
 from isthmus.batches import Batches, device_of, first_batch
 from isthmus.connectivity import Line, line
-from isthmus.evaluation import Loss
+from isthmus.losses import Loss
 from isthmus.matching import METHODS, Alignment, align, dimension
 from isthmus.matching._layers import Layers
 from isthmus.moments import Frame, SiteRunner, cross_moments
@@ -71,7 +71,7 @@ def compare(
     methods: Sequence[str] = METHODS,
     points: int = 11,
     headline: str | None = None,
-    loss: Loss = "cross_entropy",
+    loss: Loss | None = None,
     refresh: str | None = "auto",
     seed: int = 0,
     on_stage: OnStage | None = None,
@@ -88,7 +88,7 @@ def compare(
         methods: names of methods (``"none"`` is always first).
         points: positions on each line.
         headline: the split that the headline numbers use; default the last one.
-        loss: see :func:`isthmus.evaluation.score`.
+        loss: see :data:`isthmus.losses.Loss`.
         refresh: what happens to running statistics at interior points, see :func:`isthmus.line`; recomputed on the
             split named ``train``, else on ``statistics``.
         seed: of the methods' randomness.

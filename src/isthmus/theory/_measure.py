@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from isthmus.batches import Batch
-from isthmus.errors import ModelError
+from isthmus.errors import DataError, ModelError
 from isthmus.losses import score
 from isthmus.theory._norms import ROUNDOFF
 from isthmus.theory._path import Path
@@ -73,12 +73,15 @@ def measure(path: Path, batch: Batch, spans: Spans, loss: str, known: Measured |
 
     Raises:
         ModelError: an operator is out of scope, or several inputs by keyword.
+        DataError: labels that do not count, or probabilities in place of labels.
     """
     batch = path.batch(batch)
     if len(batch.kwargs) > 1:
         raise ModelError(
             "certify: several inputs by keyword are out of scope; wrap the model so that it takes one."
         )
+    if loss == "cross_entropy":
+        _check_labels(batch.targets)
     traced = path.traced(batch)
     outputs: dict[float, Tensor] = {}
     reach: dict[tuple[float, float], Tensor] = {}
@@ -104,6 +107,16 @@ def measure(path: Path, batch: Batch, spans: Spans, loss: str, known: Measured |
     rounding = rounding + 64 * ROUNDOFF * sum(o.reshape(len(o), -1).norm(dim=1) for o in ends)
     slack = None if batch.targets is None else _change(ends, rounding, batch.targets, loss)
     return Measured(points, found, rounding, slack)
+
+
+def _check_labels(targets: object) -> None:
+    """Refuse targets for which the slopes below do not hold: they are those of a mean over all labels."""
+    if isinstance(targets, Tensor) and (targets.is_floating_point() or bool((targets < 0).any())):
+        raise DataError(
+            "certify: the bounds of cross-entropy are for one label at every position, found "
+            + ("probabilities." if targets.is_floating_point() else "labels below 0, which do not count.")
+            + " Leave such examples out, or certify without targets."
+        )
 
 
 def _point(t: float, output: Tensor, ends: Sequence[Tensor], targets: Tensor | None, loss: str) -> Point:
