@@ -31,6 +31,7 @@ __all__ = [
     "read_text",
     "refuse_overwriting",
     "require_file",
+    "require_utf8",
 ]
 
 # What a full or read-only disk answers.
@@ -118,6 +119,20 @@ def require_file(path: str | os.PathLike[str], what: str = "checkpoint") -> Path
     if empty:
         raise CheckpointError(f"{shown}: is empty. The file was not written to the end; make it again.")
     return target
+
+
+def require_utf8(path: str | os.PathLike[str]) -> None:
+    """Check that a path is text, as the library of safetensors needs it; on some systems it may be any bytes.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    try:
+        os.fspath(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise CheckpointError(
+            f"{printable(path)}: this path is no text in UTF-8, which safetensors needs. Rename the file or folder."
+        ) from error
 
 
 def read_text(path: str | os.PathLike[str], *, largest: int = _LARGEST_TEXT, what: str = "file") -> str:

@@ -14,9 +14,9 @@ from isthmus.checkpoints._formats import damaged, is_torch, safetensors
 from isthmus.checkpoints._names import Naming, as_in_network, under_prefix, unwrapped
 from isthmus.checkpoints._states import Found, inside, plain_state, states_in
 from isthmus.checkpoints._torch import load_torch, too_large
-from isthmus.checkpoints._write import VERSIONS_KEY
+from isthmus.checkpoints._write import split_versions
 from isthmus.errors import CheckpointError, printable
-from isthmus.files import parse_json, require_file
+from isthmus.files import identity_of, require_file, require_utf8
 from isthmus.states import State, with_versions, with_versions_of
 
 __all__ = ["Checkpoint", "load_metadata", "load_state", "read_checkpoint", "split_key"]
@@ -93,10 +93,14 @@ def read_checkpoint(
     target, named = split_key(path)
     key, where = named if key is None else key, printable(target)
     network = like.state_dict() if isinstance(like, nn.Module) else like
-    if not is_torch(target):
-        content: Any = _load_safetensors(target)[0]
-    else:
-        content = load_torch(target)
+    torch_file = is_torch(target)
+    before = identity_of(require_file(target))
+    content: Any = load_torch(target) if torch_file else _load_safetensors(target)[0]
+    if not target.exists() or identity_of(target) != before:
+        raise CheckpointError(
+            f"{where}: was changed or replaced while it was read. Leave the file alone while it is in use, and run "
+            "again."
+        )
     found, key, prefix = _selected(content, key, prefix, where)
     readable = [_named(target, k, entries, prefix, network, where) for k, entries in found.items()]
     return _only_one(readable, network, where)
@@ -230,16 +234,16 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 def _load_safetensors(path: Path, *, tensors: bool = True) -> tuple[State, dict[str, str]]:
     library = safetensors()
     require_file(path)
+    require_utf8(path)
     with path.open("rb") as file:
         head = file.read(64)
     try:
         with library.safe_open(path, framework="pt") as file:
             names = file.keys() if tensors else []
-            state = {name: file.get_tensor(name) for name in names}
+            # Copies: what the library returns is a mapping of the file, which changes when the file does.
+            state = {name: file.get_tensor(name).clone() for name in names}
             notes = dict(file.metadata() or {})
     except Exception as error:  # the library's own error, or torch's for what it cannot hold
         raise damaged(path, head, _EXPECTED, str(error)) from error
-    versions = notes.pop(VERSIONS_KEY, None)
-    if versions is not None and isinstance(found := parse_json(versions, str(path)), dict):
-        state = with_versions(state, found)
-    return state, notes
+    notes, versions = split_versions(notes, str(path))
+    return with_versions(state, versions), notes

@@ -13,6 +13,7 @@ import re
 import types
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -34,7 +35,7 @@ _SLACK = 2**26
 """Bytes that may always come out of a file: small ones with expanded tensors have large ratios."""
 _SHOWN = 5
 """Foreign classes named in a message."""
-_CHUNK = 2**20
+_DOS_FOLDER = 0x10
 # The names under which Lightning pickles a dictionary that can be read through attributes.
 _ATTRIBUTE_DICTIONARIES = (
     "lightning.fabric.utilities.data.AttributeDict",
@@ -81,24 +82,42 @@ def too_large(path: Path, nbytes: int) -> CheckpointError | None:
 def _check_archive(path: Path) -> None:
     """Check the sums that the archive keeps of its parts, which torch itself does not, and their sizes.
 
+    The parts are read as torch reads them, since a damaged directory of an archive means different things to different
+    readers.
+
     Raises:
         CheckpointError: a part is not what was written.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
-            if (error := too_large(path, sum(p.file_size for p in parts))) is not None:
-                raise error
-            if not any(p.CRC for p in parts):  # written without sums, which torch allows
-                return
-            for part in parts:
-                with archive.open(part) as content:
-                    while content.read(_CHUNK):
-                        pass
+        if (error := too_large(path, sum(p.file_size for p in parts))) is not None:
+            raise error
+        _check_parts(path, parts)
     except CheckpointError:
         raise
     except Exception as error:  # zipfile has many ways to say that it is none
         raise damaged(path, b"PK", _EXPECTED, str(error) or type(error).__name__) from error
+
+
+def _check_parts(path: Path, parts: list[zipfile.ZipInfo]) -> None:
+    """Compare every part with its sum.
+
+    Raises:
+        ValueError: it differs, or is listed twice or as a folder, of which torch gives back whatever is in memory.
+    """
+    own = {part.filename.partition("/")[2]: part for part in parts}
+    with path.open("rb") as file:
+        reader = torch._C.PyTorchFileReader(file)
+        if len(own) < len(parts) or set(reader.get_all_records()) != set(own):
+            raise ValueError("its directory lists parts twice, or others than there are")
+        if any(part.external_attr & _DOS_FOLDER for part in parts):
+            raise ValueError("its directory calls a part a folder")
+        if not any(part.CRC for part in parts):  # written without sums, which torch allows
+            return
+        for name, part in own.items():
+            if zlib.crc32(reader.get_record(name)) != part.CRC:
+                raise ValueError(f"Bad CRC-32 of the part {name}")
 
 
 def _refusal(path: Path, head: bytes, error: Exception) -> CheckpointError:

@@ -6,18 +6,19 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from isthmus.checkpoints._formats import WRITABLE, safetensors, suffix_of
 from isthmus.errors import CheckpointError, printable
-from isthmus.files import atomic_path, refuse_overwriting
+from isthmus.files import atomic_path, parse_json, refuse_overwriting
 from isthmus.states import State, state_of, versions_of, with_versions_of
 
-__all__ = ["VERSIONS_KEY", "save_state"]
+__all__ = ["save_state", "split_versions", "version_notes"]
 
-VERSIONS_KEY = "isthmus.state_dict_versions"
+_VERSIONS_KEY = "isthmus.state_dict_versions"
 """Where the versions of a state's modules lie among the strings of a safetensors file."""
 
 
@@ -61,13 +62,28 @@ def save_state(
             torch.save({"state_dict": tensors, "metadata": notes} if notes else tensors, temporary)
 
 
+def version_notes(versions: Mapping[str, Any]) -> dict[str, str]:
+    """Return the versions of a state's modules as strings of a safetensors file; nothing where there are none."""
+    return {_VERSIONS_KEY: json.dumps(versions, sort_keys=True)} if versions else {}
+
+
+def split_versions(notes: Mapping[str, str], name: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the strings of a safetensors file without the versions of modules, and these versions.
+
+    Raises:
+        CheckpointError: they are no JSON.
+    """
+    rest = dict(notes)
+    text = rest.pop(_VERSIONS_KEY, None)
+    found = None if text is None else parse_json(text, name)
+    return rest, found if isinstance(found, dict) else {}
+
+
 def _save_safetensors(path: Path, tensors: State, notes: dict[str, str]) -> None:
     library = safetensors()
     from safetensors.torch import save_file
 
-    versions = versions_of(tensors)
-    if versions:
-        notes = {**notes, VERSIONS_KEY: json.dumps(versions, sort_keys=True)}
+    notes = {**notes, **version_notes(versions_of(tensors))}
     # Two names may share memory (tied weights), which the format does not allow.
     seen: set[int] = set()
     for name, tensor in tensors.items():

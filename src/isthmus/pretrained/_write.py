@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from isthmus.errors import CheckpointError, DataError, IsthmusWarning, ShapeError
+from isthmus.errors import CheckpointError, DataError, IsthmusWarning, ShapeError, printable
 from isthmus.evaluation import combine_states
+from isthmus.files import refuse_overwriting
 from isthmus.matching import Alignment
 from isthmus.merging._average import Similarity, averaging, normalised, strangers_note
 from isthmus.pretrained._card import Source, merge_card, relabelled_card
@@ -79,13 +80,15 @@ def apply(
         on_progress: called for every tensor.
 
     Raises:
-        OutputError: the folder is there already or cannot be written; nothing half-written is left.
+        OutputError: the folder is there already, lies inside an input or cannot be written; nothing half-written is
+            left.
         SymmetryError: the alignment is of another network.
         ShapeError: the alignment is of a network of other sizes.
         DataError: ``max_shard_size`` is no size.
     """
     limit = parse_size(max_shard_size)
     free_target(out)
+    refuse_overwriting(out, [model.path], folder=True)
     moves = gathers_by_key(alignment.spec, alignment.permutations, model)
 
     def moved(tensor: PlannedTensor) -> Iterator[Tensor]:
@@ -121,7 +124,8 @@ def merge(
         on_progress: called for every tensor.
 
     Raises:
-        OutputError: the folder is there already or cannot be written; nothing half-written is left.
+        OutputError: the folder is there already, lies inside an input or cannot be written; nothing half-written is
+            left.
         CheckpointError: other architectures, or NaN or infinite entries.
         ShapeError: other sizes, or lists of other lengths.
         SymmetryError: an alignment is of another network.
@@ -140,13 +144,14 @@ def merge(
             f"first, found {len(used) - 1}."
         )
     free_target(out)
+    refuse_overwriting(out, [model.path for model in models], folder=True)
     first = models[0]
     for model in models[1:]:
         if type(model.model).__name__ != type(first.model).__name__:
             raise CheckpointError(
-                f"{first.path} is a {type(first.model).__name__} and {model.path} a {type(model.model).__name__}: they "
-                "are different architectures, even if their tensors have the same names. Correct the architectures in "
-                "config.json, or pass architecture=... to open_model."
+                f"{printable(first.path)} is a {type(first.model).__name__} and {printable(model.path)} a "
+                f"{type(model.model).__name__}: they are different architectures, even if their tensors have the same "
+                "names. Correct the architectures in config.json, or pass architecture=... to open_model."
             )
         check_same_architecture(first.state.shapes(), model.state.shapes(), str(first.path), str(model.path))
     shares = normalised(weights, len(models))
