@@ -90,7 +90,7 @@ def run_way(way: str, pair: Pair, points: int) -> Any:
         return plain_loop(*pair, points)
     options = {"points": points, **WAYS[way]}
     with switched_off(options.pop("off", ())):
-        return line(*pair, bootstrap=0, **options)
+        return line(*pair, bootstrap=0, refresh=None, **options)
 
 
 def trained_mlp(data: tuple[Tensor, Tensor], seed: int, width: int, epochs: int) -> nn.Module:

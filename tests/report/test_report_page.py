@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from report_samples import METHODS, make_record
 
-from isthmus.report import check_record
+from isthmus.report import _draw_lines, check_record, draw_line
+from isthmus.report._draw_lines import barrier_picture, loss_picture
 from isthmus.report._format import label, moved_share, number, percent, shorten, with_error
 from isthmus.report._page import headline, page
 
@@ -246,3 +247,29 @@ def test_moved_share_weighs_groups_by_their_size() -> None:
     record = check_record(make_record((6, 2)))
     assert moved_share(record, {"layers.0": 1.0, "layers.1": 0.0}) == pytest.approx(0.75)
     assert moved_share(record, {}) is None
+
+
+def test_the_unit_is_that_of_the_record() -> None:
+    record = make_record()
+    assert "1.131 nats per example without" in words_of(record)
+    record["unit"] = "squared error"
+    words = words_of(record)
+    assert "costs 1.131 (squared error) without relabelling" in words
+    assert "barrier (squared error)" in words
+    assert "loss (squared error)" in words
+    assert "nats" not in words
+    for picture in (loss_picture(check_record(record)), barrier_picture(check_record(record))):
+        assert "squared error" in picture.panels[0].alt
+        assert "nats" not in picture.panels[0].alt + picture.caption
+
+
+@pytest.mark.parametrize(("unit", "shown"), [(None, "nats per example"), ("hinge_$loss$", r"hinge_\$loss\$")])
+def test_a_line_alone_is_drawn_in_its_unit(
+    unit: str | None, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels: list[str] = []
+    monkeypatch.setattr(_draw_lines, "tidy", lambda axes, title, x, y, **rest: labels.append(y))
+    curve = make_record()["methods"]["none"]["line"]["test"]
+    curves = {"test": {**curve, "ts": curve["t"], "accuracy": None}}
+    assert draw_line(curves, "none") if unit is None else draw_line(curves, "none", unit)
+    assert labels == [f"loss ({shown})"]
