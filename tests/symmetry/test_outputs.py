@@ -120,7 +120,17 @@ def freed(spec: SymmetrySpec, head: str) -> SymmetrySpec:
     return spec.with_group(AxisGroup("freed", 4, slots))
 
 
-@pytest.mark.parametrize("tree", TREES)
+MANY = (
+    "tuple",
+    "dictionary",
+    "truth value and text",
+    "nothing at two levels",
+    "dataclass in a list",
+    "ordered",
+)
+
+
+@pytest.mark.parametrize("tree", [pytest.param(t, marks=pytest.mark.slow) if t in MANY else t for t in TREES])
 def test_every_output_has_a_name_is_preserved_and_compared(tree: str) -> None:
     model, names = model_of(TREES[tree][0]), TREES[tree][1]
     traced = trace(model, X)

@@ -134,7 +134,13 @@ UNSEEN = ("half precision", "absorbed", "own bias twice", "difference with itsel
 SEEN_BY_DEFAULT = ("relu", "masked", "maximum", "counts", "hardshrink", "tanh", "elu", "one number for all")
 
 
-@pytest.mark.parametrize("name", TIES)
+MANY = ("relu, tanh", "relu, scaled", "relu, softmax", "relu, norm", "relu, sum", "minimum", "softshrink", "hardtanh",
+        "rounded", "signs", "exponential", "gelu", "silu", "times nothing", "power of zero", "cumulated",
+        "no such number", "masked by the input", "times a gate", "clamped")  # fmt: skip
+"""Left to the slow tests."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in MANY else n for n in TIES])
 def test_what_may_be_equal_stays(name: str) -> None:
     spec = is_right(chooser(TIES[name]))
     assert all(g.size != UNITS or "table" not in str(g) for g in spec.groups.values())
@@ -226,6 +232,26 @@ def test_a_router_without_bias_reads_a_stream_that_is_not_zero() -> None:
     model = routed({})
     assert expected in described(discover(model, TOKENS))
     assert verify(discover(model, TOKENS), model, TOKENS).passed
+
+
+def summed(shared: bool) -> nn.Module:
+    """A stream plus the sum of two branches, which are independent of each other or cancel."""
+
+    def forward(m: Any, tokens: Tensor) -> Tensor:
+        h = m.embed(tokens)
+        one, two = m.one(h.relu()) * h.amax(-1, keepdim=True), m.two((-h).relu())
+        h = h + ((m.one(h.relu()) - h) if shared else (one + two))
+        return m.table[m.route(h).argmax(-1)]
+
+    parts = {name: nn.Linear(4, 4, bias=False) for name in ("one", "two")}
+    route = nn.Linear(4, UNITS, bias=False)
+    return build(lambda: Net(forward, embed=nn.Embedding(7, 4), route=route, table=(UNITS, 3), **parts))
+
+
+def test_a_sum_of_independent_branches_leaves_a_stream_that_is_not_zero() -> None:
+    expected = group(UNITS, "route.weight[0]", "table[0]")
+    assert expected in described(discover(summed(shared=False), TOKENS))
+    assert not any(size == UNITS for size, _ in described(discover(summed(shared=True), TOKENS)))
 
 
 @pytest.mark.parametrize("way", [{"embedding": {"padding_idx": 0}}, {"gain": False}, {"residual": False}])

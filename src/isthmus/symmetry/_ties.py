@@ -50,10 +50,14 @@ _SHIFT = 100
 
 @dataclass(frozen=True)
 class _Facts:
-    """What is proven of a tensor (see the module). ``copied``: its entries are entries of this one parameter."""
+    """What is proven of a tensor (see the module).
+
+    ``copied``: its entries are entries of this one parameter. ``joint``: parameters in which it is linear together.
+    """
 
     depends: int = 0
     linear: int = 0
+    joint: int = 0
     copied: int = 0
     nonzero: _Dims = _NONE
     distinct: _Dims = _NONE
@@ -190,7 +194,7 @@ def _precise(node: fx.Node) -> bool:
 
 def _parameter(bit: int, node: fx.Node) -> _Facts:
     dims = frozenset(range(len(_shape(node))))
-    return _Facts(bit, bit, bit, dims, dims if _precise(node) else _NONE, solid=True)
+    return _Facts(bit, bit, bit, bit, dims, dims if _precise(node) else _NONE, solid=True)
 
 
 def _reasonable(number: Any) -> bool:
@@ -319,6 +323,7 @@ def _added(call: _Call) -> _Facts:
     sides = [_plus(call, "self", "other"), _plus(call, "other", "self")]
     return _Facts(
         linear=call.sum(),
+        joint=_jointly(call.of("self"), call.of("other")),
         nonzero=sides[0].nonzero | sides[1].nonzero,
         distinct=sides[0].distinct | sides[1].distinct,
         solid=sides[0].solid or sides[1].solid,
@@ -329,10 +334,24 @@ def _scale(call: _Call) -> bool:
     return _reasonable(call.arguments.get("alpha", 1)) and _reasonable(call.arguments.get("beta", 1))
 
 
+def _jointly(x: _Facts, y: _Facts) -> int:
+    """Return parameters in which a sum is linear together: some of each operand, none of which influences the other."""
+    one, two = _alone(x, y.depends), _alone(y, x.depends)
+    return one | two if one and two else 0
+
+
+def _alone(facts: _Facts, elsewhere: int) -> int:
+    """Return parameters in which a tensor is linear together and that do not influence something else."""
+    if facts.joint and not facts.joint & elsewhere:
+        return facts.joint
+    own = facts.linear & ~elsewhere
+    return own & -own
+
+
 def _plus(call: _Call, name: str, other: str) -> _Facts:
     """Return what is still true of an operand after something was added that is linear in a strange parameter."""
     facts, added = call.of(name), call.of(other)
-    if call.shape(name) == call.shape() and added.linear & ~facts.depends:
+    if call.shape(name) == call.shape() and _alone(added, facts.depends):
         return facts
     if facts.copied and not facts.copied & added.depends:  # a bias: its entries are those of a parameter
         dims = call.aligned(name, facts.distinct)
@@ -482,7 +501,7 @@ def _embedded(call: _Call) -> _Facts:
     everywhere = frozenset(range(rank))
     distinct = frozenset({rank - 1}) if 1 in table.distinct else _NONE
     linear = table.linear & ~call.of("indices").depends
-    return _Facts(0, linear, table.copied, everywhere, distinct, solid=True)
+    return _Facts(0, linear, 0, table.copied, everywhere, distinct, solid=True)
 
 
 _CUTS = frozenset(f"aten.{n}" for n in ("split", "chunk", "split_with_sizes", "tensor_split"))
