@@ -216,6 +216,18 @@ def test_warnings_of_results_are_lines_and_each_comes_once(
     assert isthmus("symmetry", "mynet:with_inputs").err == "Warning: easily misread\nError: the end\n"
 
 
+def test_what_a_result_says_is_not_said_again(capsys: pytest.CaptureFixture[str]) -> None:
+    import warnings
+
+    with console.warnings_as_lines():
+        for text in ("near chance", "left behind"):
+            warnings.warn(text, IsthmusWarning, stacklevel=1)
+        console.emit({}, False, "a result\nNote: near chance")
+    captured = capsys.readouterr()
+    assert captured.out == "a result\nNote: near chance\n"
+    assert captured.err == "Warning: left behind\n"
+
+
 def test_alike_groups_are_one_line_unless_all_are_asked_for() -> None:
     made = [group(f"blocks.{k}.mlp", 8) for k in range(30)] + [group("head", 5)]
     pinned = tuple(PinnedAxis(f"blocks.{k}.mlp.w", 1, 3, "why", "aten.op") for k in range(30))

@@ -25,8 +25,10 @@ from rich.table import Table
 from torch._logging import set_logs  # pyright: ignore[reportPrivateImportUsage] (documented all the same)
 
 from isthmus.batches import Batches
-from isthmus.checkpoints import atomic_folder, atomic_path, check_format
+from isthmus.checkpoints import check_format
 from isthmus.errors import IsthmusWarning, OutputError
+from isthmus.files import atomic_folder, atomic_path
+from isthmus.report._format import NATS, unit_of
 
 __all__ = [
     "CHECK_FAILED",
@@ -154,23 +156,35 @@ def _write(stream: TextIO, message: str) -> None:
     stream.write((message + "\n").encode(encoding, "backslashreplace").decode(encoding))
 
 
+_said: list[str] = []
+"""Texts that the running command has printed as its result."""
+
+
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """Print warnings about results as one line each on standard error, every one once; others as Python does."""
-    told: set[str] = set()
+    """Print warnings about results at the end, a line each and each once; others at once, as Python does.
+
+    What the printed result says already, as a note, is not said again.
+    """
+    found: dict[str, None] = {}
     before = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
-        if not issubclass(category, IsthmusWarning):
+        if issubclass(category, IsthmusWarning):
+            found[str(message)] = None
+        else:
             before(message, category, *rest, **options)
-        elif str(message) not in told:
-            told.add(str(message))
-            complain(f"Warning: {message}")
 
+    _said.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("always", IsthmusWarning)
         warnings.showwarning = show
-        yield
+        try:
+            yield
+        finally:
+            for message in found:
+                if not any(message in text for text in _said):
+                    complain(f"Warning: {message}")
 
 
 def refuse_inputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path]) -> None:
@@ -229,6 +243,7 @@ def emit(value: Mapping[str, Any], as_json: bool, text: Any) -> None:
     if as_json:
         sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
     elif isinstance(text, str):
+        _said.append(text)
         tell(text)
     else:
         out().print(text, highlight=False)
@@ -270,7 +285,7 @@ def method_table(record: Mapping[str, Any]) -> Table:
     table = Table(title=title, title_justify="left", caption=_caption(record), caption_justify="left")
     table.add_column("method", no_wrap=True)
     for head in (
-        "barrier (nats)",
+        "barrier (nats)" if unit_of(record) == NATS else f"barrier ({unit_of(record)})",
         "vs none",
         "midpoint loss",
         "midpoint acc.",

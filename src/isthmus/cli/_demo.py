@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from isthmus.checkpoints import atomic_folder, save_state
+from isthmus.checkpoints import save_state
 from isthmus.cli import _console as console
 from isthmus.cli import _options as options
+from isthmus.files import atomic_folder
 from isthmus.report import write_report
 from isthmus.states import state_of
 from isthmus.study import DemoSettings, EpochRecord, run_demo

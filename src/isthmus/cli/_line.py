@@ -10,7 +10,6 @@ import torch
 import typer
 
 from isthmus.batches import Batches
-from isthmus.checkpoints import atomic_folder
 from isthmus.cli import _console as console
 from isthmus.cli import _options as options
 from isthmus.cli._pair import data_for, load_pair
@@ -18,6 +17,7 @@ from isthmus.cli._relabel import Relabel
 from isthmus.connectivity import Line
 from isthmus.connectivity import line as measure
 from isthmus.errors import DataError
+from isthmus.files import atomic_folder
 from isthmus.matching import Alignment
 from isthmus.report import draw_line
 
@@ -36,14 +36,24 @@ def line(
     shape: options.Shape = None,
     outputs: options.OutputNames = None,
     limit: options.Limit = None,
-    batch_size: options.BatchSize = 500,
+    batch_size: options.BatchSize = None,
     points: Annotated[
         str, typer.Option(help="Positions on the line, 2 or more, or `adaptive`: more where the loss rises.")
     ] = "11",
     tolerance: Annotated[
         float, typer.Option(help="For adaptive points: how much higher the loss may rise between them.")
     ] = 1e-3,
-    loss: Annotated[str, typer.Option(help="`cross_entropy` or `mse`.")] = "cross_entropy",
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="`cross_entropy`, `mse`, `bce` or `model`: the network's own. Default: the network's own for model "
+            "folders, else cross-entropy."
+        ),
+    ] = None,
+    ignore_index: Annotated[
+        int | None,
+        typer.Option(help="Label of what does not count in cross-entropy, such as 255; -100 never does."),
+    ] = None,
     refresh: options.RefreshChoice = "auto",
     refresh_data: Annotated[
         str | None,
@@ -76,7 +86,7 @@ def line(
             found,
             points=count,
             tolerance=tolerance,
-            loss=loss,
+            loss=_ignoring(loss, ignore_index),
             refresh=options.refresh_of(refresh),
             refresh_batches=None if refresh_data is None else _part(found, refresh_data),
             alignment=relabelling,
@@ -91,9 +101,20 @@ def line(
 def _write(measured: Line, folder: Path, relabelling: Alignment | None) -> None:
     """Write ``line.json`` and ``line.png`` into an existing folder."""
     name = "without relabelling" if relabelling is None else relabelling.method
-    picture = draw_line({split: curve.to_dict() for split, curve in measured.curves.items()}, name)
+    picture = draw_line(
+        {split: curve.to_dict() for split, curve in measured.curves.items()}, name, measured.unit
+    )
     console.write_json(folder / "line.json", measured.to_dict())
     (folder / "line.png").write_bytes(picture)
+
+
+def _ignoring(loss: str | None, ignore_index: int | None) -> str | None:
+    """Return a loss in which a label does not count."""
+    if ignore_index is None:
+        return loss
+    if loss not in (None, "cross_entropy"):
+        raise DataError(f"--ignore-index is an option of cross-entropy, found --loss {loss}.")
+    return f"cross_entropy(ignore_index={ignore_index})"
 
 
 def _points(text: str) -> int | str:

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from isthmus.checkpoints import atomic_path
 from isthmus.cli import _console as console
 from isthmus.cli import _options as options
 from isthmus.cli._pair import example_for, example_of_shapes
 from isthmus.cli._target import load_target
 from isthmus.cli._texts import spec_text
+from isthmus.files import atomic_path
 from isthmus.symmetry import SymmetrySpec, Verification
 
 __all__ = ["symmetry"]

@@ -9,10 +9,11 @@ from typing import Annotated, Any, get_args
 import typer
 from rich.table import Table
 
-from isthmus.checkpoints import atomic_path, load_state
+from isthmus.checkpoints import load_state
 from isthmus.cli import _console as console
 from isthmus.cli import _options as options
 from isthmus.errors import DataError
+from isthmus.files import atomic_path
 
 __all__ = ["theory"]
 
@@ -150,7 +151,7 @@ def certify(
     data_dir: options.DataDir = None,
     shape: options.Shape = None,
     limit: options.Limit = 1000,
-    batch_size: options.BatchSize = 500,
+    batch_size: options.BatchSize = None,
     seed: Seed = 0,
     out: Out = None,
     json: options.Json = False,

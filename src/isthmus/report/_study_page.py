@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from isthmus.checkpoints import atomic_path
 from isthmus.errors import DataError, OutputError
+from isthmus.files import atomic_path
 from isthmus.report._extras import load_extra
 from isthmus.report._format import label, number, percent, with_error
 from isthmus.report._study_figures import Rate, write_study_figures

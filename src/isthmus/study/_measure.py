@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
@@ -14,6 +15,7 @@ from torch import nn
 from isthmus.batches import Batches
 from isthmus.checkpoints import load_state, save_state
 from isthmus.connectivity import Curve, Line, line
+from isthmus.errors import IsthmusWarning
 from isthmus.matching import Alignment, align
 from isthmus.moments._normalisation import keeps_running_statistics
 from isthmus.states import check_finite, state_of
@@ -130,7 +132,7 @@ def _measure(unit: Unit, store: Store, data_dir: str | None, device: str) -> dic
         for refresh in options["refresh"]:
             recompute = refresh == "batchnorm" and recomputable
             if recompute not in lines:
-                lines[recompute] = line(
+                lines[recompute] = _measured(
                     model_a,
                     model_b,
                     splits,
@@ -143,6 +145,13 @@ def _measure(unit: Unit, store: Store, data_dir: str | None, device: str) -> dic
             about = {"method": method, "refresh": refresh, **_aligned(found)}
             rows += [{**about, "split": split, **_curve(c)} for split, c in lines[recompute].curves.items()]
     return {"rows": rows, "groups": {g.name: g.size for g in spec.groups.values()}}
+
+
+def _measured(*networks_and_data: Any, **options: Any) -> Line:
+    """Measure a line without its warnings: a study says itself which states were refreshed, row by row."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IsthmusWarning)
+        return line(*networks_and_data, **options)
 
 
 def _at_most(count: int | None, data: Dataset) -> int:

@@ -17,6 +17,7 @@ from isthmus.symmetry._collect import collect
 from isthmus.symmetry._nesting import outer_atoms, used_atoms
 from isthmus.symmetry._spec import SymmetrySpec
 from isthmus.symmetry._stacked import Cuts, SegmentingInterpreter, joined
+from isthmus.symmetry._ties import Ties
 from isthmus.symmetry._trace import Trace, trace
 from isthmus.symmetry._values import Value, constant_value
 
@@ -121,6 +122,16 @@ def _without_idle_twins(
     return {t: value for t, value in labels.items() if t in read or names[t] not in spoken}
 
 
+def _ties(traced: Trace) -> Ties:
+    """Return a prover for the graph: parameters are in general position, buffers and inputs may hold anything."""
+    first = {name: names[0] for name, names in traced.aliases.items()}
+    learned = {first.get(n, n) for n in traced.program.graph_signature.inputs_to_parameters.values()}
+    named = {place: first.get(name, name) for place, name in traced.tensors.items()}
+    parameters = {place: name for place, name in named.items() if name in learned}
+    others = (n.name for n in traced.graph.find_nodes(op="placeholder") if n.name not in parameters)
+    return Ties(parameters, others)
+
+
 def _interpret(traced: Trace, cuts: Cuts) -> tuple[dict[str, Value], SegmentingInterpreter]:
     """Return the labels of every state tensor, and the interpreter with those of every node of the graph."""
     assert _rules.__all__, "importing the package registers the rules"
@@ -138,6 +149,6 @@ def _interpret(traced: Trace, cuts: Cuts) -> tuple[dict[str, Value], SegmentingI
             why = Pin(f"the model's input {node.name!r}")
             value = Value(tuple(_axes.immovable(s, why) for s in shape))
         inputs[node.name] = value
-    interpreter = SegmentingInterpreter(cuts)
+    interpreter = SegmentingInterpreter(cuts, _ties(traced))
     interpreter.run(traced.graph, inputs, traced.program.graph_module)
     return labels, interpreter
