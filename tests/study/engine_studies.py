@@ -32,11 +32,15 @@ def tiny(text: str = TINY) -> StudyConfig:
 
 
 def records(folder: Path) -> dict[str, bytes]:
-    """Return the bytes of every record and checkpoint; without the commit, which may change while tests run."""
+    """Return the bytes of every record and checkpoint.
+
+    Without the commit, which may change while tests run, and the digest, which covers it.
+    """
     found = {p.name: p.read_bytes() for p in (folder / "networks").glob("*.safetensors")}
     for path in (folder / "units").glob("*.json"):
         record = json.loads(path.read_bytes())
         assert set(record.pop("source") or ()) <= {"commit", "dirty"}
+        assert len(record.pop("digest")) == 64
         found[path.name] = json.dumps(record).encode()
     return found
 

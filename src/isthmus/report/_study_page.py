@@ -59,6 +59,13 @@ def write_study_report(
     """
     if not rows:
         raise DataError("Study report: expected rows, found none. Has a pair been measured?")
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"Writing the report to {target}: {error.strerror or error}. Choose a folder that can be written."
+        ) from error
     jinja2 = load_extra("jinja2")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("isthmus.report", "templates"),
@@ -78,13 +85,6 @@ def write_study_report(
         versions=_versions(rows),
         notes=list(notes),
     )
-    target = Path(folder)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"Writing the report to {target}: {error.strerror or error}. Choose a folder that can be written."
-        ) from error
     path = target / "study.html"
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
