@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from isthmus.batches import Batch
-from isthmus.errors import ModelError
-from isthmus.evaluation import score
+from isthmus.errors import DataError, ModelError
+from isthmus.evaluation import class_axis_last, score
 from isthmus.theory._norms import ROUNDOFF
 from isthmus.theory._path import Path
 from isthmus.theory._propagate import Ends, segment_bound
@@ -73,6 +73,7 @@ def measure(path: Path, batch: Batch, spans: Spans, loss: str, known: Measured |
 
     Raises:
         ModelError: an operator is out of scope, or several inputs by keyword.
+        DataError: targets for which no bound on the loss is known.
     """
     batch = path.batch(batch)
     if len(batch.kwargs) > 1:
@@ -92,6 +93,8 @@ def measure(path: Path, batch: Batch, spans: Spans, loss: str, known: Measured |
         at = stop
         reach[start, stop] = segment_bound(traced, previous, here, path.output(traced))
     ends = [outputs[t] if t in outputs else path.end(t, traced, batch)[1] for t in (0.0, 1.0)]
+    if batch.targets is not None and loss == "cross_entropy":
+        _check_labels(batch.targets, ends[0])
     points = {t: _point(t, output, ends, batch.targets, loss) for t, output in outputs.items()}
     found = {
         span: _span([outputs[t] for t in span], [points[t].losses for t in span], r[0], batch.targets, loss)
@@ -104,6 +107,22 @@ def measure(path: Path, batch: Batch, spans: Spans, loss: str, known: Measured |
     rounding = rounding + 64 * ROUNDOFF * sum(o.reshape(len(o), -1).norm(dim=1) for o in ends)
     slack = None if batch.targets is None else _change(ends, rounding, batch.targets, loss)
     return Measured(points, found, rounding, slack)
+
+
+def _check_labels(targets: Tensor, outputs: Tensor) -> None:
+    """Refuse targets that are no class of the outputs: the bounds below count every position, and know its class."""
+    logits = class_axis_last(outputs, targets)
+    if logits is None:
+        return  # not the shapes of a cross-entropy, which scoring says in its own words
+    classes, whole = logits.shape[-1], not (targets.is_floating_point() or targets.is_complex())
+    if not whole or targets.numel() == 0 or int(targets.min()) < 0 or int(targets.max()) >= classes:
+        found = f"values of {targets.dtype}"
+        if whole and targets.numel():
+            found = f"labels from {int(targets.min())} to {int(targets.max())} for {classes} classes"
+        raise DataError(
+            f"certify: the bound on the cross-entropy is for one class per position, found {found}. Leave ignored "
+            "labels out, or leave out the targets for a bound on the outputs alone."
+        )
 
 
 def _point(t: float, output: Tensor, ends: Sequence[Tensor], targets: Tensor | None, loss: str) -> Point:
