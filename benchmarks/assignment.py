@@ -31,7 +31,7 @@ import torch
 from benchmarks.assignment_page import tables, write_page
 from benchmarks.measuring import cpu_seconds, machine, peak_memory
 from benchmarks.peers import Peers
-from isthmus.checkpoints import atomic_path
+from isthmus.files import atomic_path
 from isthmus.study import TrainSettings, load_dataset, train
 from isthmus.testing import mlp
 from isthmus.transport import assign

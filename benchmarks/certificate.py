@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isthmus.checkpoints import atomic_path
+from isthmus.files import atomic_path
 from isthmus.matching import align
 from isthmus.study import Dataset, TrainSettings, load_dataset, network_for, to_batches, train
 from isthmus.testing import mlp

@@ -19,7 +19,7 @@ from torch import nn
 
 import isthmus
 from benchmarks.measuring import cpu_seconds, machine
-from isthmus.checkpoints import atomic_path
+from isthmus.files import atomic_path
 from isthmus.testing import planted_pair, randomise_state, reference_inputs, reference_network
 from isthmus.transport import assign
 

@@ -27,9 +27,9 @@ from torch.nn import functional
 
 from benchmarks.measuring import cpu_seconds, machine, peak_memory, product_rate
 from isthmus import line
-from isthmus.checkpoints import atomic_path
 from isthmus.connectivity import _engine, _graph, _networks
 from isthmus.errors import ModelError
+from isthmus.files import atomic_path
 from isthmus.matching import align
 from isthmus.study import load_dataset
 from isthmus.study._networks import operations as count

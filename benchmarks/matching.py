@@ -41,7 +41,7 @@ from benchmarks.matching_plain import PlainLoop
 from benchmarks.measuring import cpu_seconds, machine, peak_memory, product_rate
 from benchmarks.peers import FOLDER, install
 from isthmus import align
-from isthmus.checkpoints import atomic_path
+from isthmus.files import atomic_path
 from isthmus.matching import CoordinateDescent, Match, SinglePass, assignment_solver
 from isthmus.matching import _incremental as incremental_module
 from isthmus.matching._incremental import Incremental

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from isthmus.checkpoints import atomic_path
+from isthmus.files import atomic_path
 from isthmus.study import Dataset, TrainSettings, train, train_stacked
 from isthmus.testing import mlp
 

@@ -15,7 +15,7 @@ from typing import Any
 from reproducing_others import against_authors, against_published
 from reproducing_text import Lines, Row, duration, entry, head, interval, of, printed, prose, split, test
 
-from isthmus.checkpoints import atomic_path
+from isthmus.files import atomic_path
 from isthmus.report._study_figures import correlations, sweep_of
 from isthmus.report._study_summary import endpoints_mean, exponent
 from isthmus.report._study_summary import summarise as means

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from isthmus.checkpoints import atomic_path
+from isthmus.files import atomic_path
 
 HERE = Path(__file__).parent
 PAGE, RECORD = HERE / "transformers.md", HERE / "transformers.json"

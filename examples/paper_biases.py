@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from isthmus.checkpoints import atomic_path, load_state
+from isthmus.checkpoints import load_state
+from isthmus.files import atomic_path
 from isthmus.study import InProcess, load_dataset, read_rows, read_study, run_study, to_batches
 
 SMALL = """

@@ -15,15 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isthmus.checkpoints import (
-    atomic_folder,
-    atomic_path,
-    check_format,
-    load_metadata,
-    load_state,
-    save_state,
-)
+from isthmus.checkpoints import check_format, load_metadata, load_state, save_state
 from isthmus.errors import CheckpointError, MissingExtraError, OutputError
+from isthmus.files import atomic_folder, atomic_path
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 

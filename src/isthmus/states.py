@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from isthmus.errors import CheckpointError, ShapeError
+from isthmus.errors import CheckpointError, ShapeError, printable
 
-__all__ = ["State", "check_finite", "check_same_architecture", "digest_of", "state_of"]
+__all__ = [
+    "State",
+    "check_finite",
+    "check_same_architecture",
+    "digest_of",
+    "equal_entries",
+    "equal_states",
+    "state_of",
+    "versions_of",
+    "with_versions",
+    "with_versions_of",
+]
 
 State = dict[str, Tensor]
+
+_VERSIONS = "_metadata"
+"""The attribute in which ``state_dict()`` keeps the version of every module, and ``load_state_dict`` looks for it."""
 
 
 def state_of(source: nn.Module | Mapping[str, Tensor], name: str = "model") -> State:
     """Return the tensors of a module or of a mapping, detached and sharing memory with the source.
+
+    The versions of modules that ``state_dict()`` keeps beside its tensors stay with them.
 
     Raises:
         CheckpointError: an entry is not a tensor.
@@ -26,11 +44,48 @@ def state_of(source: nn.Module | Mapping[str, Tensor], name: str = "model") -> S
     for key, value in items.items():
         if not isinstance(value, Tensor):
             raise CheckpointError(
-                f"{name}: expected a tensor under {key!r}, found {type(value).__name__}. "
+                f"{printable(name)}: expected a tensor under {printable(key)!r}, found {type(value).__name__}. "
                 "Pass a state dict of tensors only."
             )
         state[key] = value.detach()
+    return with_versions_of(items, state)
+
+
+def versions_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the versions of modules that ``state_dict()`` keeps beside its tensors; empty where there are none.
+
+    From the name of a module to its notes, such as ``{"layer.0": {"version": 2}}``.
+    """
+    found = getattr(state, _VERSIONS, None)
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def with_versions(tensors: Mapping[str, Tensor], versions: Mapping[str, Any]) -> State:
+    """Return a state that carries the versions of modules, so that ``load_state_dict`` reads it as they say."""
+    if not versions:
+        return tensors if isinstance(tensors, dict) else dict(tensors)
+    state: OrderedDict[str, Tensor] = OrderedDict(tensors)
+    setattr(state, _VERSIONS, OrderedDict(versions))
     return state
+
+
+def with_versions_of(source: Mapping[Any, Any], tensors: Mapping[str, Tensor], prefix: str = "") -> State:
+    """Return a state made from another, with the versions of that one's modules.
+
+    Args:
+        source: the state that the tensors come from.
+        tensors: the new tensors.
+        prefix: what was removed from the names, such as ``"module."``; it is removed from the modules' names too.
+    """
+    versions = versions_of(source)
+    if prefix:
+        whole = prefix.removesuffix(".")
+        versions = {
+            "" if name == whole else name.removeprefix(prefix): notes
+            for name, notes in versions.items()
+            if name == whole or name.startswith(prefix)
+        }
+    return with_versions(tensors, versions)
 
 
 def check_same_architecture(
@@ -57,8 +112,8 @@ def check_same_architecture(
     for key, tensor in state_a.items():
         if tensor.shape != state_b[key].shape:
             raise ShapeError(
-                f"{key!r}: {name_a} has shape {tuple(tensor.shape)}, {name_b} has {tuple(state_b[key].shape)}. "
-                "Networks of different widths cannot be joined by a permutation."
+                f"{printable(key)!r}: {name_a} has shape {tuple(tensor.shape)}, {name_b} has "
+                f"{tuple(state_b[key].shape)}. Networks of different widths cannot be joined by a permutation."
             )
 
 
@@ -70,10 +125,10 @@ def check_finite(state: Mapping[str, Tensor], name: str = "model") -> None:
     """
     for key, tensor in state.items():
         if (tensor.is_floating_point() or tensor.is_complex()) and not tensor.is_meta:
-            bad = int((~torch.isfinite(tensor)).sum())
+            bad = int((~torch.isfinite(_comparable(tensor))).sum())
             if bad:
                 raise CheckpointError(
-                    f"{name}: {key!r} has {bad} NaN or infinite of {tensor.numel()} entries. "
+                    f"{printable(name)}: {printable(key)!r} has {bad} NaN or infinite of {tensor.numel()} entries. "
                     "The network diverged or the file is damaged; use an earlier checkpoint."
                 )
 
@@ -103,6 +158,20 @@ def digest_of(state: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
+def equal_entries(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same shape and entries, in any dtype (torch compares no 8-bit floats)."""
+    return torch.equal(_comparable(a), _comparable(b))
+
+
+def equal_states(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Return whether two states of one architecture have the same entries everywhere."""
+    return all(equal_entries(tensor, b[name].to(tensor.device)) for name, tensor in a.items())
+
+
+def _comparable(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 1 else tensor
+
+
 def _some(names: list[str], limit: int = 4) -> str:
-    shown = ", ".join(repr(n) for n in names[:limit])
+    shown = ", ".join(repr(printable(n)) for n in names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -107,10 +107,10 @@ def test_align_line_and_merge(isthmus: Cli, project: Path) -> None:
     assert len(measured.json["curves"]["data"]["loss"]) == 5
     assert (project / "line" / "line.png").read_bytes().startswith(b"\x89PNG")
 
-    merged = isthmus("merge", *pair, "--align", "weights", "--shape-free", "--out", "m.safetensors")
+    merged = isthmus("merge", *pair, "--method", "weights", "--shape-free", "--out", "m.safetensors")
     assert merged.code == 2  # an unknown option, and nothing is written
     assert not (project / "m.safetensors").exists()
-    merged = isthmus("merge", *pair, *data, "--align", "weights", "--out", "m.safetensors", "--json")
+    merged = isthmus("merge", *pair, *data, "--method", "weights", "--out", "m.safetensors", "--json")
     assert merged.code == 0, merged.err
     expected = Alignment.load("ab.safetensors").spec
     assert set(load_state("m.safetensors")) == set(expected.shapes)
@@ -129,7 +129,9 @@ def test_align_writes_b_relabelled(isthmus: Cli, project: Path) -> None:
         "b2.pt",
     )
     assert result.code == 0, result.err
-    assert "matched cost" in result.out
+    assert "18 of 24 units moved" in result.out
+    assert "99.1% of all entries can move" in result.out
+    assert "distance per unit in this metric: 1.156 before, 0.8497 after" in result.out
     alignment, before, after = Alignment.load("w.safetensors"), load_state("b.pt"), load_state("b2.pt")
     moved = alignment.apply(before)
     assert all(torch.equal(moved[k], after[k]) for k in after)
@@ -301,7 +303,7 @@ def test_checkpoints_are_written_together_into_new_folders(isthmus: Cli, project
     assert result.code == 0, result.err
     assert [p.name for p in (project / "new").iterdir()] == ["ab.safetensors"]
     assert [p.name for p in (project / "other").iterdir()] == ["b2.pt"]
-    merged = isthmus("merge", *command[1:], "--align", "weights", "--out", "merged/m.pt")
+    merged = isthmus("merge", *command[1:], "--method", "weights", "--out", "merged/m.pt")
     assert merged.code == 0, merged.err
     assert [p.name for p in (project / "merged").iterdir()] == ["m.pt"]
 

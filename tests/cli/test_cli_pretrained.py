@@ -93,7 +93,7 @@ def test_align_and_merge_folders(isthmus: Cli, models: Path) -> None:
     assert aligned.json["method"] == "weights"
     assert aligned.json["verification_error"] < 1e-12
     assert len(list((models / "b2").glob("model-*.safetensors"))) > 1
-    merged = isthmus("merge", "a", "b", "--align", "weights", "--weight", "0.25", "--out", "m", "--json")
+    merged = isthmus("merge", "a", "b", "--method", "weights", "--weight", "0.25", "--out", "m", "--json")
     assert merged.code == 0, merged.err
     assert merged.json["tensors"] == len(open_model("a").file)
     alignment = Alignment.load("ab.safetensors")
@@ -136,7 +136,9 @@ def test_plain_merge(isthmus: Cli, models: Path) -> None:
     ("arguments", "message"),
     [
         (["align", "a", "none", "--out", "x.safetensors"], "Give --model TARGET"),
-        (["merge", "a", "b", "--out", "b"], "it is there already"),
+        (["merge", "a", "b", "--out", "b"], "--out b is the input b"),
+        (["merge", "a", "b", "--out", "a/inside"], "lies inside the input a"),
+        (["merge", "a", "b", "--out", "taken"], "it is there already"),
         (["merge", "a", "b", "--out", "m", "--max-shard-size", "much"], "Shard size"),
         (
             ["merge", "a", "b", "--out", "m", "--refresh", "batchnorm", "--data", "mydata:batches"],
@@ -146,6 +148,8 @@ def test_plain_merge(isthmus: Cli, models: Path) -> None:
     ],
 )
 def test_bad_use(isthmus: Cli, models: Path, arguments: list[str], message: str) -> None:
+    (models / "taken").mkdir()
+    (models / "taken" / "mine").touch()
     result = isthmus(*arguments)
     assert result.code == 2
     assert message in result.err
@@ -154,10 +158,10 @@ def test_bad_use(isthmus: Cli, models: Path, arguments: list[str], message: str)
 
 def test_a_folder_is_a_target_for_other_checkpoints(isthmus: Cli, models: Path) -> None:
     (models / "b.safetensors").write_bytes((models / "b" / "model.safetensors").read_bytes())
-    arguments = ["a", "b.safetensors", "--model", "a", "--align", "weights"]
+    arguments = ["a", "b.safetensors", "--model", "a", "--method", "weights"]
     merged = isthmus("merge", *arguments, "--out", "m.safetensors", "--json")
     assert merged.code == 0, merged.err
-    folders = isthmus("merge", "a", "b", "--align", "weights", "--out", "m", "--json")
+    folders = isthmus("merge", "a", "b", "--method", "weights", "--out", "m", "--json")
     assert folders.code == 0, folders.err
     found, expected = load_state("m.safetensors"), load_state("m/model.safetensors")
     assert found.keys() == expected.keys()
@@ -205,9 +209,11 @@ def test_outputs_are_checked_before_the_work(
 
     monkeypatch.setattr("isthmus.pretrained.open_model", fail)
     monkeypatch.setattr("isthmus.cli._folders.open_model", fail)
+    (models / "taken").mkdir()
+    (models / "taken" / "mine").touch()
     for arguments in (
-        ["align", "a", "b", "--out", "x.safetensors", "--apply", "b"],
-        ["merge", "a", "b", "--align", "weights", "--out", "b"],
+        ["align", "a", "b", "--out", "x.safetensors", "--apply", "taken"],
+        ["merge", "a", "b", "--method", "weights", "--out", "taken"],
     ):
         result = isthmus(*arguments)
         assert result.code == 2

@@ -161,7 +161,7 @@ def test_certify_proves_more_with_more_segments(isthmus: Cli, project: Path) -> 
 
 def test_certify_relabels_first(isthmus: Cli, project: Path) -> None:
     plain = isthmus("theory", "certify", *PAIR, "--segments", "4", "--json")
-    moved = isthmus("theory", "certify", *PAIR, "--segments", "4", "--align", "covariance", "--json")
+    moved = isthmus("theory", "certify", *PAIR, "--segments", "4", "--method", "covariance", "--json")
     assert moved.code == 0, moved.err
     error = [r.json["certificates"][0]["lmc_error_measured"] for r in (plain, moved)]
     assert error[1] < error[0]
@@ -244,8 +244,8 @@ def test_meanfield_and_dropout_write_their_files(isthmus: Cli, tmp_path: Path) -
         (("dimension", "missing.pt"), "missing.pt"),
         (("certify", *PAIR, "--segments", "0"), "each 1 or more"),
         (("certify", *PAIR, "--split", "test"), "--split test: mynet:batches has data"),
-        (("certify", *PAIR, "--align", "weights", "--alignment", "x"), "give one of them"),
-        (("certify", *PAIR, "--align", "magic"), "magic"),
+        (("certify", *PAIR, "--method", "weights", "--alignment", "x"), "not both"),
+        (("certify", *PAIR, "--method", "magic"), "magic"),
         (("certify", *PAIR, "--loss", "hinge"), "unknown loss 'hinge'"),
     ],
 )

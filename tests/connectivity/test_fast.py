@@ -164,6 +164,7 @@ def assert_same(found: Any, wanted: Any, tolerance: float) -> None:
     torch.testing.assert_close(found.accuracy, wanted.accuracy, rtol=0, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:Running statistics inside the line")
 @pytest.mark.parametrize("refresh", [None, "batchnorm", "function"])
 @pytest.mark.parametrize("case", CASES)
 def test_the_fast_way_is_the_plain_one(
@@ -202,18 +203,19 @@ def test_other_dtypes(case: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyP
         )
 
 
+@pytest.mark.filterwarnings("ignore:Running statistics inside the line")
 @pytest.mark.parametrize("traced", [True, False])
 @pytest.mark.parametrize("case", ["mlp", "residual", "transformer"])
 def test_bfloat16_products(case: str, traced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b, data = pair(case, torch.float32)
-    exact = line(a, b, data, points=5)
+    exact = line(a, b, data, points=5, refresh=None)
     measure = line if traced else lambda *args, **kwargs: plainly(monkeypatch, *args, **kwargs)
-    found = measure(a, b, data, points=5, precision="bfloat16")
+    found = measure(a, b, data, points=5, refresh=None, precision="bfloat16")
     assert found.settings["precision"] == "bfloat16"
     assert exact.settings["precision"] == "float32"
     assert not torch.equal(found.loss, exact.loss)
     torch.testing.assert_close(found.loss, exact.loss, rtol=0.03, atol=0.03)
-    itself = measure(a, a, data, points=5, precision="bfloat16")
+    itself = measure(a, a, data, points=5, refresh=None, precision="bfloat16")
     assert (itself.barrier, itself.lmc_error_sup) == (0.0, 0.0)  # both ends and all points in one precision
 
 

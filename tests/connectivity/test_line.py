@@ -158,17 +158,19 @@ def test_against_separate_evaluations(dtype: torch.dtype, loss: str) -> None:
     assert found.lmc_error[0] == found.lmc_error[-1] == 0.0
 
 
+@pytest.mark.filterwarnings("ignore:Running statistics inside the line")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("factory", [mlp, normed])
 def test_no_barrier_between_a_network_and_itself(dtype: torch.dtype, factory) -> None:
     model = seeded(factory).to(dtype)
-    found = line(model, model, [examples()], points=4)
+    found = line(model, model, [examples()], points=4, refresh=None)
     assert found.barrier == 0.0
     assert found.lmc_error_sup == 0.0
     assert found.endpoint_error == 0.0
     assert found.midpoint_loss == found.ensemble_loss == float(found.loss[0])
 
 
+@pytest.mark.filterwarnings("ignore:Running statistics inside the line")
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 0.02)], ids=str
 )
@@ -176,8 +178,8 @@ def test_no_barrier_between_a_network_and_itself(dtype: torch.dtype, factory) ->
 def test_no_barrier_to_the_permuted_self_once_aligned(dtype: torch.dtype, tolerance: float, factory) -> None:
     model = seeded(factory).to(dtype)
     other = permuted(model, factory)
-    plain = line(model, other, [examples()], points=5)
-    aligned = line(model, other, [examples()], points=5, alignment=Inverse())
+    plain = line(model, other, [examples()], points=5, refresh=None)
+    aligned = line(model, other, [examples()], points=5, alignment=Inverse(), refresh=None)
     assert plain.lmc_error_sup > 0.05
     assert aligned.barrier <= tolerance
     assert aligned.lmc_error_sup <= tolerance
@@ -227,6 +229,7 @@ def test_a_state_stands_for_b(aligned: bool) -> None:
     assert from_state.barrier_error == whole.barrier_error
 
 
+@pytest.mark.filterwarnings("ignore:Running statistics inside the line")
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("refresh", [None, "batchnorm"])
 def test_nothing_is_changed(aligned: bool, refresh: str | None) -> None:
@@ -318,11 +321,12 @@ def test_sequences_average_positions() -> None:
     assert float(found.lmc_error[1]) == pytest.approx(float(error), rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Running statistics inside the line")
 def test_refresh_batchnorm_treats_interior_points_only() -> None:
     a, b, data = seeded(normed, 0), seeded(normed, 1), examples(60)
     for model in (a, b):  # statistics the data do not have
         model[1].running_var.fill_(5.0)  # type: ignore[index,union-attr,operator]
-    plain = line(a, b, [data], points=3)
+    plain = line(a, b, [data], points=3, refresh=None)
     found = line(a, b, [data], points=3, refresh="batchnorm")
     assert float(found.loss[0]) == pytest.approx(float(plain.loss[0]), rel=1e-9)
     assert float(found.loss[-1]) == pytest.approx(float(plain.loss[-1]), rel=1e-9)
@@ -485,7 +489,7 @@ NAN_INPUT = [(torch.full((2, 4), math.nan), torch.tensor([0, 1]))]
         ({"bootstrap": -5}, DataError, "found -5"),
         ({"loss": "hinge"}, DataError, "Unknown loss 'hinge'"),
         ({"refresh": "repair"}, DataError, "Unknown refresh 'repair'"),
-        ({"refresh_batches": [X]}, DataError, 'only refresh="batchnorm" uses it'),
+        ({"refresh": None, "refresh_batches": [X]}, DataError, 'only refresh="batchnorm" uses it'),
         ({"refresh": lambda state: {}}, CheckpointError, "the refreshed state lacks"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,

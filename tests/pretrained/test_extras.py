@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from isthmus.errors import CheckpointError
+from isthmus.errors import CheckpointError, OutputError
 from isthmus.pretrained._extras import extras_of
 
 KEPT = [
@@ -82,14 +82,79 @@ def test_a_list_of_modules_that_is_none(tmp_path: Path, text: str) -> None:
 
 
 def test_links_become_files(tmp_path: Path) -> None:
-    source = made(tmp_path / "source", ["real/vocab.txt"])
-    blob = made(tmp_path / "blobs", ["1234"]) / "1234"
-    (source / "linked.txt").symlink_to(blob)
+    """As the hub's cache lays them: a snapshot's files are links to the blobs of the same repository."""
+    repository = tmp_path / "models--org--name"
+    source = made(repository / "snapshots" / "abc", ["real/vocab.txt"])
+    made(repository / "blobs", ["1234"])
+    (source / "linked.txt").symlink_to("../../blobs/1234")
+    (source / "real" / "deep.txt").symlink_to("../../../blobs/1234")
     (source / "folder").symlink_to(source / "real")
     extras_of(source, set()).copy(tmp_path / "target")
-    assert files(tmp_path / "target") == ["folder/vocab.txt", "linked.txt", "real/vocab.txt"]
+    names = ["folder/deep.txt", "folder/vocab.txt", "linked.txt", "real/deep.txt", "real/vocab.txt"]
+    assert files(tmp_path / "target") == names
     assert (tmp_path / "target" / "linked.txt").read_text() == "1234"
     assert not any(p.is_symlink() for p in (tmp_path / "target").rglob("*"))
+
+
+def test_a_cache_that_is_reached_through_a_link(tmp_path: Path) -> None:
+    repository = tmp_path / "disk" / "models--org--name"
+    source = made(repository / "snapshots" / "abc", [])
+    source.mkdir(parents=True)
+    made(repository / "blobs", ["1234"])
+    (source / "config.json").symlink_to("../../blobs/1234")
+    (tmp_path / "cache").symlink_to(tmp_path / "disk")
+    (tmp_path / "model").symlink_to(source)
+    for folder in (tmp_path / "cache" / "models--org--name" / "snapshots" / "abc", tmp_path / "model"):
+        assert extras_of(folder, set()).copied == ("config.json",)
+
+
+@pytest.mark.parametrize("place", ["plain", "models--org--name/snapshots/abc"])
+def test_a_link_to_a_file_elsewhere_is_refused(tmp_path: Path, place: str) -> None:
+    """What lies there may be a key or a password, and the copy may be published."""
+    source = made(tmp_path / place, ["config.json", "sub/vocab.txt"])
+    secret = made(tmp_path / "home", ["secret"]) / "secret"
+    other = made(tmp_path / "models--org--other" / "blobs", ["1234"]) / "1234"
+    for target in (secret, other, Path("/etc/passwd"), Path(os.path.relpath(secret, source / "sub"))):
+        link = source / "sub" / "tokenizer.json"
+        link.symlink_to(target)
+        with pytest.raises(
+            CheckpointError, match=r"tokenizer\.json: is a link to .*outside the model folder, which is"
+        ):
+            extras_of(source, set())
+        link.unlink()
+    (source / "inside.txt").symlink_to("sub/vocab.txt")
+    assert extras_of(source, set()).copied == ("inside.txt", "sub/vocab.txt", "config.json")
+
+
+def test_blobs_that_are_a_link_themselves(tmp_path: Path) -> None:
+    repository = tmp_path / "models--org--name"
+    source = made(repository / "snapshots" / "abc", ["config.json"])
+    (repository / "blobs").symlink_to(made(tmp_path / "home", ["secret"]))
+    (source / "tokenizer.json").symlink_to("../../blobs/secret")
+    with pytest.raises(CheckpointError, match=r"home/secret, outside the model folder"):
+        extras_of(source, set())
+
+
+def test_a_link_that_is_changed_after_the_check(tmp_path: Path) -> None:
+    source = made(tmp_path / "source", ["config.json", "vocab.txt"])
+    extras = extras_of(source, set())
+    (source / "vocab.txt").unlink()
+    (source / "vocab.txt").symlink_to("/etc/passwd")
+    with pytest.raises(CheckpointError, match="outside the model folder"):
+        extras.copy(tmp_path / "target")
+
+
+def test_names_that_differ_in_capital_letters(tmp_path: Path) -> None:
+    source = made(tmp_path / "source", ["ReadMe.md", "config.json", "isthmus", "vocab.txt"])
+    extras = extras_of(source, set())
+    assert extras.copied == ("vocab.txt", "config.json")
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "vocab.txt").write_text("there")  # as on a disk that takes both names for one
+    with pytest.raises(
+        OutputError, match=r"vocab\.txt: a file whose name differs at most in capital letters is there"
+    ):
+        extras.copy(tmp_path / "target")
+    assert (tmp_path / "target" / "vocab.txt").read_text() == "there"
 
 
 def test_a_link_in_a_circle_ends(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
         LazyState.open(tmp_path / "none.safetensors")
 
 
-@pytest.mark.parametrize("kept", [0, 4, 40, -1])
+@pytest.mark.parametrize("kept", [1, 4, 40, -1])
 def test_a_truncated_file(file: Path, kept: int) -> None:
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
@@ -96,15 +96,27 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
         LazyState.open(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"weight_map": 3}'])
-def test_an_index_that_is_none(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("[1]", "expected an index with a weight_map from tensor to file, found list"),
+        ("{}", "expected an index with a weight_map from tensor to file, found NoneType"),
+        ('{"weight_map": 3}', "weight_map from tensor to file, found int"),
+        ('{"weight_map": {"w": 3}}', "expected an index with a weight_map"),
+        ('{"weight_map": ' + '{"w":' * 10**5, "nested 100001 levels deep"),
+        ('{"weight_map": {"w": "a", "w": "b"}}', "holds the key 'w' twice"),
+        ('{"weight_map": {}, "metadata": {"total_size": NaN}}', "holds the number NaN"),
+    ],
+)
+def test_an_index_that_is_none(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text, encoding="utf-8")
-    with pytest.raises(CheckpointError, match="expected an index with a weight_map"):
+    with pytest.raises(CheckpointError, match=message):
         LazyState.open(tmp_path)
 
 
 def test_an_unreadable_index(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="no such file"):
         LazyState.open(tmp_path / "none.json")
 
 
@@ -163,7 +175,7 @@ def test_a_shard_of_another_checkpoint(sharded: Path) -> None:
 def test_a_file_that_changes_while_it_is_used(file: Path) -> None:
     state = LazyState.open(file)
     save_file({"other": torch.zeros(1)}, file)
-    with pytest.raises(CheckpointError, match="no longer holds 'w'"):
+    with pytest.raises(CheckpointError, match="was changed or replaced since it was opened"):
         state["w"]
 
 

@@ -14,10 +14,12 @@ def main() -> None:
         from isthmus.cli._app import run
         from isthmus.cli._console import INTERRUPTED
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich", "click"):
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", "isthmus"):
             raise
         sys.stderr.write(
-            f'The command line needs {error.name!r}, which is not installed: pip install "isthmus[cli]"\n'
+            f'The command line needs {missing!r}, which is not installed: pip install "isthmus[cli]", or '
+            '"isthmus[all]" for data sets, reports and model folders as well.\n'
         )
         raise SystemExit(2) from error
     code = run(sys.argv[1:])

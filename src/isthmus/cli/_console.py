@@ -6,10 +6,11 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -23,36 +24,56 @@ from rich.progress import (
 from rich.table import Table
 from torch._logging import set_logs  # pyright: ignore[reportPrivateImportUsage] (documented all the same)
 
-from isthmus.checkpoints import atomic_folder, atomic_path, check_format
-from isthmus.errors import OutputError
+from isthmus.batches import Batches
+from isthmus.checkpoints import check_format
+from isthmus.errors import IsthmusWarning, OutputError
+from isthmus.files import atomic_folder, atomic_path
+from isthmus.report._format import NATS, unit_of
 
 __all__ = [
     "CHECK_FAILED",
     "BAD_USE",
+    "INTERNAL",
     "INTERRUPTED",
+    "Interrupted",
+    "complain",
     "downloads",
     "emit",
     "method_table",
     "progress",
     "quiet_torch",
+    "refuse_inputs",
     "staged_files",
     "stages",
+    "tell",
+    "tracked",
     "usable_folder",
+    "warnings_as_lines",
 ]
 
 CHECK_FAILED = 1
 BAD_USE = 2
+INTERNAL = 3
 INTERRUPTED = 130
+
+
+class Interrupted(Exception):
+    """A command was stopped by its user; the message says what of its work is kept."""
 
 
 def out() -> Console:
     """Return the console of results (standard output)."""
-    return Console(file=sys.stdout, width=_width(sys.stdout))
+    return _plain(sys.stdout)
 
 
 def log() -> Console:
     """Return the console of messages and progress (standard error)."""
-    return Console(file=sys.stderr, width=_width(sys.stderr))
+    return _plain(sys.stderr)
+
+
+def _plain(stream: TextIO) -> Console:
+    """Return a console that takes no markup: names come from files, and ``[x]`` in them is a name."""
+    return Console(file=stream, width=_width(stream), markup=False, emoji=False, highlight=False)
 
 
 def _width(stream: Any) -> int | None:
@@ -65,7 +86,7 @@ def progress() -> Iterator[Progress]:
     """Show progress bars with time left on standard error; quiet where that is no terminal."""
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
@@ -97,6 +118,103 @@ def downloads(bar: Progress) -> Callable[[str, int, int | None], None]:
     return tell
 
 
+class _Tracked:
+    """Batches that move a bar as they are used, on every pass."""
+
+    def __init__(self, batches: Batches, bar: Progress, name: str) -> None:
+        self._batches, self._bar, self._name = batches, bar, name
+        self._task: Any = None
+
+    def __iter__(self) -> Iterator[Any]:
+        total = len(self._batches) if hasattr(self._batches, "__len__") else None  # type: ignore[arg-type]
+        if self._task is None:
+            self._task = self._bar.add_task(f"batches of {self._name}", total=total)
+        self._bar.reset(self._task, total=total)
+        for batch in self._batches:
+            yield batch
+            self._bar.advance(self._task)
+
+
+def tracked(data: Mapping[str, Batches], bar: Progress) -> dict[str, Batches]:
+    """Return the same named batches, each with a bar that moves as they are used."""
+    return {name: _Tracked(batches, bar, name) for name, batches in data.items()}
+
+
+def complain(message: str) -> None:
+    """Write a message to standard error."""
+    _write(sys.stderr, message)
+
+
+def tell(message: str) -> None:
+    """Write a result to standard output."""
+    _write(sys.stdout, message)
+
+
+def _write(stream: TextIO, message: str) -> None:
+    """Write a line in whatever encoding the stream has."""
+    encoding = stream.encoding or "utf-8"
+    stream.write((message + "\n").encode(encoding, "backslashreplace").decode(encoding))
+
+
+_said: list[str] = []
+"""Texts that the running command has printed as its result."""
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Print warnings about results at the end, a line each and each once; others at once, as Python does.
+
+    What the printed result says already, as a note, is not said again.
+    """
+    found: dict[str, None] = {}
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
+        if issubclass(category, IsthmusWarning):
+            found[str(message)] = None
+        else:
+            before(message, category, *rest, **options)
+
+    _said.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", IsthmusWarning)
+        warnings.showwarning = show
+        try:
+            yield
+        finally:
+            for message in found:
+                if not any(message in text for text in _said):
+                    complain(f"Warning: {message}")
+
+
+def refuse_inputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path]) -> None:
+    """Check that nothing is written onto, into or around what is read.
+
+    Args:
+        outputs: from the option's name to the path it names.
+        inputs: files and folders that are read.
+
+    Raises:
+        OutputError: naming both.
+    """
+    read = [(given, given.resolve()) for given in inputs]
+    written: dict[Path, str] = {}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        target = path.resolve()
+        for given, place in read:
+            same = target == place or (target.exists() and place.exists() and os.path.samefile(target, place))
+            if same or (place.is_dir() and place in target.parents):
+                inside = "is" if same else "lies inside"
+                raise OutputError(
+                    f"{option} {path} {inside} the input {given}, which stays as it is. Choose another path."
+                )
+        if target in written:
+            raise OutputError(f"{option} and {written[target]} name the same path {path}. Choose two.")
+        written[target] = option
+
+
 def quiet_torch() -> None:
     """Keep torch from logging the trace of what our own message says in one sentence (unless ``TORCH_LOGS`` is set)."""
     if "TORCH_LOGS" not in os.environ:
@@ -124,6 +242,9 @@ def emit(value: Mapping[str, Any], as_json: bool, text: Any) -> None:
     """Print a result: one JSON object for machines, or text or a table for people."""
     if as_json:
         sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    elif isinstance(text, str):
+        _said.append(text)
+        tell(text)
     else:
         out().print(text, highlight=False)
 
@@ -164,7 +285,7 @@ def method_table(record: Mapping[str, Any]) -> Table:
     table = Table(title=title, title_justify="left", caption=_caption(record), caption_justify="left")
     table.add_column("method", no_wrap=True)
     for head in (
-        "barrier (nats)",
+        "barrier (nats)" if unit_of(record) == NATS else f"barrier ({unit_of(record)})",
         "vs none",
         "midpoint loss",
         "midpoint acc.",

@@ -1,20 +1,80 @@
-"""The demo's files: written when everything is done, so an interrupted run leaves nothing behind."""
+"""The ``demo`` command; its files are written when all is done, so an interrupted run leaves nothing behind."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 
-from isthmus.checkpoints import atomic_folder, save_state
+from isthmus.checkpoints import save_state
 from isthmus.cli import _console as console
+from isthmus.cli import _options as options
+from isthmus.files import atomic_folder
 from isthmus.report import write_report
 from isthmus.states import state_of
 from isthmus.study import DemoSettings, EpochRecord, run_demo
 from isthmus.study._threads import torch_threads
 
-__all__ = ["write_demo"]
+__all__ = ["demo", "write_demo"]
+
+
+def demo(
+    data: Annotated[
+        str, typer.Option(help="`digits` (embedded), `mnist`, `fashion-mnist`, `cifar10`, …")
+    ] = "digits",
+    data_dir: options.DataDir = None,
+    family: Annotated[
+        str, typer.Option(help="`mlp`, `vgg16`, `vgg16_bn`, `resnet20`, `densenet`, …")
+    ] = "mlp",
+    width: Annotated[
+        float | None, typer.Option(help="Units per hidden layer, or channel multiplier. Default 256, or 1.")
+    ] = None,
+    depth: Annotated[int, typer.Option(min=1, help="Hidden layers of the mlp.")] = 3,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Default 20 for digits, 10 otherwise.")] = None,
+    learning_rate: Annotated[
+        float, typer.Option(help="Of SGD with momentum 0.9, warm-up and cosine decay.")
+    ] = 0.1,
+    statistics: Annotated[
+        int, typer.Option(min=2, help="Training examples on which activations are compared.")
+    ] = 5000,
+    points: Annotated[int, typer.Option(min=2, help="Positions on each line.")] = 11,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Default 1 for digits, whose products are too small to share; else as torch."
+        ),
+    ] = None,
+    seed: options.Seed = 0,
+    out: Annotated[
+        Path, typer.Option(help="Folder for report.html, figures, result.json and checkpoints.")
+    ] = Path("isthmus-demo"),
+    json: options.Json = False,
+) -> None:
+    """Train two networks, align them by every method, and write a report.
+
+    The networks differ in their initial values and in the order of the data. With the default settings nothing is
+    downloaded and the whole run takes less than a minute.
+    """
+    size = width if width is not None else (256 if family == "mlp" else 1)
+    settings = DemoSettings(
+        data=data,
+        family=family,
+        width=size,
+        depth=depth,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        statistics=statistics,
+        points=points,
+        seed=seed,
+    )
+    record, paths = write_demo(
+        settings, data_dir, out, threads=1 if threads is None and data == "digits" else threads
+    )
+    console.emit(record, json, console.method_table(record))
+    if not json:
+        console.tell(f"\nReport: {paths['report']}")
 
 
 def write_demo(

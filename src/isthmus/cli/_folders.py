@@ -14,6 +14,7 @@ from isthmus.matching import align as align_networks
 from isthmus.pretrained import OpenedModel, Written, is_model_folder, open_model
 from isthmus.pretrained._folder import free_target
 from isthmus.pretrained._shards import parse_size
+from isthmus.symmetry import Outputs
 
 __all__ = [
     "align_folders",
@@ -76,17 +77,24 @@ def check_output(out: Path | None, max_shard_size: str) -> None:
 
 
 def align_folders(
-    a: OpenedModel, b: OpenedModel, *, method: str, batches: Batches | None, seed: int
+    a: OpenedModel,
+    b: OpenedModel,
+    *,
+    method: str | None,
+    batches: Batches | None,
+    outputs: Outputs = None,
+    seed: int = 0,
 ) -> Alignment:
     """Align two model folders: tensor by tensor by weights, in memory by the methods that run the networks."""
-    if method == "weights":
-        return pretrained.align(a, b, seed=seed)
+    if method == "weights" or (method is None and batches is None):
+        return pretrained.align(a, b, outputs=outputs, seed=seed)
     return align_networks(
         a.load(),
         b.load(),
         batches=batches,
         method=method,
-        spec=a.discover(),
+        spec=a.discover(outputs),
+        outputs=outputs,
         args=a.example.args,
         kwargs=a.example.kwargs,
         seed=seed,
@@ -108,8 +116,7 @@ def relabel_folder(
 
 
 def merge_folders(
-    a: OpenedModel,
-    b: OpenedModel,
+    pair: tuple[OpenedModel, OpenedModel],
     out: Path,
     *,
     weight: float,
@@ -120,7 +127,7 @@ def merge_folders(
     """Write the average of two model folders, with progress."""
     tell = console.stages(bar)
     return pretrained.merge(
-        [a, b],
+        pair,
         out,
         [1 - weight, weight],
         alignments=[alignment],

@@ -1,48 +1,131 @@
-"""The ``line`` command's work: measure, draw, write."""
+"""The ``line`` command: measure, draw, write."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 
 from isthmus.batches import Batches
 from isthmus.cli import _console as console
-from isthmus.cli._pair import NetworkPair
+from isthmus.cli import _options as options
+from isthmus.cli._pair import data_for, load_pair
+from isthmus.cli._relabel import Relabel
 from isthmus.connectivity import Line
 from isthmus.connectivity import line as measure
+from isthmus.errors import DataError
+from isthmus.files import atomic_folder
 from isthmus.matching import Alignment
 from isthmus.report import draw_line
 
-__all__ = ["write_line"]
+__all__ = ["line"]
 
 
-def write_line(
-    pair: NetworkPair,
-    data: Mapping[str, Batches],
-    folder: Path,
-    alignment: Path | None,
-    *,
-    points: int,
-    loss: str,
-    refresh: str | None,
-    generator: torch.Generator,
-) -> Line:
-    """Measure the line of a pair and write ``line.json`` and ``line.png`` into an existing folder."""
-    found = None if alignment is None else Alignment.load(alignment)
-    measured = measure(
-        pair.a,
-        pair.b,
-        data,
-        points=points,
-        loss=loss,
-        refresh=refresh,
-        alignment=found,
-        generator=generator,
+def line(
+    a: options.CheckpointA,
+    b: options.CheckpointB,
+    data: Annotated[str, typer.Option(help=options.DATA_HELP)],
+    out: Annotated[Path, typer.Option(help="Folder for line.json and line.png.")],
+    model: options.OptionalModel = None,
+    alignment: options.AlignmentFile = None,
+    method: options.RelabelMethod = None,
+    data_dir: options.DataDir = None,
+    shape: options.Shape = None,
+    outputs: options.OutputNames = None,
+    limit: options.Limit = None,
+    batch_size: options.BatchSize = None,
+    points: Annotated[
+        str, typer.Option(help="Positions on the line, 2 or more, or `adaptive`: more where the loss rises.")
+    ] = "11",
+    tolerance: Annotated[
+        float, typer.Option(help="For adaptive points: how much higher the loss may rise between them.")
+    ] = 1e-3,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="`cross_entropy`, `mse`, `bce` or `model`: the network's own. Default: the network's own for model "
+            "folders, else cross-entropy."
+        ),
+    ] = None,
+    ignore_index: Annotated[
+        int | None,
+        typer.Option(help="Label of what does not count in cross-entropy, such as 255; -100 never does."),
+    ] = None,
+    refresh: options.RefreshChoice = "auto",
+    refresh_data: Annotated[
+        str | None,
+        typer.Option(
+            help="The part of the data on which BatchNorm statistics are recomputed. Default `train`, else the first."
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="`bfloat16`: products of float32 networks in bfloat16.")
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(help="Resamples for the standard errors; 0 for none.")] = 200,
+    trust_remote_code: options.TrustRemoteCode = False,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> None:
+    """Measure loss and accuracy on the straight line from A to B (or to B relabelled)."""
+    console.refuse_inputs({"--out": out}, [p for p in (a, b, alignment) if p is not None])
+    count = _points(points)
+    chosen = Relabel(alignment, method, shape, options.output_names(outputs), seed)
+    with atomic_folder(out) as folder, console.progress() as bar:
+        tell = console.stages(bar)
+        tell("reading networks and data", 0, 2)
+        pair = load_pair(a, b, model, trust_remote_code=trust_remote_code)
+        found = data_for(data, data_dir, batch_size=batch_size, limit=limit, bar=bar)
+        relabelling = chosen.of(pair, found)
+        tell("measuring the line", 1, 2)
+        measured = measure(
+            pair.a,
+            pair.b,
+            found,
+            points=count,
+            tolerance=tolerance,
+            loss=_ignoring(loss, ignore_index),
+            refresh=options.refresh_of(refresh),
+            refresh_batches=None if refresh_data is None else _part(found, refresh_data),
+            alignment=relabelling,
+            precision=precision,
+            bootstrap=bootstrap,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        _write(measured, folder, relabelling)
+    console.emit(measured.to_dict(), json, f"{measured}\n\nWritten to {out}")
+
+
+def _write(measured: Line, folder: Path, relabelling: Alignment | None) -> None:
+    """Write ``line.json`` and ``line.png`` into an existing folder."""
+    name = "without relabelling" if relabelling is None else relabelling.method
+    picture = draw_line(
+        {split: curve.to_dict() for split, curve in measured.curves.items()}, name, measured.unit
     )
-    name = "without relabelling" if found is None else found.method
-    picture = draw_line({split: curve.to_dict() for split, curve in measured.curves.items()}, name)
     console.write_json(folder / "line.json", measured.to_dict())
     (folder / "line.png").write_bytes(picture)
-    return measured
+
+
+def _ignoring(loss: str | None, ignore_index: int | None) -> str | None:
+    """Return a loss in which a label does not count."""
+    if ignore_index is None:
+        return loss
+    if loss not in (None, "cross_entropy"):
+        raise DataError(f"--ignore-index is an option of cross-entropy, found --loss {loss}.")
+    return f"cross_entropy(ignore_index={ignore_index})"
+
+
+def _points(text: str) -> int | str:
+    if text == "adaptive":
+        return text
+    if not text.isdecimal() or int(text) < 2:
+        raise DataError(f"--points {text}: expected a whole number, 2 or more, or adaptive.")
+    return int(text)
+
+
+def _part(data: Mapping[str, Batches], name: str) -> Batches:
+    if name not in data:
+        raise DataError(f"--refresh-data {name}: the data have the parts {', '.join(data)}.")
+    return data[name]

@@ -13,6 +13,7 @@ from torch import nn
 
 from isthmus.batches import Batch, Batches, first_batch
 from isthmus.checkpoints import load_state
+from isthmus.cli import _console as console
 from isthmus.cli._folders import are_folders, open_pair
 from isthmus.cli._target import Target, load_target
 from isthmus.errors import DataError
@@ -20,8 +21,17 @@ from isthmus.matching import Alignment, align
 from isthmus.pretrained import LazyState, is_model_folder, open_model
 from isthmus.states import check_finite, check_same_architecture, state_of
 from isthmus.study import resolve_data
+from isthmus.symmetry import Outputs
 
-__all__ = ["NetworkPair", "align_pair", "data_for", "example_for", "example_of_shapes", "load_pair"]
+__all__ = [
+    "NetworkPair",
+    "align_pair",
+    "data_for",
+    "example_for",
+    "example_of_shapes",
+    "load_pair",
+    "training_part",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +84,11 @@ def align_pair(
     pair: NetworkPair,
     data: Mapping[str, Batches],
     *,
-    method: str,
+    method: str | None,
     batches: Batches | None,
     shapes: Sequence[str] | None,
-    seed: int,
+    outputs: Outputs = None,
+    seed: int = 0,
 ) -> Alignment:
     """Align network B to network A; ``batches`` are for the methods that run the networks.
 
@@ -93,17 +104,26 @@ def align_pair(
         method=method,
         args=example.args,
         kwargs=example.kwargs,
+        outputs=outputs,
         seed=seed,
     )
 
 
 def data_for(
-    name: str | None, data_dir: Path | None, *, batch_size: int, limit: int | None, on_progress: Any = None
+    name: str | None, data_dir: Path | None, *, batch_size: int | None, limit: int | None, bar: Any
 ) -> dict[str, Batches]:
-    """Return the named data, or nothing where no name was given."""
+    """Return the named data, or nothing where no name was given; a bar moves as they are used."""
     if name is None:
         return {}
-    return resolve_data(name, data_dir, batch_size=batch_size, limit=limit, on_progress=on_progress)
+    found = resolve_data(
+        name, data_dir, batch_size=batch_size, limit=limit, on_progress=console.downloads(bar)
+    )
+    return console.tracked(found, bar)
+
+
+def training_part(data: Mapping[str, Batches]) -> Batches | None:
+    """Return the data that networks are aligned and refreshed on: those named ``train``, else the first; or None."""
+    return data.get("train", next(iter(data.values()), None))
 
 
 def example_for(target: Target, data: Mapping[str, Batches], shapes: Sequence[str] | None = None) -> Batch:

@@ -38,20 +38,21 @@ def load_target(text: str) -> Target:
         ModelError: it cannot be imported or called, or returns something else.
     """
     path, function, args, kwargs = _parse(text)
+    found = _import(path, text)
     try:
-        found: Any = _import(path)
         for part in function.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except AttributeError as error:
+        raise ModelError(f"TARGET {text!r}: {error}. Expected package.module:factory.") from error
+    if not callable(found):
         raise ModelError(
-            f"TARGET {text!r}: {error}. Expected package.module:factory; modules are looked up in the current "
-            "folder and among installed packages."
-        ) from error
+            f"TARGET {text!r}: expected a function or class that builds the network, found {type(found).__name__}."
+        )
     try:
         made = found if isinstance(found, nn.Module) else found(*args, **kwargs)
     except IsthmusError:
         raise
-    except Exception as error:  # anything user code raises
+    except (Exception, SystemExit) as error:  # anything user code raises
         raise ModelError(
             f"TARGET {text!r}: calling it failed with {type(error).__name__}: {error}"
         ) from error
@@ -77,11 +78,25 @@ def _parse(text: str) -> tuple[str, str, list[Any], dict[str, Any]]:
         ) from error
 
 
-def _import(path: str) -> Any:
+def _import(path: str, text: str) -> Any:
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
-    return importlib.import_module(path)
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (path == error.name or path.startswith(f"{error.name}.")):
+            raise _failed_import(path, text, error) from error
+        raise ModelError(
+            f"TARGET {text!r}: {error}. Expected package.module:factory; modules are looked up in the current "
+            "folder and among installed packages."
+        ) from error
+    except (Exception, SystemExit) as error:  # anything user code raises
+        raise _failed_import(path, text, error) from error
+
+
+def _failed_import(path: str, text: str, error: BaseException) -> ModelError:
+    return ModelError(f"TARGET {text!r}: importing {path} failed with {type(error).__name__}: {error}")
 
 
 def _read(made: Any, text: str) -> Target:

@@ -9,9 +9,11 @@ from typing import Annotated, Any, get_args
 import typer
 from rich.table import Table
 
-from isthmus.checkpoints import atomic_path, load_state
+from isthmus.checkpoints import load_state
 from isthmus.cli import _console as console
+from isthmus.cli import _options as options
 from isthmus.errors import DataError
+from isthmus.files import atomic_path
 
 __all__ = ["theory"]
 
@@ -20,12 +22,10 @@ theory = typer.Typer(
     help="The theorems, run: how wide, how fast, in what dimension, and what is proven of two given networks.",
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, for machines.")]
 Out = Annotated[
     Path | None, typer.Option(help="Folder for the figure (PNG and SVG) and the JSON; none by default.")
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
-_METHODS = "`weights-incoming`, `weights`, `covariance`, `activations` or `correlation`."
 
 
 @theory.command()
@@ -49,7 +49,7 @@ def width(
         float, typer.Option(min=0.0, help="Standard deviation of the other axes, for --signal.")
     ] = 0.1,
     out: Out = None,
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """How wide a network must be, a priori: sufficient, necessary, and Entezari et al. (base-10 logarithms)."""
     from isthmus.theory import width_record
@@ -72,7 +72,7 @@ def rate(
     replicates: Annotated[int, typer.Option(min=1, help="Pairs per size.")] = 10,
     seed: Seed = 0,
     out: Out = None,
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """How fast two samples of neurons approach each other: measured, and between the proven bounds."""
     from isthmus.theory import rate_record
@@ -107,7 +107,7 @@ def dimension(
     largest: Annotated[int, typer.Option(min=4, help="Largest part of a layer.")] = 512,
     seed: Seed = 0,
     out: Out = None,
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """What dimension the neurons of each layer fill (rows of incoming weights, split into disjoint parts)."""
     from isthmus.theory import dimension_record
@@ -145,24 +145,24 @@ def certify(
             help="Then cut the loose segments until bound / measured error is at most this, above 1."
         ),
     ] = None,
-    alignment: Annotated[Path | None, typer.Option(help="Alignment file made by `isthmus align`.")] = None,
-    align: Annotated[str | None, typer.Option(metavar="METHOD", help=f"Relabel B first: {_METHODS}")] = None,
+    alignment: options.AlignmentFile = None,
+    method: options.RelabelMethod = None,
     loss: Annotated[str, typer.Option(help="`cross_entropy` or `mse`.")] = "cross_entropy",
-    data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the data set.")] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Use only so many examples, drawn at random.")
-    ] = 1000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 500,
+    data_dir: options.DataDir = None,
+    shape: options.Shape = None,
+    limit: options.Limit = 1000,
+    batch_size: options.BatchSize = None,
     seed: Seed = 0,
     out: Out = None,
-    json: Json = False,
+    json: options.Json = False,
+    align: Annotated[str | None, typer.Option(metavar="METHOD", hidden=True)] = None,
 ) -> None:
     """Prove how far the line between A and B is from linear, and how high its barrier, on given data."""
     from isthmus.cli._pair import data_for, load_pair
+    from isthmus.cli._relabel import Relabel
     from isthmus.theory import certify as prove
 
-    if alignment is not None and align is not None:
-        raise DataError("--alignment and --align both relabel B: give one of them.")
+    relabel = Relabel(alignment, align if method is None else method, shape, None, seed)
     counts = sorted(set(_whole_numbers("--segments", segments)))
     folder = None if out is None else console.usable_folder(out)
     pair = load_pair(a, b, model)
@@ -171,11 +171,12 @@ def certify(
         tell = console.stages(bar)
         steps = len(counts) + 1 + (target is not None)
         tell("reading data", 0, steps)
-        found = data_for(data, data_dir, batch_size=batch_size, limit=limit)
+        found = data_for(data, data_dir, batch_size=batch_size, limit=limit, bar=bar)
         chosen = split or ("test" if "test" in found else next(iter(found)))
         if chosen not in found:
             raise DataError(f"--split {chosen}: {data} has {', '.join(found)}.")
-        moved = _relabelled(pair, found, alignment, align, seed)
+        relabelling = relabel.of(pair, found)
+        moved = pair.b if relabelling is None else relabelling.apply(pair.b)
         for k, count in enumerate(counts):
             tell(f"certifying with {count} segments", k + 1, steps)
             certificates.append(prove(pair.a, moved, found[chosen], segments=count, loss=loss))
@@ -189,7 +190,7 @@ def certify(
         "data": data,
         "split": chosen,
         "loss": loss,
-        "alignment": align or (None if alignment is None else str(alignment)),
+        "alignment": relabel.name,
         "certificates": [c.to_dict() for c in certificates],
     }
     _deliver(record, "certificate", folder, json, _certificate_table)
@@ -218,7 +219,7 @@ def meanfield(
     delta: Annotated[float, typer.Option(min=0.0, help="Share of pairs allowed to miss the error.")] = 0.34,
     reference_width: Annotated[int, typer.Option(min=2, help="Neurons of the wide network.")] = 2048,
     out: Out = None,
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """Theorem 3.1 as an experiment: mean-field networks of N neurons, matched, error and W₂² against N."""
     from isthmus.theory import MeanFieldSettings, mean_field_record
@@ -255,7 +256,7 @@ def dropout(
     widths: Annotated[str, typer.Option(help="Hidden units, rising.")] = "32,64,128,256,512",
     seeds: Annotated[int, typer.Option(min=1, help="Pairs per width.")] = 6,
     out: Out = None,
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """Dropout stability against the error on the line over width, for random networks of one hidden layer."""
     from isthmus.theory import dropout_record
@@ -275,7 +276,8 @@ def _hidden_layers(checkpoint: Path, model: str, data: str | None, data_dir: Pat
     from isthmus.symmetry import discover
 
     pair = load_pair(checkpoint, checkpoint, model)
-    example = example_for(pair.target, data_for(data, data_dir, batch_size=4, limit=4))
+    with console.progress() as bar:
+        example = example_for(pair.target, data_for(data, data_dir, batch_size=4, limit=4, bar=bar))
     spec = discover(pair.a, example.args, example.kwargs)
     state = state_of(pair.a)
     layers: dict[str, Any] = {}
@@ -287,25 +289,6 @@ def _hidden_layers(checkpoint: Path, model: str, data: str | None, data_dir: Pat
     if not layers:
         raise DataError(f"{checkpoint}: no layer whose units may change places was found in {model}.")
     return layers
-
-
-def _relabelled(
-    pair: Any, found: Mapping[str, Any], alignment: Path | None, align: str | None, seed: int
-) -> Any:
-    from isthmus.cli._pair import example_for
-    from isthmus.matching import Alignment
-    from isthmus.matching import align as find
-
-    if alignment is not None:
-        return Alignment.load(alignment).apply(pair.b)
-    if align is None:
-        return pair.b
-    example = example_for(pair.target, dict(found))
-    batches = found.get("train", next(iter(found.values())))
-    made = find(
-        pair.a, pair.b, batches=batches, method=align, args=example.args, kwargs=example.kwargs, seed=seed
-    )
-    return made.apply(pair.b)
 
 
 def _deliver(record: dict[str, Any], kind: str, out: Path | None, json: bool, table: Any) -> None:
@@ -321,7 +304,7 @@ def _deliver(record: dict[str, Any], kind: str, out: Path | None, json: bool, ta
                 temporary.write_bytes(content)
     console.emit(record, json, table(record))
     if out is not None and not json:
-        console.out().print(f"Written to {out}", highlight=False, soft_wrap=True)
+        console.tell(f"Written to {out}")
 
 
 def _numbers(option: str, text: str) -> list[float]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, islice
 
 import torch
@@ -15,9 +17,8 @@ from isthmus.connectivity._curve import MIDPOINT, Line, curve_from
 from isthmus.connectivity._measure import Sweep
 from isthmus.connectivity._networks import Networks, traced_or_plain
 from isthmus.connectivity._path import interpolate, path_positions
-from isthmus.errors import DataError, ModelError, VerificationError
+from isthmus.errors import DataError, IsthmusWarning, ModelError, VerificationError
 from isthmus.evaluation import (
-    Loss,
     Relabelling,
     bind,
     floating_dtype,
@@ -25,11 +26,19 @@ from isthmus.evaluation import (
     require_deterministic,
     require_evaluation,
 )
-from isthmus.moments._normalisation import Refresh, refresher
-from isthmus.states import State, check_finite, check_same_architecture, state_of
+from isthmus.losses import Loss, completed_batches, configs_kept, scorer_for
+from isthmus.moments._normalisation import (
+    Refresh,
+    averaged_statistics,
+    chosen_refresh,
+    refresher,
+    some_layers,
+)
+from isthmus.states import State, check_finite, check_same_architecture, equal_states, state_of
 
 __all__ = ["line"]
 
+_TEST_NAMES = {"test", "testing", "val", "valid", "validation", "eval", "evaluation", "dev", "holdout"}
 ENDPOINT_TOLERANCE = 1e-3
 ENDPOINT_EXAMPLES = 64
 EXAMPLES_CHECKED = 32
@@ -43,8 +52,8 @@ def line(
     points: int | Sequence[float] | Tensor | str = 11,
     tolerance: float = 1e-3,
     lipschitz: float | None = None,
-    loss: Loss = "cross_entropy",
-    refresh: Refresh = None,
+    loss: Loss | None = None,
+    refresh: Refresh = "auto",
     refresh_batches: Batches | None = None,
     alignment: Relabelling | None = None,
     precision: str | None = None,
@@ -77,11 +86,14 @@ def line(
         tolerance: for adaptive points, in units of the loss.
         lipschitz: a bound, per unit of ``t``, on the slope of the loss minus its chord, if one is known; it turns
             ``barrier_uncertainty`` from an estimate into a bound.
-        loss: ``"cross_entropy"``, ``"mse"`` or a function, see :func:`isthmus.evaluation.score`.
+        loss: see :data:`isthmus.losses.Loss`. By default a network of transformers whose batches have labels is
+            measured by the loss that it computes itself, and any other by cross-entropy. A loss that is not that of
+            each example by itself gets the batches as they are given, at every point.
         refresh: what happens to the state of an *interior* point before it is run. ``"batchnorm"`` recomputes
-            running statistics (needed by every network with BatchNorm); a function takes a state and returns
-            one. The ends stay as they were trained.
-        refresh_batches: data for ``"batchnorm"``; by default the data set named ``train``, else the first.
+            running statistics, and ``"auto"`` does so for networks with BatchNorm; a function takes a state and
+            returns one; None or ``"none"`` leaves it. The ends stay as they were trained.
+        refresh_batches: training data for ``"batchnorm"``; by default the data set named ``train``, else the first
+            that is not named as test data, else the first.
         alignment: relabelling of B, with ``apply(state) -> state``.
         precision: ``"bfloat16"`` computes the products of float32 networks, ends included, in bfloat16 (about
             three digits; ``docs/line.md`` gives the error measured); None computes in the networks' dtype.
@@ -89,7 +101,9 @@ def line(
         generator: source of the resampling; None seeds one with 0.
 
     Returns:
-        A :class:`Line`; print it for a table.
+        A :class:`Line`; print it for a table. Its ``notes`` say what is easily misread: endpoints near chance,
+        running statistics that were not recomputed, or on test data. Each is an
+        :class:`isthmus.errors.IsthmusWarning` too.
 
     Raises:
         ModelError: training mode, random outputs, NaN or infinite losses, or a B whose code differs from A's.
@@ -110,17 +124,19 @@ def line(
         )
     ts = path_positions(FIRST_POINTS if adaptive else points)
     _check_options(bootstrap, tolerance, lipschitz)
-    data = {
-        name: list(iterate(items, name)) if adaptive else items for name, items in _named(batches).items()
+    data: dict[str, Batches] = {
+        name: completed_batches(model_a, items) for name, items in _named(batches).items()
     }
+    if adaptive:
+        data = {name: list(iterate(items, name)) for name, items in data.items()}
     states = _checked_states(model_a, model_b, alignment)
     low = _low(precision, states[0])
-    if refresh == "batchnorm" and refresh_batches is None:
-        chosen = "train" if "train" in data else next(iter(data))
-        refresh_batches = data[chosen] = reusable(data[chosen])
-    elif refresh != "batchnorm" and refresh_batches is not None:
-        raise DataError('refresh_batches was given, but only refresh="batchnorm" uses it.')
-    repair = refresher(refresh, model_a, refresh_batches)
+    if refresh_batches is not None:
+        refresh_batches = completed_batches(model_a, refresh_batches)
+    repair, used, notes = _repair(refresh, model_a, data, refresh_batches)
+    if equal_states(states[0], states[2]):  # every point is the network as it was trained
+        notes.clear()
+        repair, used = (None, None) if refresh == "auto" else (repair, used)
     data, examples = _with_examples(data)
     for letter, model in zip("AB", (model_a, model_b), strict=True):
         if isinstance(model, nn.Module):
@@ -135,25 +151,29 @@ def line(
         state = interpolate(states[0], states[2], t, check=False)
         return state if repair is None else repair(state)
 
-    networks, evaluation = traced_or_plain(
-        model_a,
-        model_b,
-        states,
-        None if repair is None else repaired,
-        not callable(refresh),
-        low,
-        states[2] is states[1] and endpoint_error == 0.0,
-        next(iter(examples.values())).head(EXAMPLES_CHECKED),
-    )
-    sweeps = {name: Sweep(name, items, loss) for name, items in data.items()}
-    _run(sweeps, networks, {*ts.tolist(), MIDPOINT})
-    if adaptive:
-        ts = _refined(sweeps, networks, tolerance, lipschitz)
+    example = next(iter(examples.values()))
+    with configs_kept(model_a, model_b):
+        scorer = scorer_for(loss, model_a, example, bind(model_a, read=lambda output: output))
+        networks, evaluation = traced_or_plain(
+            model_a,
+            model_b,
+            states,
+            None if repair is None else repaired,
+            not callable(used),
+            low,
+            states[2] is states[1] and endpoint_error == 0.0,
+            example.head(EXAMPLES_CHECKED),
+            scorer.read,
+        )
+        sweeps = {name: Sweep(name, items, scorer) for name, items in data.items()}
+        _run(sweeps, networks, {*ts.tolist(), MIDPOINT})
+        if adaptive:
+            ts = _refined(sweeps, networks, tolerance, lipschitz)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     settings = {
         "points": f"adaptive ({len(ts)})" if adaptive else len(ts),
-        "loss": _name(loss),
-        "refresh": "none" if refresh is None else _name(refresh),
+        "loss": scorer.name,
+        "refresh": "none" if used is None else _name(used),
         "alignment": "none" if alignment is None else getattr(alignment, "method", type(alignment).__name__),
         "bootstrap": bootstrap,
         "seed": generator.initial_seed(),
@@ -165,7 +185,53 @@ def line(
         name: curve_from(sweep.per_example(), ts, bootstrap, generator, lipschitz)
         for name, sweep in sweeps.items()
     }
-    return Line(curves, endpoint_error, settings)
+    notes += scorer.notes
+    notes += [note for note in (sweep.chance_note() for sweep in sweeps.values()) if note is not None]
+    for note in notes:
+        warnings.warn(note, IsthmusWarning, stacklevel=2)
+    return Line(curves, endpoint_error, settings, tuple(notes), scorer.unit(example))
+
+
+def _repair(
+    refresh: Refresh, model: nn.Module, data: dict[str, Batches], given: Batches | None
+) -> tuple[Callable[[State], State] | None, Refresh, list[str]]:
+    """Return what repairs an interior state, by which name, and what a reader should know of it.
+
+    A data set that serves is made reusable in ``data``.
+    """
+    chosen = next(
+        (name for name in ("train", *data) if name in data and not _is_test(name)), next(iter(data))
+    )
+    used = chosen_refresh(refresh, model, data[chosen])
+    if used != "batchnorm":
+        if given is not None and refresh != "auto":
+            raise DataError('refresh_batches was given, but only refresh="batchnorm" uses it.')
+        repair = refresher(used, model, None)
+        left = averaged_statistics(model, recomputed=False) if used is None else []
+        return repair, used, [_left_note(left)] if left else []
+    notes: list[str] = []
+    if given is None:
+        given = data[chosen] = reusable(data[chosen])
+        if _is_test(chosen):
+            notes.append(
+                f"The running statistics of interior points were recomputed on {chosen!r}, data that the networks are "
+                "also judged by. Give the training data as refresh_batches=..., or as a data set named 'train'."
+            )
+    left = averaged_statistics(model, recomputed=True)
+    return refresher(refresh, model, given), used, notes + ([_left_note(left)] if left else [])
+
+
+def _left_note(layers: Sequence[str]) -> str:
+    return (
+        f"Running statistics inside the line ({some_layers(layers)}) are the average of the two ends', which "
+        "is wrong there, so the losses and the barrier say little. Recompute them: "
+        'refresh="batchnorm" with training data, or a function for other layers than BatchNorm.'
+    )
+
+
+def _is_test(name: str) -> bool:
+    """Tell whether a data set's name says that it is not for training."""
+    return bool(_TEST_NAMES & set(re.split(r"[^a-z]+", name.lower())))
 
 
 def _check_options(bootstrap: int, tolerance: float, lipschitz: float | None) -> None:
@@ -194,7 +260,7 @@ def _with_examples(data: Mapping[str, Batches]) -> tuple[dict[str, Batches], dic
     for name, items in data.items():
         rest = iter(items)
         first = list(islice(rest, 1))
-        examples[name] = first_batch(first, name).head(ENDPOINT_EXAMPLES)
+        examples[name] = first_batch(first or items, name).head(ENDPOINT_EXAMPLES)
         whole[name] = items if isinstance(items, (list, tuple)) else chain(first, rest)
     return whole, examples
 

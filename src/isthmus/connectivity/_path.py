@@ -50,7 +50,7 @@ def interpolate(
     states = [state_of(state_a, "A"), state_of(state_b, "B")]
 
     def mix(pair: list[Tensor]) -> Tensor:
-        return torch.lerp(pair[0], pair[1], t)
+        return _between(pair[0], pair[1], t)
 
     return combine_states(states, mix, names=("A", "B"), check=check)
 
@@ -72,8 +72,16 @@ def mixed(
             continue
         wide = start.dtype if start.is_complex() else torch.promote_types(start.dtype, torch.float32)
         end = state_b[name].to(device=start.device, dtype=wide)
-        result[name] = torch.lerp(start.to(wide), end, t).to(start.dtype)
+        result[name] = _between(start.to(wide), end, t).to(start.dtype)
     return result
+
+
+def _between(start: Tensor, end: Tensor, t: float) -> Tensor:
+    """Return ``(1 - t) start + t end``, also where the difference of the ends overflows."""
+    found = torch.lerp(start, end, t)
+    if bool(found.isfinite().all()):
+        return found
+    return torch.where(found.isfinite(), found, torch.lerp(start / 2, end / 2, t) * 2)
 
 
 def path_positions(points: int | Sequence[float] | Tensor | Any) -> Tensor:

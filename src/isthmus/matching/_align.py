@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,15 +13,15 @@ from torch import Tensor, nn
 from isthmus.batches import Batch, Batches, device_of, first_batch, reusable
 from isthmus.errors import DataError
 from isthmus.evaluation import require_evaluation
+from isthmus.losses import completed_batches
+from isthmus.matching._activations import ActivationMatching
 from isthmus.matching._alignment import Alignment
-from isthmus.matching._constant import CONSTANT_UNITS, pair_constant_units
-from isthmus.matching._grids import Cluster
+from isthmus.matching._constant import CONSTANT_UNITS
 from isthmus.matching._incremental import Incremental
 from isthmus.matching._layers import Layers
 from isthmus.matching._methods import (
     METHODS,
     Pair,
-    activation_objective,
     covariance_objective,
     incoming_weight_objective,
     weight_objective,
@@ -35,14 +34,13 @@ from isthmus.matching._schedules import (
     SinglePass,
     assignment_solver,
 )
-from isthmus.moments import CrossMoment, SiteRunner, cross_moments, find_sites, input_statistics
+from isthmus.moments import SiteRunner, find_sites, input_statistics
 from isthmus.states import check_finite, check_same_architecture, digest_of, state_of
-from isthmus.symmetry import SymmetrySpec, discover_from_trace, function_change, trace, verify
+from isthmus.symmetry import SymmetrySpec, Trace, discover_from_trace, function_change, trace, verify
 from isthmus.symmetry._discover import Outputs
 
 __all__ = ["align"]
 
-_log = logging.getLogger(__name__)
 _EXAMPLES = 4
 """Examples of the first batch that discovery and verification run on."""
 
@@ -52,7 +50,7 @@ def align(
     model_b: nn.Module | Mapping[str, Tensor],
     *,
     batches: Batches | None = None,
-    method: str = "covariance",
+    method: str | None = None,
     args: Any = None,
     kwargs: Mapping[str, Any] | None = None,
     spec: SymmetrySpec | None = None,
@@ -72,7 +70,8 @@ def align(
         model_b: network B, or its state; not mutated.
         batches: data (see :mod:`isthmus.batches`); needed by ``covariance`` (one pass of A), ``activations`` and
             ``correlation`` (one pass of both). Shuffled examples, not sorted by class.
-        method: ``"weights-incoming"``, ``"weights"``, ``"covariance"``, ``"activations"`` or ``"correlation"``.
+        method: ``"weights-incoming"``, ``"weights"``, ``"covariance"``, ``"activations"`` or ``"correlation"``;
+            default: ``"covariance"`` with ``batches``, ``"weights"`` without.
         args: example positional inputs for discovery and verification; default: the start of the first batch.
         kwargs: example keyword inputs.
         spec: the symmetries; default: discovered.
@@ -99,6 +98,8 @@ def align(
         Ferbach et al. 2024, section 6 (covariance, weights-incoming); Ainsworth et al. 2023 (weights);
         Li et al. 2016 (correlation).
     """
+    if method is None:
+        method = "weights" if batches is None else "covariance"
     if method not in METHODS:
         raise DataError(f"unknown method {method!r}: expected one of {', '.join(map(repr, METHODS))}.")
     if batches is None and method in ("covariance", "activations", "correlation"):
@@ -115,7 +116,7 @@ def align(
     check_same_architecture(state_a, state_b)
     check_finite(state_a, "A")
     check_finite(state_b, "B")
-    data = None if batches is None else reusable(batches)
+    data = None if batches is None else reusable(completed_batches(model_a, batches))
     example = example_of(args, kwargs, data, model_a)
     traced = trace(model_a, example.args, example.kwargs)
     generator = torch.Generator().manual_seed(seed)
@@ -125,7 +126,8 @@ def align(
     layers = Layers(spec, find_sites(traced), tuple(name for name, _ in model_a.named_parameters()))
     pair = Pair(layers, state_a, state_b)
     if method in ("activations", "correlation"):
-        found = _by_activations(pair, model_a, data, method == "correlation", schedule, generator)
+        correlation = method == "correlation"
+        found = _by_activations(pair, model_a, data, correlation, schedule, generator, traced, example)
     else:
         found = _by_weights(method, pair, model_a, data, tie_outgoing, schedule, generator)
     permutations = found.match.permutations
@@ -136,7 +138,7 @@ def align(
         sweeps=found.match.sweeps,
         status=found.match.status,
         costs=_costs(found.objective, permutations),
-        notes=found.notes,
+        notes=(*spec.notes, *found.notes),
         settings={
             "schedule": "default" if schedule is None else repr(schedule),
             "tie_outgoing": tie_outgoing,
@@ -205,58 +207,14 @@ def _by_activations(
     correlation: bool,
     schedule: AbstractSchedule | None,
     generator: torch.Generator,
+    traced: Trace,
+    example: Batch,
 ) -> _Found:
     assert data is not None
-    taps = {c: [v.tap for v in views] for c, views in pair.layers.views().items() if views}
-    moments = cross_moments(SiteRunner(model, first_batch(data)), pair.state_a, pair.state_b, data, taps)
-    objective = activation_objective(pair, moments, correlation=correlation)
-    used = SinglePass() if schedule is None else schedule
-    match = used.run(objective, assignment_solver, None, generator)
-    constant = _constant_units(moments)
-    permutations = pair_constant_units(
-        match.permutations, constant, weight_objective(pair), assignment_solver, generator
-    )
-    return _Found(replace(match, permutations=permutations), objective, _notes(pair, moments, constant))
-
-
-def _constant_units(moments: Mapping[Cluster, Sequence[CrossMoment]]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the units of A and of B that vary in no view, for the groups that share no axis."""
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    for cluster, seen in moments.items():
-        a, b = (_in_all([m.constant_units[k] for m in seen]) for k in (0, 1))
-        if len(cluster) == 1 and (len(a) or len(b)):
-            found[cluster[0]] = (a, b)
-    return found
-
-
-def _in_all(indices: Sequence[Tensor]) -> Tensor:
-    values, counts = torch.cat(list(indices)).unique(return_counts=True)
-    return values[counts == len(indices)]
-
-
-def _notes(
-    pair: Pair,
-    moments: Mapping[Cluster, Sequence[CrossMoment]],
-    constant: Mapping[str, tuple[Tensor, Tensor]],
-) -> tuple[str, ...]:
-    notes = [
-        f"{group}: no layer reads or computes its units; matched by its parameters"
-        for cluster in pair.layers.structure.clusters
-        if cluster not in moments
-        for group in cluster
-    ]
-    notes += [
-        f"{group}: {len(a)} units of A and {len(b)} of B never vary: A {_some(a)}, B {_some(b)}; paired by weights"
-        for group, (a, b) in constant.items()
-    ]
-    for note in notes:
-        _log.info(note)
-    return tuple(notes)
-
-
-def _some(indices: Tensor, limit: int = 16) -> str:
-    shown = ", ".join(str(k) for k in indices[:limit].tolist())
-    return f"[{shown}{', …' if len(indices) > limit else ''}]"
+    runner = SiteRunner(model, first_batch(data))
+    matching = ActivationMatching(pair, runner, data, correlation, schedule, generator)
+    match, objective = matching.run(traced, example)
+    return _Found(match, objective, matching.notes)
 
 
 def _costs(

@@ -168,7 +168,7 @@ class Alignment:
         Raises:
             CheckpointError: the file is missing, damaged, changed since it was written, or holds something else.
         """
-        permutations, metadata = load_state(path), load_metadata(path)
+        permutations, metadata = load_state(path, prefix=""), load_metadata(path)
         if metadata.get("format") != _FORMAT:
             raise CheckpointError(
                 f"{path}: expected an alignment written by Isthmus, found format "
@@ -201,7 +201,7 @@ class Alignment:
             ) from error
 
     def __str__(self) -> str:
-        """Return a short summary."""
+        """Return a short summary: how it was found, and which share of the entries stays and why."""
         units = sum(len(p) for p in self.permutations.values())
         moved = sum(int((p != torch.arange(len(p))).sum()) for p in self.permutations.values())
         error = (
@@ -211,7 +211,7 @@ class Alignment:
         )
         return (
             f"Alignment by {self.method}: {len(self.permutations)} groups, {moved} of {units} units moved, "
-            f"{self.status}{error}"
+            f"{self.status}{error}. {self.spec.pinned_summary()}"
         )
 
 

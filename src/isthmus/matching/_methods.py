@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from isthmus.matching._grids import Cluster
-from isthmus.matching._layers import Layers, affine_layer, matrix_of, tensor_of
+from isthmus.matching._layers import Layers, View, affine_layer, matrix_of, tensor_of
 from isthmus.matching._nested import Gain
 from isthmus.matching._objectives import (
     Comparison,
@@ -208,23 +208,33 @@ def uncovered_terms(pair: Pair) -> list[Term]:
 
 
 def activation_objective(
-    pair: Pair, moments: Mapping[Cluster, Sequence[CrossMoment]], *, correlation: bool
+    pair: Pair,
+    moments: Mapping[Cluster, Sequence[CrossMoment]],
+    *,
+    correlation: bool,
+    views: Mapping[Cluster, Sequence[View]] | None = None,
 ) -> MomentObjective:
     """Build activation matching: cross-covariances (or correlations) of the units, averaged over the views.
 
     The gains of units that never vary are zero. A cluster some of whose groups are seen nowhere is matched by
     its parameters.
+
+    Args:
+        pair: the networks.
+        moments: by cluster, one for each view.
+        correlation: whether units are divided by their standard deviations.
+        views: where clusters are seen; default: :meth:`Layers.views`.
     """
     gains: dict[Cluster, list[Gain]] = {}
     spreads: dict[Cluster, float] = {}
-    for cluster, views in pair.layers.views().items():
-        if all(any(name in v.grid.members for v in views) for name in cluster):
+    for cluster, listed in (pair.layers.views() if views is None else views).items():
+        if all(any(name in v.grid.members for v in listed) for name in cluster):
             seen = moments[cluster]
             gains[cluster] = [
-                Gain(_gain(m, correlation) / len(views), v.grid.members)
-                for m, v in zip(seen, views, strict=True)
+                Gain(_gain(m, correlation) / len(listed), v.grid.members)
+                for m, v in zip(seen, listed, strict=True)
             ]
-            spreads[cluster] = sum(_spread(m, correlation) for m in seen) / len(views)
+            spreads[cluster] = sum(_spread(m, correlation) for m in seen) / len(listed)
     everything = (t for name in pair.layers.parameters for t in pair.plain_terms(name))
     fallback = pair.objective([t for t in everything if t.facet.cluster not in gains])
     return MomentObjective(pair.layers.structure, gains, spreads, fallback)

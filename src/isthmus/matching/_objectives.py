@@ -370,3 +370,7 @@ class MomentObjective:
         wanted = frozenset(self._structure.sizes if groups is None else groups)
         total = sum(total_gain(g, permutations) for c, g in self._gains.items() if wanted.intersection(c))
         return total + self._fallback.value(permutations, groups)
+
+    def seen_value(self, permutations: Mapping[str, Tensor]) -> float:
+        """Return the total gain of the clusters whose activations are seen."""
+        return sum(total_gain(gains, permutations) for gains in self._gains.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,13 +12,31 @@ from torch import Tensor, nn
 
 from isthmus import matching
 from isthmus.batches import Batches, reusable
-from isthmus.errors import DataError, ModelError, ShapeError
+from isthmus.errors import DataError, IsthmusWarning, ModelError, ShapeError
 from isthmus.evaluation import Relabelling, combine_states
-from isthmus.moments._normalisation import Refresh, refresher
-from isthmus.states import State, state_of
+from isthmus.moments._normalisation import (
+    Refresh,
+    averaged_statistics,
+    chosen_refresh,
+    refresher,
+    some_layers,
+)
+from isthmus.states import State, equal_states, state_of
 
-__all__ = ["merge"]
+__all__ = [
+    "STRANGERS",
+    "Similarity",
+    "averaging",
+    "merge",
+    "normalised",
+    "strangers_note",
+]
 
+STRANGERS = 0.05
+"""Large networks that do not share a start have less than this in common (:class:`Similarity`)."""
+CHANCE = 4.0
+"""Added to :data:`STRANGERS` for smaller ones, over the root of the number of entries."""
+MOST_STRANGE = 0.25
 Source = nn.Module | Mapping[str, Tensor]
 
 
@@ -30,14 +49,15 @@ def merge(
     batches: Batches | None = None,
     args: Any = None,
     kwargs: Mapping[str, Any] | None = None,
-    refresh: Refresh = None,
+    refresh: Refresh = "auto",
     model: nn.Module | None = None,
 ) -> State:
     r"""Average networks of one architecture: :math:`\sum_k w_k\,\pi_k\theta_k \,/ \sum_k w_k`.
 
     The first network is the frame: the others are relabelled towards it, by ``alignments`` that were found
     before or by aligning each to the first with the method ``align``. With neither, networks are averaged as
-    they are, which is right only if they share their labels (a common start, or one network's checkpoints).
+    they are, which is right only if they share their labels (a common start, or one network's checkpoints); a pair
+    whose weights have nothing in common is warned of.
 
     Args:
         models: two or more modules or states.
@@ -48,8 +68,9 @@ def merge(
         batches: data for aligning and for refreshing.
         args: example inputs for aligning without data, see :func:`isthmus.matching.align`.
         kwargs: example keyword inputs for the same.
-        refresh: ``"batchnorm"`` recomputes running statistics on ``batches``; a function takes the merged
-            state and returns one.
+        refresh: ``"batchnorm"`` recomputes running statistics on ``batches``, and ``"auto"`` does so where there are
+            batches, an architecture and BatchNorm; a function takes the merged state and returns one; None or
+            ``"none"`` leaves it.
         model: the architecture, for ``align`` and ``refresh`` where no module is among ``models``.
 
     Returns:
@@ -62,6 +83,10 @@ def merge(
         DataError: fewer than two networks, unusable weights, unknown ``refresh``, or missing batches.
         ModelError: a module is needed and none was given.
 
+    Warns:
+        IsthmusWarning: running statistics are averaged and not recomputed, or networks without a common start are
+            averaged without relabelling.
+
     Example:
         >>> import torch
         >>> merge([{"w": torch.tensor([0.0])}, {"w": torch.tensor([4.0])}], [3, 1])["w"]
@@ -69,7 +94,7 @@ def merge(
     """
     if len(models) < 2:
         raise DataError(f"Merging needs two networks or more, found {len(models)}.")
-    shares = _normalised(weights, len(models))
+    shares = normalised(weights, len(models))
     states = [state_of(source, f"model {k}") for k, source in enumerate(models)]
     architecture = model if model is not None else next((m for m in models if isinstance(m, nn.Module)), None)
     data = None if batches is None else reusable(batches)
@@ -80,28 +105,130 @@ def merge(
         alignments = _align_all(models, architecture, align, data, args, kwargs)
     if alignments is not None:
         states = _relabelled(states, alignments)
-    merged = combine_states(states, _averaging(shares))
+    merged = combine_states(states, averaging(shares))
+    if _is_one_network(states, shares):
+        return merged if finish is None or refresh == "auto" else finish(merged)
+    moved = alignments or [None] * (len(states) - 1)
+    for note in (
+        _statistics_note(merged, chosen_refresh(refresh, architecture, data), architecture),
+        strangers_note([_similarity(states[0], s) for s in states[1:]], shares, moved),
+    ):
+        if note is not None:
+            warnings.warn(note, IsthmusWarning, stacklevel=2)
     return merged if finish is None else finish(merged)
 
 
-def _normalised(weights: Sequence[float] | None, count: int) -> list[float]:
+def _is_one_network(states: Sequence[State], shares: Sequence[float]) -> bool:
+    """Return whether the average is a network as it was trained: all but one have no weight, or all are equal."""
+    first, *others = [state for state, share in zip(states, shares, strict=True) if share > 0]
+    return all(equal_states(first, other) for other in others)
+
+
+def _statistics_note(state: State, refresh: Refresh, architecture: nn.Module | None) -> str | None:
+    """Return what to know of running statistics that are averages of several networks', or None."""
+    if callable(refresh):
+        return None
+    subject = state if architecture is None else architecture
+    layers = averaged_statistics(subject, recomputed=refresh == "batchnorm")
+    if not layers:
+        return None
+    return (
+        f"The merged running statistics ({some_layers(layers)}) are the average of the networks', which is "
+        "wrong for the merged weights: the result may be near chance. Recompute them: pass batches=... of training "
+        'data (and model=..., the architecture, where only states are merged) with refresh="auto", or a function.'
+    )
+
+
+def strangers_note(
+    similarities: Sequence[Similarity], shares: Sequence[float], moved: Sequence[object]
+) -> str | None:
+    """Return what to know of networks that are averaged though their weights have nothing in common, or None.
+
+    Args:
+        similarities: of each network after the first to the first.
+        shares: of every network.
+        moved: relabellings of the networks after the first, None for none.
+    """
+    found = [
+        f"model {k} ({similarity.value:+.2f})"
+        for k, (similarity, share, move) in enumerate(
+            zip(similarities, shares[1:], moved, strict=True), start=1
+        )
+        if similarity.strange and share > 0 and move is None
+    ]
+    if not found or shares[0] == 0:
+        return None
+    return (
+        f"The weights of {', '.join(found)} have almost nothing in common with those of model 0 (in brackets "
+        "how much, 1 for equal ones): the networks do not share a start, and their average, "
+        'without relabelling, is likely near chance. Align first: align="weights", or alignments=[...].'
+    )
+
+
+class Similarity:
+    """How much the weights of two networks have in common: over all tensors with two axes or more, as one vector.
+
+    It is the cosine of the differences between neighbouring rows: what all rows share, such as a mean or the pixels
+    that no image uses, does not depend on which unit is which, and is no common start.
+    """
+
+    def __init__(self) -> None:
+        self._product = self._first = self._second = 0.0
+        self._entries = 0
+
+    def add(self, first: Tensor, second: Tensor, row: int) -> None:
+        """Add flat parts of two tensors of the same place, float64, given the entries of a row."""
+        one, other = (flat - flat.roll(row) for flat in (first, second))
+        product, *squares = (float(x @ y) for x, y in ((one, other), (one, one), (other, other)))
+        if all(map(math.isfinite, squares)):  # weights whose squares overflow say nothing
+            self._product, self._first = self._product + product, self._first + squares[0]
+            self._second, self._entries = self._second + squares[1], self._entries + len(first)
+
+    @property
+    def value(self) -> float:
+        """The cosine, between -1 and 1; NaN where a network has no such weights, or all rows are equal."""
+        norm = math.sqrt(self._first) * math.sqrt(self._second)
+        return self._product / norm if norm > 0 else math.nan
+
+    @property
+    def strange(self) -> bool:
+        """Whether the networks are taken not to share a start: small ones may be somewhat alike by chance."""
+        return self.value < min(STRANGERS + CHANCE / math.sqrt(max(self._entries, 1)), MOST_STRANGE)
+
+
+def _similarity(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Similarity:
+    found = Similarity()
+    for name, tensor in first.items():
+        if tensor.ndim > 1 and tensor.is_floating_point():
+            own, other = (t.detach().to(tensor.device).double().flatten() for t in (tensor, second[name]))
+            found.add(own, other, tensor.shape[1:].numel())
+    return found
+
+
+def normalised(weights: Sequence[float] | None, count: int) -> list[float]:
     """Return weights that sum to 1."""
     values = [1.0] * count if weights is None else [float(w) for w in weights]
     if len(values) != count:
         raise ShapeError(f"Merging {count} networks: expected {count} weights, found {len(values)}.")
-    if not math.isfinite(sum(values)) or min(values) < 0 or sum(values) <= 0:
+    if not all(map(math.isfinite, values)) or min(values) < 0 or max(values) <= 0:
         raise DataError(f"Merging: weights must be finite, not negative and not all zero; found {values}.")
-    return [w / sum(values) for w in values]
+    largest = max(values)
+    scaled = [w / largest for w in values]  # their sum cannot overflow
+    return [w / sum(scaled) for w in scaled]
 
 
-def _averaging(shares: Sequence[float]) -> Callable[[list[Tensor]], Tensor]:
-    """Return the weighted mean, written around the heaviest input so that equal inputs come out unchanged."""
+def averaging(shares: Sequence[float]) -> Callable[[list[Tensor]], Tensor]:
+    """Return the weighted mean, written around the heaviest input so that equal inputs come out unchanged.
+
+    Differences are halved before they are formed, and no other share is above one half, so nothing overflows.
+    """
     centre = max(range(len(shares)), key=shares.__getitem__)
 
     def average(tensors: list[Tensor]) -> Tensor:
         mean = tensors[centre].clone()
         for share, tensor in zip(shares, tensors, strict=True):
-            mean += share * (tensor - tensors[centre])
+            if share > 0 and tensor is not tensors[centre]:
+                mean += 2 * share * (tensor / 2 - tensors[centre] / 2)
         return mean
 
     return average

@@ -4,21 +4,23 @@ from isthmus.moments._accumulators import CONSTANT_TOLERANCE, CrossMoment, Momen
 from isthmus.moments._collect import (
     InputStatistics,
     RowSample,
-    Tap,
     cross_moments,
     input_statistics,
     unit_moments,
 )
 from isthmus.moments._normalisation import refresh_batchnorm
 from isthmus.moments._patches import Convolution, input_rows
+from isthmus.moments._rows import Actions, Frame, Tap
 from isthmus.moments._runner import SiteRunner
 from isthmus.moments._sites import BatchNorm, Site, find_sites
 
 __all__ = [
     "CONSTANT_TOLERANCE",
+    "Actions",
     "BatchNorm",
     "Convolution",
     "CrossMoment",
+    "Frame",
     "InputStatistics",
     "Moment",
     "RowSample",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,10 +14,11 @@ from isthmus.errors import DataError
 from isthmus.moments._accumulators import CrossMoment, Moment
 from isthmus.moments._blocks import CrossStream, Stream
 from isthmus.moments._patches import input_rows
+from isthmus.moments._rows import Actions, Frame, Tap, framed_rows, unit_rows
 from isthmus.moments._runner import SiteRunner
 from isthmus.moments._sites import Site
 
-__all__ = ["InputStatistics", "RowSample", "Tap", "cross_moments", "input_statistics", "unit_moments"]
+__all__ = ["InputStatistics", "RowSample", "cross_moments", "input_statistics", "unit_moments"]
 
 _Key = TypeVar("_Key", bound=Hashable)
 MAX_FEATURES = 2304
@@ -152,50 +153,18 @@ def _refuse_non_finite(rows: Tensor, name: str) -> None:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Tap:
-    """Where the activations of a set of units can be seen.
-
-    Attributes:
-        site: name of the site.
-        inflow: whether they flow into the site (else they come out of it).
-        positions: where the units sit on the channel axis, int64, shape ``(units, copies)``.
-    """
-
-    site: str
-    inflow: bool
-    positions: Tensor
-
-    @property
-    def units(self) -> int:
-        """Number of units."""
-        return len(self.positions)
-
-
-def unit_rows(activation: Tensor, site: Site, positions: Tensor) -> Tensor:
-    """Return the activations of units, shape ``(samples, units)``; positions in space and copies are samples.
-
-    Args:
-        activation: what flows in or out, any shape with a channel axis.
-        site: where.
-        positions: where the units sit on the channel axis, shape ``(units, copies)``.
-    """
-    axis = site.channel_axis(activation)
-    rows = activation.movedim(axis, -1).reshape(-1, activation.shape[axis])
-    chosen = positions.T.reshape(-1)
-    if torch.equal(chosen, torch.arange(rows.shape[1])):
-        return rows.reshape(-1, len(positions))
-    return rows[:, chosen.to(rows.device)].reshape(-1, len(positions))
-
-
 def cross_moments(
     runner: SiteRunner,
     state_a: Mapping[str, Tensor],
     state_b: Mapping[str, Tensor],
     batches: Batches,
     taps: Mapping[_Key, Sequence[Tap]],
+    frame: Frame | None = None,
 ) -> dict[_Key, list[CrossMoment]]:
     """Collect, in one pass over the data, the joint moments of two networks' units at every tap.
+
+    Rows are paired as they come, unless a ``frame`` says that some of them are units which B may list in another
+    order than A (:mod:`isthmus.moments._rows`).
 
     Args:
         runner: the architecture of both networks.
@@ -203,6 +172,7 @@ def cross_moments(
         state_b: tensors of B.
         batches: the data.
         taps: what is looked at, by any key, such as the name of a group.
+        frame: how B's rows are brought into A's order.
 
     Returns:
         Per key, one cross-moment per tap; rows are units of A, columns units of B.
@@ -212,8 +182,9 @@ def cross_moments(
     """
     found = {g: [CrossStream(t.units) for t in listed] for g, listed in taps.items()}
     for batch in iterate(batches):
-        seen_a = _tapped(runner, state_a, batch, taps)
-        seen_b = _tapped(runner, state_b, batch, taps)
+        actions = None if frame is None else runner.actions(batch, frame.spec, state_a)
+        seen_a = _tapped(runner, state_a, batch, taps, _reader(actions, frame, moves=False))
+        seen_b = _tapped(runner, state_b, batch, taps, _reader(actions, frame, moves=True))
         for key, listed in taps.items():
             for k, tap in enumerate(listed):
                 found[key][k].update(seen_a[tap], seen_b[tap])
@@ -226,15 +197,29 @@ def unit_moments(
     """Collect, in one pass over the data, the moments of one network's units at every tap."""
     found = {g: [Stream(t.units) for t in listed] for g, listed in taps.items()}
     for batch in iterate(batches):
-        seen = _tapped(runner, state, batch, taps)
+        seen = _tapped(runner, state, batch, taps, unit_rows)
         for key, listed in taps.items():
             for stream, tap in zip(found[key], listed, strict=True):
                 stream.update(seen[tap])
     return {key: [stream.result() for stream in streams] for key, streams in found.items()}
 
 
+_Reader = Callable[[Tensor, Site, Tap], Tensor]
+"""Reads the rows of a tap off an activation."""
+
+
+def _reader(actions: Actions | None, frame: Frame | None, *, moves: bool) -> _Reader:
+    if actions is None or frame is None:
+        return unit_rows
+    return lambda activation, site, tap: framed_rows(activation, site, tap, actions, frame, moves=moves)
+
+
 def _tapped(
-    runner: SiteRunner, state: Mapping[str, Tensor], batch: Batch, taps: Mapping[_Key, Sequence[Tap]]
+    runner: SiteRunner,
+    state: Mapping[str, Tensor],
+    batch: Batch,
+    taps: Mapping[_Key, Sequence[Tap]],
+    read: _Reader,
 ) -> dict[Tap, Tensor]:
     by_site: dict[tuple[str, bool], list[Tap]] = {}
     for listed in taps.values():
@@ -244,7 +229,7 @@ def _tapped(
 
     def watch(inflow: bool, site: Site, activation: Tensor) -> None:
         for tap in by_site.get((site.name, inflow), ()):
-            seen[tap] = unit_rows(activation, site, tap.positions)
+            seen[tap] = read(activation, site, tap)
 
     runner.run(
         state,

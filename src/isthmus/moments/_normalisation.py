@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isthmus.batches import Batches, iterate, reusable
-from isthmus.errors import DataError, ModelError
+from isthmus.batches import Batch, Batches, iterate, reusable
+from isthmus.errors import DataError, ModelError, printable
 from isthmus.evaluation import bind
-from isthmus.states import State, check_finite, check_same_architecture, state_of
+from isthmus.states import State, check_finite, check_same_architecture, state_of, with_versions_of
 
-__all__ = ["Refresh", "keeps_running_statistics", "refresh_batchnorm", "refresher"]
+__all__ = [
+    "Refresh",
+    "averaged_statistics",
+    "chosen_refresh",
+    "keeps_running_statistics",
+    "refresh_batchnorm",
+    "refresher",
+    "some_layers",
+]
 
 Refresh = str | Callable[[State], Mapping[str, Tensor]] | None
-"""What is done to a mixed state before it is run: nothing, ``"batchnorm"``, or a function of the state."""
+"""What is done to a mixed state before it is run: ``"batchnorm"``, a function of the state, nothing (``None`` or
+``"none"``), or ``"auto"``: ``"batchnorm"`` where there are data and layers whose statistics can be recomputed."""
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -39,7 +48,8 @@ class _Layer:
         if inputs[0].numel() // inputs[0].shape[1] < 2:
             raise DataError(
                 f"Recomputing the statistics of {self.paths[0]!r}: a batch gives it a single value per "
-                "channel, which has no variance. Use larger batches, and drop a last batch of one example."
+                "channel, which has no variance. Use larger batches, drop a last batch of one example, or leave "
+                "the statistics as they are with refresh=None."
             )
 
     def after(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -105,7 +115,31 @@ def refresh_batchnorm(model: nn.Module, state: Mapping[str, Tensor], batches: Ba
     refreshed = dict(state)
     for entry in layers.values():
         entry.write(refreshed)
-    return refreshed
+    return with_versions_of(state, refreshed)
+
+
+def chosen_refresh(refresh: Refresh, model: nn.Module | None, batches: Batches | None) -> Refresh:
+    """Return what ``"auto"`` stands for with this model and data, and None for ``"none"``."""
+    if refresh == "auto":
+        possible = model is not None and batches is not None and keeps_running_statistics(model)
+        return "batchnorm" if possible else None
+    return None if refresh == "none" else refresh
+
+
+class _Larger:
+    """The batches of more than one example: a last batch of one has no variance. All, where none is larger."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        larger = False
+        for batch in iterate(self._batches):
+            if batch.size > 1:
+                larger = True
+                yield batch
+        if not larger:
+            yield from iterate(self._batches)
 
 
 def refresher(
@@ -114,7 +148,8 @@ def refresher(
     """Return the checked function that ``refresh`` stands for, or None.
 
     Args:
-        refresh: None, ``"batchnorm"``, or a function of a state that returns a state of the same shapes.
+        refresh: see :data:`Refresh`; a function takes a state and returns one of the same shapes. ``"auto"`` leaves out
+            batches of one example, if there are larger ones.
         model: the architecture, for ``"batchnorm"``.
         batches: the data, for ``"batchnorm"``; iterated again for every state.
 
@@ -122,12 +157,17 @@ def refresher(
         DataError: unknown name, or ``"batchnorm"`` without batches.
         ModelError: ``"batchnorm"`` without a module.
     """
+    if refresh == "auto" and batches is not None:
+        batches = _Larger(reusable(batches))
+    refresh = chosen_refresh(refresh, model, batches)
     if refresh is None:
         return None
     if callable(refresh):
         return lambda state: _checked(refresh, state)
     if refresh != "batchnorm":
-        raise DataError(f'Unknown refresh {refresh!r}: expected None, "batchnorm" or a function of a state.')
+        raise DataError(
+            f'Unknown refresh {refresh!r}: expected "auto", "batchnorm", None or a function of a state.'
+        )
     if batches is None:
         raise DataError('refresh="batchnorm" needs batches to recompute the statistics on.')
     if model is None:
@@ -146,6 +186,30 @@ def _checked(refresh: Callable[[State], Mapping[str, Tensor]], state: State) -> 
 def keeps_running_statistics(model: nn.Module) -> bool:
     """Tell whether :func:`refresh_batchnorm` would change anything."""
     return bool(_tracking_layers(model))
+
+
+def averaged_statistics(model_or_state: nn.Module | Mapping[str, Tensor], *, recomputed: bool) -> list[str]:
+    """Return the layers whose running statistics stay the average of two networks'.
+
+    Args:
+        model_or_state: the architecture; or a state, where tensors named ``running_mean`` tell.
+        recomputed: whether :func:`refresh_batchnorm` is used; layers of other kinds (InstanceNorm with running
+            statistics, frozen or home-made batch normalisation) keep theirs even then.
+    """
+    if not isinstance(model_or_state, nn.Module):
+        return [name.rpartition(".")[0] for name in model_or_state if name.endswith("running_mean")]
+    handled = _tracking_layers(model_or_state) if recomputed else {}
+    return [
+        path
+        for path, module in model_or_state.named_modules()
+        if getattr(module, "running_mean", None) is not None and module not in handled
+    ]
+
+
+def some_layers(layers: Sequence[str], limit: int = 3) -> str:
+    """Return the names of the first layers, and how many more there are, for a message."""
+    more = f" and {len(layers) - limit} more" if len(layers) > limit else ""
+    return ", ".join(printable(name) or "the network itself" for name in layers[:limit]) + more
 
 
 def _tracking_layers(model: nn.Module) -> dict[_BatchNorm, _Layer]:

@@ -10,8 +10,9 @@ from torch.utils import _pytree as pytree
 
 from isthmus.batches import Batch, device_of
 from isthmus.errors import ModelError
+from isthmus.moments._rows import Actions
 from isthmus.moments._sites import Site, find_sites
-from isthmus.symmetry import Trace, trace
+from isthmus.symmetry import SymmetrySpec, Trace, trace
 
 __all__ = ["SiteRunner"]
 
@@ -38,6 +39,7 @@ class SiteRunner:
     def __init__(self, model: nn.Module, example: Batch) -> None:
         self._model = model
         self._traces: dict[Any, Trace] = {}
+        self._actions: dict[tuple[int, int], tuple[SymmetrySpec, Actions]] = {}
         self._device = device_of(model)
         self.sites: Mapping[str, Site] = {
             s.name: s for s in find_sites(self._traced(example.to(self._device)))
@@ -65,8 +67,7 @@ class SiteRunner:
         Raises:
             ModelError: for these input shapes the model computes through other sites.
         """
-        dtype = next((t.dtype for t in state.values() if t.is_floating_point()), None)
-        moved = batch.to(self._device, dtype)
+        moved = self._moved(batch, state)
         traced = self._traced(moved)
         by_target = {s.target: s for s in self.sites.values()}
 
@@ -79,6 +80,18 @@ class SiteRunner:
                 outflow(by_target[node.name], result)
 
         return traced.run(state, moved.args, moved.kwargs, on_node=watch)
+
+    def actions(self, batch: Batch, spec: SymmetrySpec, state: Mapping[str, Tensor]) -> Actions:
+        """Return how the groups of a spec move the activations at the sites when a state is run on a batch."""
+        traced = self._traced(self._moved(batch, state))
+        key = (id(traced), id(spec))
+        if key not in self._actions:
+            self._actions[key] = spec, Actions(traced, tuple(self.sites.values()), spec)
+        return self._actions[key][1]
+
+    def _moved(self, batch: Batch, state: Mapping[str, Tensor]) -> Batch:
+        dtype = next((t.dtype for t in state.values() if t.is_floating_point()), None)
+        return batch.to(self._device, dtype)
 
     def _traced(self, batch: Batch) -> Trace:
         flat, structure = pytree.tree_flatten((batch.args, dict(batch.kwargs)))

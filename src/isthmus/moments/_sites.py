@@ -70,7 +70,11 @@ class Site:
 
     def channel_axis(self, activation: Tensor) -> int:
         """Return the axis of an inflowing or outflowing activation that lists its channels."""
-        return activation.ndim - 1 - (0 if self.convolution is None else self.convolution.dimensions)
+        return self.channel_axis_of(activation.ndim)
+
+    def channel_axis_of(self, rank: int) -> int:
+        """Return the axis that lists the channels, given the number of axes of an activation."""
+        return rank - 1 - (0 if self.convolution is None else self.convolution.dimensions)
 
 
 def find_sites(traced: Trace) -> tuple[Site, ...]:

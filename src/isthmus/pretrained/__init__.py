@@ -1,22 +1,29 @@
 """Real checkpoints of any size: open a model folder, align, relabel and merge it tensor by tensor, write a folder."""
 
 from isthmus.pretrained._align import StoredWeights, align
+from isthmus.pretrained._files import MergedFile, merge_files
+from isthmus.pretrained._inputs import FoundInput, check_inputs, inspect_input
 from isthmus.pretrained._lazy import LazyState, StoredTensor
 from isthmus.pretrained._open import OpenedModel, is_model_folder, open_model
 from isthmus.pretrained._verify import function_change, verify
 from isthmus.pretrained._write import Written, apply, merge
 
 __all__ = [
+    "FoundInput",
     "LazyState",
+    "MergedFile",
     "OpenedModel",
     "StoredTensor",
     "StoredWeights",
     "Written",
     "align",
     "apply",
+    "check_inputs",
     "function_change",
+    "inspect_input",
     "is_model_folder",
     "merge",
+    "merge_files",
     "open_model",
     "verify",
 ]

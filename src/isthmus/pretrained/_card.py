@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from isthmus.errors import printable
 from isthmus.matching import Alignment
 
 __all__ = ["Source", "merge_card", "relabelled_card"]
@@ -23,6 +26,16 @@ class Source:
     alignment: Alignment | None = None
 
 
+def _text(text: object) -> str:
+    """Return text from a file as plain words of a card: no markup, no links, no breaks."""
+    return re.sub(r"([\\\\`*|\[\]!#])", r"\\\1", html.escape(printable(text), quote=False))
+
+
+def _code(text: object) -> str:
+    """Return a name from a file as code in a card."""
+    return f"`{printable(text).replace('`', chr(39))}`"
+
+
 def merge_card(sources: Sequence[Source], left_out: Sequence[str], unknown: Sequence[str] = ()) -> str:
     """Return the card of a weighted average.
 
@@ -35,7 +48,7 @@ def merge_card(sources: Sequence[Source], left_out: Sequence[str], unknown: Sequ
     lines += ["A weighted average of networks of one architecture, made with Isthmus.", ""]
     lines += ["| model | weight | relabelled towards the first |", "|---|---|---|"]
     for source in sources:
-        lines.append(f"| {source.title} | {source.weight:.6g} | {_how(source.alignment)} |")
+        lines.append(f"| {_text(source.title)} | {source.weight:.6g} | {_how(source.alignment)} |")
     lines += _alignments(sources) + _unknown(unknown, "the first model's") + _left_out(left_out)
     return "\n".join(lines) + "\n"
 
@@ -44,8 +57,8 @@ def relabelled_card(source: Source, left_out: Sequence[str], unknown: Sequence[s
     """Return the card of a relabelled model (see :func:`merge_card`)."""
     lines = [*_front([source], "relabelled"), "# Relabelled model", ""]
     lines += [
-        f"{source.title} with its hidden units in another order, made with Isthmus. It computes the same function; "
-        "its weights can be averaged with those of the model it was aligned to.",
+        f"{_text(source.title)} with its hidden units in another order, made with Isthmus. It computes the same "
+        "function; its weights can be averaged with those of the model it was aligned to.",
     ]
     lines += _alignments([source]) + _unknown(unknown, "as they were, in the old order") + _left_out(left_out)
     return "\n".join(lines) + "\n"
@@ -53,7 +66,10 @@ def relabelled_card(source: Source, left_out: Sequence[str], unknown: Sequence[s
 
 def _front(sources: Sequence[Source], tag: str) -> list[str]:
     """Return the front matter that the hub reads; names are quoted as JSON, which YAML reads alike."""
-    titles = [f"- {json.dumps(title)}" for title in dict.fromkeys(s.title for s in sources)]
+    titles = [
+        f"- {json.dumps(printable(title), ensure_ascii=False)}"
+        for title in dict.fromkeys(s.title for s in sources)
+    ]
     return [
         "---",
         "library_name: transformers",
@@ -68,7 +84,7 @@ def _front(sources: Sequence[Source], tag: str) -> list[str]:
 
 
 def _how(alignment: Alignment | None) -> str:
-    return "no" if alignment is None else f"yes, by the method {alignment.method!r}"
+    return "no" if alignment is None else f"yes, by the method {_text(repr(alignment.method))}"
 
 
 def _alignments(sources: Sequence[Source]) -> list[str]:
@@ -76,10 +92,11 @@ def _alignments(sources: Sequence[Source]) -> list[str]:
     for source in sources:
         found = source.alignment
         if found is not None:
-            lines += ["", f"## How {source.title} was relabelled", ""]
+            lines += ["", f"## How {_text(source.title)} was relabelled", ""]
             lines.append(
-                f"Method {found.method!r}, {len(found.permutations)} groups of units, {found.status}, seed "
-                f"{found.seed}. {_verified(found)} The permutations lie in the folder `isthmus`."
+                f"Method {_text(repr(found.method))}, {len(found.permutations)} groups of units, "
+                f"{_text(found.status)}, seed {found.seed}. {_verified(found)} The permutations lie in the folder "
+                "`isthmus`."
             )
     return lines
 
@@ -93,7 +110,7 @@ def _verified(alignment: Alignment) -> str:
 def _unknown(names: Sequence[str], what: str) -> list[str]:
     if not names:
         return []
-    shown = ", ".join(f"`{n}`" for n in names[:_SHOWN]) + (
+    shown = ", ".join(map(_code, names[:_SHOWN])) + (
         f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     )
     return [
@@ -106,4 +123,4 @@ def _unknown(names: Sequence[str], what: str) -> list[str]:
 def _left_out(names: Sequence[str]) -> list[str]:
     if not names:
         return []
-    return ["", "Not copied, because they belong to the old weights: " + ", ".join(names) + "."]
+    return ["", "Not copied, because they belong to the old weights: " + ", ".join(map(_code, names)) + "."]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
-from isthmus.errors import CheckpointError
+from isthmus.errors import CheckpointError, IsthmusError, OutputError, printable
+from isthmus.files import read_json
+from isthmus.pretrained._links import require_inside, roots_of
 
 __all__ = ["Extras", "extras_of"]
 
@@ -38,7 +39,8 @@ _WEIGHT_NAMES = (
     "optimizer",
 )
 _WEIGHT_ARCHIVES = (".bin", ".pt", ".pth", ".data")
-_OWN_FILES = ("README.md", ".gitattributes")
+# Written anew, or of the folder's own history; whatever their case, since some disks take both for one.
+_OWN_FILES = ("readme.md", ".gitattributes", "isthmus")
 _LAST = "config.json"
 _MODULES = "modules.json"
 
@@ -62,10 +64,23 @@ class Extras:
         return sum((self._source / name).stat().st_size for name in self.copied)
 
     def copy(self, target: Path) -> None:
-        """Copy the files; links are followed, so that a folder of the hub's cache gives ordinary files."""
+        """Copy the files; links are followed, so that a folder of the hub's cache gives ordinary files.
+
+        Raises:
+            CheckpointError: a link leads outside by now.
+            OutputError: a file of this name is there, since the disk does not tell capital letters from small ones.
+        """
+        roots = roots_of(self._source)
         for name in self.copied:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self._source / name, target / name)
+            real = require_inside(self._source / name, roots)
+            place = target / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if os.path.lexists(place):
+                raise OutputError(
+                    f"Cannot write {printable(place)}: a file whose name differs at most in capital letters is there. "
+                    "Rename one of them in the model folder, or write to a disk that tells them apart."
+                )
+            shutil.copyfile(real, place)
 
 
 def extras_of(source: Path, own: Collection[str]) -> Extras:
@@ -79,40 +94,39 @@ def extras_of(source: Path, own: Collection[str]) -> Extras:
         own: names of the files whose tensors are written anew.
 
     Raises:
-        CheckpointError: a link leads nowhere, or to a folder outside the model's.
+        CheckpointError: a link leads nowhere, or outside of the model's folder (see :mod:`._links`).
     """
+    roots = roots_of(source)
     copied: list[str] = []
     left_out: list[str] = []
     modules = _modules(source)
-    for path in _files(source):
+    for path in _files(source, roots):
         name = path.relative_to(source).as_posix()
-        if name in own or name in _OWN_FILES:
+        if name in own or name.lower() in _OWN_FILES:
             continue
         if not path.exists():
             raise CheckpointError(
-                f"{path}: is a link to {os.readlink(path)}, which is not there. Download or copy the model folder "
-                "again, or remove the link."
+                f"{printable(path)}: is a link to {printable(os.readlink(path))}, which is not there. Download or copy "
+                "the model folder again, or remove the link."
             )
         of_module = any(PurePosixPath(name).is_relative_to(module) for module in modules)
         (left_out if _is_weights(path.name) and not of_module else copied).append(name)
     return Extras(source, copied, left_out)
 
 
-def _files(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+def _files(folder: Path, roots: tuple[Path, ...], above: tuple[Path, ...] = ()) -> list[Path]:
     """Return all files below a folder, those of hidden folders left out; links in a circle are not followed."""
-    real = folder.resolve()
-    if above and not real.is_relative_to(above[0]):
-        raise CheckpointError(
-            f"{folder}: is a link to the folder {real}, outside the model folder, which is not copied. Put the "
-            "folder itself there, or remove the link."
-        )
+    real = require_inside(folder, roots)
     if real in above:
         return []
     found: list[Path] = []
     for path in sorted(folder.iterdir()):
         if path.is_dir():
-            found += [] if path.name.startswith(".") else _files(path, (*above, real))
-        elif path.is_file() or not path.exists():  # no pipe, which copying would wait on for ever
+            found += [] if path.name.startswith(".") else _files(path, roots, (*above, real))
+        elif path.is_file():  # no pipe, which copying would wait on for ever
+            require_inside(path, roots)
+            found.append(path)
+        elif path.is_symlink() and not path.exists():
             found.append(path)
     return found
 
@@ -120,9 +134,9 @@ def _files(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
 def _modules(source: Path) -> list[str]:
     """Return the folders of the modules that sentence-transformers runs after the network."""
     try:
-        listed = json.loads((source / _MODULES).read_text(encoding="utf-8"))
+        listed = read_json(source / _MODULES, what="list of modules")
         return [str(module["path"]) for module in listed if module["path"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (IsthmusError, KeyError, TypeError):
         return []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.errors import CheckpointError, MissingExtraError
+from isthmus.errors import CheckpointError, MissingExtraError, printable
+from isthmus.files import Identity, identity_of, parse_json, read_json, require_file, require_utf8
+from isthmus.pretrained._links import require_inside, roots_of
 
 __all__ = ["DTYPES", "INDEX_NAME", "SINGLE_NAME", "LazyState", "StoredTensor"]
 
@@ -40,12 +41,17 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies and what it is: its file, its name there, dtype and shape."""
+    """Where a tensor lies and what it is: its file, its name there, dtype and shape.
+
+    The file is known by more than its name: one that was replaced or changed since it was opened is not read, so that
+    a result never holds tensors of two versions.
+    """
 
     file: Path
     key: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+    identity: Identity
 
     @property
     def nbytes(self) -> int:
@@ -58,14 +64,25 @@ class StoredTensor:
         Raises:
             CheckpointError: the file changed since it was opened, or cannot be read.
         """
-        with _opened(self.file) as file:
-            if self.key not in file.keys():  # noqa: SIM118 (not a mapping)
-                raise CheckpointError(
-                    f"{self.file}: no longer holds {self.key!r}. The file changed while it was in use; run again."
-                )
-            if start is None or not self.shape:
-                return file.get_tensor(self.key)
-            return file.get_slice(self.key)[start:stop]
+        self._require_unchanged()
+        try:
+            with _opened(self.file) as file:
+                whole = start is None or not self.shape
+                found = file.get_tensor(self.key) if whole else file.get_slice(self.key)[start:stop]
+                return found.clone()  # what was found may be a mapping of the file, read only when it is used
+        finally:
+            self._require_unchanged()  # also when reading fails: then this is why
+
+    def _require_unchanged(self) -> None:
+        try:
+            unchanged = identity_of(self.file) == self.identity
+        except OSError:
+            unchanged = False
+        if not unchanged:
+            raise CheckpointError(
+                f"{printable(self.file)}: was changed or replaced since it was opened, so tensors of two versions "
+                "would be mixed. Leave the files alone while they are in use, and run again."
+            )
 
 
 class LazyState(Mapping[str, Tensor]):
@@ -95,11 +112,12 @@ class LazyState(Mapping[str, Tensor]):
         """Open a ``.safetensors`` file, an index (``.json``) of several, or a folder that holds either.
 
         All headers are read and checked against the files' sizes; no tensor is read. Tensors that lie in a shard
-        without being listed in the index belong to the state as well.
+        without being listed in the index belong to the state as well. Nothing outside of the folder is read, also
+        through links, except for a snapshot in the hub's cache, whose files lie beside it.
 
         Raises:
-            CheckpointError: a file is missing, truncated or in another format, a shard lacks a tensor, or several
-                hold one that the index does not list.
+            CheckpointError: a file is missing, truncated, outside of the folder or in another format, a shard lacks a
+                tensor, or several hold one that the index does not list.
             MissingExtraError: safetensors is not installed.
         """
         target = Path(path)
@@ -150,17 +168,23 @@ def _weights_of(folder: Path) -> Path:
     """Return the file to open in a folder: ``model.safetensors``, or else its index."""
     for name in (SINGLE_NAME, INDEX_NAME):
         if (folder / name).is_file():
+            require_inside(folder / name, roots_of(folder))
             return folder / name
     for name in (SINGLE_NAME, INDEX_NAME):
         if (folder / name).is_symlink():
             raise CheckpointError(
-                f"{folder / name}: is a link to {os.readlink(folder / name)}, which is not there. Download or copy "
-                "the model folder again."
+                f"{printable(folder / name)}: is a link to {printable(os.readlink(folder / name))}, which is not "
+                "there. Download or copy the model folder again."
             )
     others = sorted(p.name for p in folder.glob("*.bin"))
-    found = f"It holds {', '.join(others[:3])}; convert them with save_pretrained. " if others else ""
+    found = (
+        f"It holds {', '.join(printable(o) for o in others[:3])}; convert them with save_pretrained. "
+        if others
+        else ""
+    )
     raise CheckpointError(
-        f"{folder}: holds neither {SINGLE_NAME} nor {INDEX_NAME}. {found}Give a folder written by save_pretrained."
+        f"{printable(folder)}: holds neither {SINGLE_NAME} nor {INDEX_NAME}. {found}Give a folder written by "
+        "save_pretrained."
     )
 
 
@@ -168,23 +192,23 @@ def _open_index(path: Path) -> LazyState:
     places, notes = _read_index(path)
     files: dict[str, dict[str, StoredTensor]] = {}
     metadata: dict[str, str] = {}
+    roots = roots_of(path.parent)
     for name in dict.fromkeys(places.values()):
+        lists = f"{printable(path)}: lists the shard {printable(name)!r}, which is not in the folder"
         if Path(name).name != name:
             raise CheckpointError(
-                f"{path}: lists the shard {name!r}, which is not in the folder; no file outside of it is read. Copy "
-                "the checkpoint again, or correct the index."
+                f"{lists}; no file outside of it is read. Copy the checkpoint again, or correct the index."
             )
-        if not (path.parent / name).is_file():
-            raise CheckpointError(
-                f"{path}: lists the shard {name!r}, which is not in the folder. Copy the missing file, whole."
-            )
+        if not os.path.isfile(path.parent / name):
+            raise CheckpointError(f"{lists}. Copy the missing file, whole.")
+        require_inside(path.parent / name, roots)
         files[name], found = _header(path.parent / name)
         metadata = metadata or found
     for key, name in places.items():
         if key not in files[name]:
             raise CheckpointError(
-                f"{path}: says that {name} holds {key!r}, but it does not. The shards and the index belong to "
-                "different checkpoints; copy them again."
+                f"{printable(path)}: says that {printable(name)} holds {printable(key)!r}, but it does not. The shards "
+                "and the index belong to different checkpoints; copy them again."
             )
     tensors = {key: files[name][key] for key, name in places.items()}
     for name, stored in files.items():
@@ -192,43 +216,50 @@ def _open_index(path: Path) -> LazyState:
             other = tensors.setdefault(key, tensor)
             if other is not tensor and key not in places:
                 raise CheckpointError(
-                    f"{path}: does not list {key!r}, which lies in {other.file.name} and in {name}. Say in the index "
-                    "which of them counts, or copy the checkpoint again."
+                    f"{printable(path)}: does not list {printable(key)!r}, which lies in {printable(other.file.name)} "
+                    f"and in {printable(name)}. Say in the index which of them counts, or copy the checkpoint again."
                 )
     return LazyState(tensors, metadata, notes)
 
 
 def _read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """Return the file of every tensor, and the index's notes."""
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        places = {str(k): str(v) for k, v in index["weight_map"].items()}
-        return places, dict(index.get("metadata") or {})
-    except OSError as error:
+    index = read_json(path, what="index")
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
+        found = type(index).__name__ if not isinstance(index, dict) else type(places).__name__
         raise CheckpointError(
-            f"{path}: cannot be read: {error.strerror}. Check the file and its rights."
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path}: expected an index with a weight_map, found {type(error).__name__}: {error}. Copy it again."
-        ) from error
+            f"{printable(path)}: expected an index with a weight_map from tensor to file, found {found}. Copy it again."
+        )
+    notes = index.get("metadata")
+    return places, notes if isinstance(notes, dict) else {}
 
 
 def _header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Return what one file holds; safetensors checks the header against the file's size."""
+    require_file(path)
+    identity = identity_of(path)
     tensors: dict[str, StoredTensor] = {}
     with _opened(path) as file:
+        _require_single_names(path)
         for key in file.offset_keys():
             part = file.get_slice(key)
             name = str(part.get_dtype())
             if name not in DTYPES:
                 raise CheckpointError(
-                    f"{path}: {key!r} has dtype {name}, which cannot be permuted. Use a checkpoint in one of "
-                    f"{', '.join(DTYPES)}."
+                    f"{printable(path)}: {printable(key)!r} has dtype {printable(name)}, which cannot be permuted. Use "
+                    f"a checkpoint in one of {', '.join(DTYPES)}."
                 )
-            tensors[key] = StoredTensor(path, key, DTYPES[name], tuple(part.get_shape()))
+            tensors[key] = StoredTensor(path, key, DTYPES[name], tuple(part.get_shape()), identity)
         metadata = dict(file.metadata() or {})
     return tensors, metadata
+
+
+def _require_single_names(path: Path) -> None:
+    """Check that a header names no tensor twice, of which safetensors would take the last without a word."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")  # at most 10⁸, or safetensors had refused it
+        parse_json(file.read(length).decode("utf-8"), str(path))
 
 
 def _opened(path: Path) -> Any:
@@ -238,12 +269,15 @@ def _opened(path: Path) -> Any:
         raise MissingExtraError(
             'Reading .safetensors files needs safetensors: pip install "isthmus[hf]".'
         ) from error
+    require_utf8(path)
     try:
         return safetensors.safe_open(path, framework="pt")
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file. Check the path of the checkpoint.") from error
+        raise CheckpointError(
+            f"{printable(path)}: no such file. Check the path of the checkpoint."
+        ) from error
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path}: not a whole safetensors file: {error}. It is truncated, damaged or in another format; "
-            "copy it again."
+            f"{printable(path)}: not a whole safetensors file: {printable(error)}. It is truncated, damaged or in "
+            "another format; copy it again."
         ) from error

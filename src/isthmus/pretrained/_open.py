@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,14 +14,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from isthmus.batches import Batch, as_batch
-from isthmus.errors import CheckpointError
-from isthmus.pretrained._build import build, read_config
+from isthmus.errors import CheckpointError, printable
+from isthmus.pretrained._build import build, describe, read_config
 from isthmus.pretrained._examples import example_for
+from isthmus.pretrained._inputs import inspect_input
 from isthmus.pretrained._lazy import LazyState, StoredTensor
 from isthmus.pretrained._names import stored_names
 from isthmus.symmetry import SymmetrySpec, Trace, discover_from_trace, trace
 
 __all__ = ["OpenedModel", "is_model_folder", "open_model"]
+
+# What the hub allows as a name; anything else in a configuration is a path, or no name at all.
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w][\w.-]{0,95}", re.ASCII)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +81,8 @@ class OpenedModel:
     @property
     def title(self) -> str:
         """How a model card calls it: its identifier on the hub if it has one, else the folder's name."""
-        name = str(self.config.get("_name_or_path") or "")
-        if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        name = self.config.get("_name_or_path")
+        if isinstance(name, str) and _HUB_NAME.fullmatch(name):
             return name
         return _name_in_cache(self.path.absolute()) or self.path.resolve().name
 
@@ -109,6 +114,16 @@ def is_model_folder(path: str | os.PathLike[str]) -> bool:
     return (Path(path) / "config.json").is_file()
 
 
+def _no_model_folder(folder: Path) -> CheckpointError:
+    """Return the error of a path that leads to no model folder: what is there, and what to do."""
+    found = inspect_input(folder)
+    advice = found.advice or "Give a model folder written by save_pretrained."
+    what = "has no config.json" if folder.is_dir() else "no such folder"
+    return CheckpointError(
+        f"{printable(folder)}: {what}: it is {found.what}. {advice}".replace("it is no such", "no such")
+    )
+
+
 def open_model(
     path: str | os.PathLike[str],
     *,
@@ -131,10 +146,11 @@ def open_model(
         MissingExtraError: transformers or safetensors is not installed.
     """
     folder = Path(path)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder. Give a model folder written by save_pretrained.")
-    model, buffers = build(folder, architecture=architecture, trust_remote_code=trust_remote_code)
+    if not folder.is_dir() or not os.path.lexists(folder / "config.json"):
+        raise _no_model_folder(folder)
+    described = describe(folder, architecture=architecture, trust_remote_code=trust_remote_code)
     file = LazyState.open(folder)
+    model, buffers = build(described, file)
     names = stored_names(folder, model, file)
     return OpenedModel(
         path=folder,

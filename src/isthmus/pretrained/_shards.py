@@ -22,7 +22,7 @@ from torch import Tensor
 from isthmus.errors import DataError, ShapeError
 from isthmus.pretrained._lazy import DTYPES, INDEX_NAME, SINGLE_NAME
 
-__all__ = ["DEFAULT_SHARD_SIZE", "PlannedTensor", "parse_size", "plan_shards", "write_shards"]
+__all__ = ["DEFAULT_SHARD_SIZE", "PlannedTensor", "parse_size", "plan_shards", "write_file", "write_shards"]
 
 DEFAULT_SHARD_SIZE = "5GB"
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -107,18 +107,29 @@ def write_shards(
         else [f"model-{k:05}-of-{count:05}.safetensors" for k in range(1, count + 1)]
     )
     for name, shard in zip(names, shards, strict=True):
-        with (folder / name).open("xb") as file:
-            file.write(_header(shard, metadata or {}))
-            for tensor in shard:
-                _write_tensor(file, tensor, blocks(tensor))
-            file.flush()
-            os.fsync(file.fileno())
+        (folder / name).open("xb").close()
+        write_file(folder / name, shard, blocks, metadata)
     if count > 1:
         placed = {t.key: name for name, shard in zip(names, shards, strict=True) for t in shard}
         notes = {**(index_metadata or {}), "total_size": sum(t.nbytes for t in tensors)}
         index = {"metadata": notes, "weight_map": placed}
         (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return names
+
+
+def write_file(
+    path: Path,
+    tensors: Sequence[PlannedTensor],
+    blocks: Callable[[PlannedTensor], Iterable[Tensor]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write tensors into one file and flush it to the disk (see :func:`write_shards`)."""
+    with path.open("wb") as file:
+        file.write(_header(tensors, metadata or {}))
+        for tensor in tensors:
+            _write_tensor(file, tensor, blocks(tensor))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _header(tensors: Sequence[PlannedTensor], metadata: Mapping[str, str]) -> bytes:

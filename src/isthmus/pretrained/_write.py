@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from isthmus import merging
-from isthmus.errors import CheckpointError, DataError, ShapeError
+from isthmus.errors import CheckpointError, DataError, IsthmusWarning, ShapeError, printable
+from isthmus.evaluation import combine_states
+from isthmus.files import refuse_overwriting
 from isthmus.matching import Alignment
+from isthmus.merging._average import Similarity, averaging, normalised, strangers_note
 from isthmus.pretrained._card import Source, merge_card, relabelled_card
 from isthmus.pretrained._extras import extras_of
 from isthmus.pretrained._folder import free_target, output_folder
@@ -77,13 +80,15 @@ def apply(
         on_progress: called for every tensor.
 
     Raises:
-        OutputError: the folder is there already or cannot be written; nothing half-written is left.
+        OutputError: the folder is there already, lies inside an input or cannot be written; nothing half-written is
+            left.
         SymmetryError: the alignment is of another network.
         ShapeError: the alignment is of a network of other sizes.
         DataError: ``max_shard_size`` is no size.
     """
     limit = parse_size(max_shard_size)
     free_target(out)
+    refuse_overwriting(out, [model.path], folder=True)
     moves = gathers_by_key(alignment.spec, alignment.permutations, model)
 
     def moved(tensor: PlannedTensor) -> Iterator[Tensor]:
@@ -119,11 +124,15 @@ def merge(
         on_progress: called for every tensor.
 
     Raises:
-        OutputError: the folder is there already or cannot be written; nothing half-written is left.
+        OutputError: the folder is there already, lies inside an input or cannot be written; nothing half-written is
+            left.
         CheckpointError: other architectures, or NaN or infinite entries.
         ShapeError: other sizes, or lists of other lengths.
         SymmetryError: an alignment is of another network.
         DataError: fewer than two models, unusable weights, or ``max_shard_size`` is no size.
+
+    Warns:
+        IsthmusWarning: networks without a common start were averaged without relabelling.
     """
     if len(models) < 2:
         raise DataError(f"Merging needs two models or more, found {len(models)}.")
@@ -135,16 +144,18 @@ def merge(
             f"first, found {len(used) - 1}."
         )
     free_target(out)
+    refuse_overwriting(out, [model.path for model in models], folder=True)
     first = models[0]
     for model in models[1:]:
         if type(model.model).__name__ != type(first.model).__name__:
             raise CheckpointError(
-                f"{first.path} is a {type(first.model).__name__} and {model.path} a {type(model.model).__name__}: they "
-                "are different architectures, even if their tensors have the same names. Correct the architectures in "
-                "config.json, or pass architecture=... to open_model."
+                f"{printable(first.path)} is a {type(first.model).__name__} and {printable(model.path)} a "
+                f"{type(model.model).__name__}: they are different architectures, even if their tensors have the same "
+                "names. Correct the architectures in config.json, or pass architecture=... to open_model."
             )
         check_same_architecture(first.state.shapes(), model.state.shapes(), str(first.path), str(model.path))
-    shares = _shares(weights, len(models))
+    shares = normalised(weights, len(models))
+    similarities = [Similarity() for _ in models[1:]]
     moves = [
         {} if alignment is None else gathers_by_key(alignment.spec, alignment.permutations, model)
         for model, alignment in zip(models, used, strict=True)
@@ -154,10 +165,10 @@ def merge(
         names = first.names[tensor.key]
         if not names:
             return blocks(first.file, tensor.key, STILL)
-        return _averaged(models, moves, names[0], shares)
+        return _averaged(models, moves, names[0], shares, similarities)
 
     sources = [Source(m.title, w, a) for m, w, a in zip(models, shares, used, strict=True)]
-    return _write(
+    written = _write(
         first,
         averaged,
         Path(out),
@@ -166,12 +177,10 @@ def merge(
         lambda *left: merge_card(sources, *left),
         on_progress,
     )
-
-
-def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
-    """Return the weights divided by their sum: what a merge makes of the unit vectors."""
-    units = torch.eye(count, dtype=torch.float64)
-    return merging.merge([{"unit": unit} for unit in units], weights)["unit"].tolist()
+    note = strangers_note(similarities, shares, used[1:])
+    if note is not None:
+        warnings.warn(note, IsthmusWarning, stacklevel=2)
+    return written
 
 
 def _averaged(
@@ -179,6 +188,7 @@ def _averaged(
     moves: Sequence[Mapping[str, Gather]],
     name: str,
     shares: Sequence[float],
+    similarities: Sequence[Similarity],
 ) -> Iterator[Tensor]:
     keys = [model.state.stored(name).key for model in models]
     parts = [
@@ -186,11 +196,20 @@ def _averaged(
         blocks(model.file, key, moved.get(key, STILL), _BLOCK_ENTRIES * model.file.stored(key).dtype.itemsize)
         for model, moved, key in zip(models, moves, keys, strict=True)
     ]
+    average_of = averaging(shares)
+    stored = models[0].state.stored(name)
+    row = torch.Size(stored.shape[1:]).numel() if len(stored.shape) > 1 else 0
+
+    def mean(pieces: list[Tensor]) -> Tensor:
+        for similarity, piece in zip(similarities, pieces[1:], strict=True) if row else ():
+            similarity.add(pieces[0], piece, row)
+        return average_of(pieces)
+
     for same_rows in zip(*parts, strict=True):
         average = torch.empty_like(same_rows[0], memory_format=torch.contiguous_format)
         pieces = [average.reshape(-1).split(_PIECE)] + [rows.reshape(-1).split(_PIECE) for rows in same_rows]
         for target, *own in zip(*pieces, strict=True):
-            target.copy_(merging.merge([{name: piece} for piece in own], shares)[name])
+            target.copy_(combine_states([{name: piece} for piece in own], mean)[name])
         yield average
 
 

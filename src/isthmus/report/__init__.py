@@ -24,11 +24,18 @@ from isthmus.report._record import (
     read_record,
 )
 from isthmus.report._study_figures import write_study_figures
+from isthmus.report._study_page import write_study_report
+from isthmus.report._study_table import BarrierTable, PlaceRow, Spread, barrier_tables
 from isthmus.report._write import write_report
 
 __all__ = [
     "write_report",
     "write_study_figures",
+    "write_study_report",
+    "barrier_tables",
+    "BarrierTable",
+    "PlaceRow",
+    "Spread",
     "draw_line",
     "draw_theory",
     "THEORY_PICTURES",

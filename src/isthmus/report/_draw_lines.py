@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from isthmus.report._format import label, number, with_error
+from isthmus.report._format import NATS, amount, label, number, unit_of, with_error
 from isthmus.report._panels import Look, Panel, Picture, literal, look_of, png, render, tidy, tile
 from isthmus.report._record import Record, RecordedLine
 
@@ -25,15 +25,16 @@ Lines = Mapping[str, RecordedLine]
 
 def loss_picture(record: Record) -> Picture:
     """Draw the loss along the line, every method and split, with barriers as brackets above the chord."""
-    panels = []
+    panels, unit = [], unit_of(record)
     for split, lines in _splits(record).items():
-        panels.append(Panel(_loss_alt(split, lines), 4.2, _loss_drawer(split, lines, lines)))
+        panels.append(Panel(_loss_alt(split, lines, unit), 4.2, _loss_drawer(split, lines, lines, unit)))
         if _worth_a_closer_look(lines):
             closer = {name: line for name, line in lines.items() if name != "none"}
-            alt = _loss_alt(f"{split}, closer", closer)
-            panels.append(Panel(alt, 4.2, _loss_drawer(f"{split}, closer: relabelled only", lines, closer)))
+            alt = _loss_alt(f"{split}, closer", closer, unit)
+            title = f"{split}, closer: relabelled only"
+            panels.append(Panel(alt, 4.2, _loss_drawer(title, lines, closer, unit)))
     caption = (
-        "Loss along the straight line from A to B, in nats per example. The grey dotted line is the chord "
+        f"Loss along the straight line from A to B, in {unit}. The grey dotted line is the chord "
         "between the two losses. A vertical bracket runs from the chord to the worst point: its length is "
         "the barrier, printed in the legend. Bands are ± 1 standard error over examples. Where brackets "
         "share a place, the shorter lies on the longer."
@@ -61,11 +62,11 @@ def accuracy_picture(record: Record) -> Picture | None:
 
 def barrier_picture(record: Record) -> Picture:
     """Draw the barrier of every method as bars with standard errors."""
-    panels = []
+    panels, unit = [], unit_of(record)
     height = 1.1 + 0.42 * len(record["methods"])
     for split, lines in _splits(record).items():
         values = ", ".join(f"{label(name)} {number(line['barrier'])}" for name, line in lines.items())
-        alt = f"Bar chart of barriers in nats per example, {split}: {values}."
+        alt = f"Bar chart of barriers in {unit}, {split}: {values}."
         panels.append(Panel(alt, height, _barrier_drawer(split, record, lines)))
     caption = (
         "Barrier: the most the loss on the line rises above the chord. Whiskers are ± 1 standard error "
@@ -75,13 +76,14 @@ def barrier_picture(record: Record) -> Picture:
     return Picture("barriers", "Barrier of every method", caption, tuple(panels), 2)
 
 
-def draw_line(curves: Mapping[str, Mapping[str, Any]], method: str) -> bytes:
+def draw_line(curves: Mapping[str, Mapping[str, Any]], method: str, unit: str = NATS) -> bytes:
     """Draw one line on its own, without a record: loss and, where there is one, accuracy per data set.
 
     Args:
         curves: by name of the data set, the fields of :class:`isthmus.connectivity.Curve` as plain values
             (``Curve.to_dict()``).
         method: how B was relabelled, for the legend.
+        unit: of the loss (:attr:`isthmus.connectivity.Line.unit`).
 
     Returns:
         A PNG.
@@ -92,7 +94,7 @@ def draw_line(curves: Mapping[str, Mapping[str, Any]], method: str) -> bytes:
     panels: list[Panel] = []
     for split, curve in curves.items():
         lines = cast("Lines", {method: {"t": curve["ts"], **curve}})
-        panels.append(Panel(_loss_alt(split, lines), 4.2, _loss_drawer(split, lines, lines)))
+        panels.append(Panel(_loss_alt(split, lines, unit), 4.2, _loss_drawer(split, lines, lines, unit)))
         if curve["accuracy"] is not None:
             alt = f"Line chart of accuracy against position on the line, {split}."
             panels.append(Panel(alt, 4.2, _accuracy_drawer(split, [method], lines)))
@@ -115,15 +117,15 @@ def _worth_a_closer_look(lines: Lines) -> bool:
     return "none" in lines and bool(others) and max(others) < _ZOOM_BELOW * lines["none"]["barrier"]
 
 
-def _loss_alt(split: str, lines: Lines) -> str:
+def _loss_alt(split: str, lines: Lines, unit: str) -> str:
     parts = ", ".join(
-        f"{label(name)} rises {number(line['barrier'])} nats above the chord at t = {line['barrier_at']:g}"
+        f"{label(name)} rises {amount(line['barrier'], unit)} above the chord at t = {line['barrier_at']:g}"
         for name, line in lines.items()
     )
     return f"Line chart of loss against position on the line, {split}: {parts}."
 
 
-def _loss_drawer(title: str, everything: Lines, shown: Lines) -> Callable[[Figure], None]:
+def _loss_drawer(title: str, everything: Lines, shown: Lines, unit: str) -> Callable[[Figure], None]:
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         first = next(iter(shown.values()))
@@ -136,8 +138,8 @@ def _loss_drawer(title: str, everything: Lines, shown: Lines) -> Callable[[Figur
                 loss, error = np.array(line["loss"]), np.array(line["loss_error"])
                 axes.fill_between(line["t"], loss - error, loss + error, color=look.colour, alpha=0.09, lw=0)
             _bracket(axes, line, look)
-        tidy(axes, literal(title), _POSITION, "loss (nats per example)")
-        _legend(figure, "barrier, nats per example")
+        tidy(axes, literal(title), _POSITION, f"loss ({literal(unit)})")
+        _legend(figure, f"barrier, {literal(unit)}")
 
     return draw
 
@@ -215,7 +217,7 @@ def _barrier_drawer(split: str, record: Record, lines: Lines) -> Callable[[Figur
         axes.set_yticks(range(len(lines)), [literal(label(name)) for name in lines])
         axes.invert_yaxis()
         axes.set_xlim(min(0.0, *(1.1 * line["barrier"] for line in lines.values())), 1.55 * reach)
-        tidy(axes, literal(split), "barrier (nats per example)", "", grid="x")
+        tidy(axes, literal(split), f"barrier ({literal(unit_of(record))})", "", grid="x")
 
     return draw
 

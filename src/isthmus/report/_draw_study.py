@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isthmus.checkpoints import atomic_path
+from isthmus.files import atomic_path
 from isthmus.report._extras import load_extra
 from isthmus.report._format import label
 from isthmus.report._panels import literal, look_of, tidy

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from isthmus.report._record import Record
 
-__all__ = ["best_method", "label", "moved_share", "number", "percent", "shorten", "with_error"]
+__all__ = [
+    "NATS",
+    "amount",
+    "best_method",
+    "label",
+    "moved_share",
+    "number",
+    "percent",
+    "shorten",
+    "unit_of",
+    "with_error",
+]
+
+NATS = "nats per example"
+"""Unit of a cross-entropy, and of records that name no unit."""
 
 _LABELS = {
     "none": "no relabelling",
@@ -25,6 +40,11 @@ def label(method: str) -> str:
     return _LABELS.get(method, method)
 
 
+def unit_of(record: Mapping[str, Any]) -> str:
+    """Return the unit of a record's losses and barriers."""
+    return record.get("unit", NATS)
+
+
 def number(value: float | None, decimals: int = 3) -> str:
     """Print a number with fixed decimals, as ``1.2×10⁻⁷`` where those show nothing, a dash for ``None``."""
     if value is None:
@@ -35,6 +55,11 @@ def number(value: float | None, decimals: int = 3) -> str:
         return f"{value:,.{decimals}f}".replace("-", "−")
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}×10{str(int(exponent)).translate(_SUPERSCRIPTS)}".replace("-", "−")
+
+
+def amount(value: float | None, unit: str) -> str:
+    """Print a loss or a barrier with its unit: ``1.131 nats per example``, ``0.2 (squared error)``."""
+    return f"{number(value)} {unit if unit == NATS else f'({unit})'}"
 
 
 def with_error(value: float, error: float | None, decimals: int = 3) -> str:

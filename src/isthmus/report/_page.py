@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from isthmus.report._extras import load_extra
-from isthmus.report._format import best_method, label, moved_share, number, percent, with_error
+from isthmus.report._format import (
+    amount,
+    best_method,
+    label,
+    moved_share,
+    number,
+    percent,
+    unit_of,
+    with_error,
+)
 from isthmus.report._panels import Picture, look_of
 from isthmus.report._record import Record, RecordedLine
 
@@ -30,7 +39,7 @@ def headline(record: Record) -> Headline:
     methods, split = record["methods"], record["split"]
     before = methods["none"]["barrier"]
     line = "The straight line between the two networks"
-    cost = f"{line} costs {number(before)} nats per example without relabelling"
+    cost = f"{line} costs {amount(before, unit_of(record))} without relabelling"
     meaning = (
         f"The cost is the barrier: the most that the loss on the {split} examples rises, anywhere on the "
         "line, above a steady passage from the loss of A to the loss of B."
@@ -41,8 +50,8 @@ def headline(record: Record) -> Headline:
     after = methods[best]["barrier"]
     if before <= 0:
         return Headline(
-            f"The straight line between the two networks has no barrier to remove, and {number(after)} "
-            "nats per example after the best relabelling.",
+            f"The straight line between the two networks has no barrier to remove, and "
+            f"{amount(after, unit_of(record))} after the best relabelling.",
             meaning,
             best,
         )
@@ -87,6 +96,7 @@ def page(record: Record, pictures: Sequence[tuple[Picture, Sequence[bytes]]]) ->
     environment.filters |= {"number": number, "percent": percent, "label": label}
     return environment.get_template("report.html.jinja").render(
         record=record,
+        unit=unit_of(record),
         headline=headline(record),
         methods=_method_rows(record),
         notes=_notes(record),

@@ -61,7 +61,7 @@ class RecordedNetwork(TypedDict):
 
 
 class RecordedScore(TypedDict):
-    """Loss in nats per example and accuracy as a fraction (``None`` where accuracy makes no sense)."""
+    """Loss in the record's unit and accuracy as a fraction (``None`` where accuracy makes no sense)."""
 
     loss: float
     accuracy: Fraction | None
@@ -130,7 +130,7 @@ class RecordedDimension(TypedDict):
 class RecordedLine(TypedDict):
     """What was measured on one split along the straight line from A (t = 0) to the relabelled B (t = 1).
 
-    Lists have one entry per position. Losses, the chord and the barrier are in nats per example, accuracies
+    Lists have one entry per position. Losses, the chord and the barrier are in the record's unit, accuracies
     are fractions, ``lmc_error`` is in the units of the network's outputs. ``loss_error`` and
     ``barrier_error`` are standard errors, ``None`` where none was computed.
     """
@@ -169,7 +169,10 @@ class RecordedMethod(TypedDict):
 
 
 class Record(TypedDict):
-    """A whole comparison of two networks; ``methods`` starts with ``none``, the line without relabelling."""
+    """A whole comparison of two networks; ``methods`` starts with ``none``, the line without relabelling.
+
+    ``unit`` is that of losses and barriers, nats per example where it is missing.
+    """
 
     isthmus_version: str
     created: str
@@ -177,6 +180,7 @@ class Record(TypedDict):
     settings: dict[str, Any]
     network: RecordedNetwork
     split: str
+    unit: NotRequired[str]
     endpoints: dict[str, dict[str, RecordedScore]]
     symmetry: RecordedSymmetry
     methods: dict[str, RecordedMethod]

@@ -40,6 +40,7 @@ SWEEPABLE = (
     "network_settings",
     "data",
     "statistics",
+    "normalise",
 )
 """Columns that a study may sweep, in the order in which one is chosen for the horizontal axis."""
 
@@ -81,7 +82,7 @@ class Correlation:
 def swept_columns(rows: Iterable[Row]) -> tuple[str, ...]:
     """Return the columns with more than one value, in the order of :data:`SWEEPABLE`."""
     listed = list(rows)
-    return tuple(c for c in SWEEPABLE if len({r[c] for r in listed}) > 1)
+    return tuple(c for c in SWEEPABLE if len({r.get(c) for r in listed}) > 1)
 
 
 def summarise(rows: Iterable[Row], x: str, y: str | Callable[[Row], float | None]) -> list[Point]:

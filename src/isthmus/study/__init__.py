@@ -13,9 +13,11 @@ from isthmus.study._compare import Comparison, compare
 from isthmus.study._dataset import Dataset, DatasetBatches, to_batches
 from isthmus.study._datasets import DATASETS, SPLITS, load_dataset
 from isthmus.study._demo import DemoResult, DemoSettings, run_demo
+from isthmus.study._device import check_device
 from isthmus.study._errors import StudyError
 from isthmus.study._initialise import initialise
 from isthmus.study._networks import FAMILIES, network_for
+from isthmus.study._normalise import Normalisation, read_normalise
 from isthmus.study._resolve import resolve_data
 from isthmus.study._seeds import derive_seed
 from isthmus.study._stacked import can_stack, train_stacked
@@ -30,8 +32,11 @@ if TYPE_CHECKING:
         TrainingConfig,
         Variant,
         preset_names,
+        preset_text,
         read_study,
     )
+    from isthmus.study._continuation import check_continuation
+    from isthmus.study._estimate import Estimate, estimate_study
     from isthmus.study._executors import AbstractExecutor, InProcess, Job, LocalProcesses, OnRay, Outcome
     from isthmus.study._export import export_study, read_rows, read_run
     from isthmus.study._plan import NetworkRef, Plan, Unit
@@ -44,6 +49,8 @@ __all__ = [
     "SPLITS",
     "Dataset",
     "load_dataset",
+    "Normalisation",
+    "read_normalise",
     "DatasetBatches",
     "to_batches",
     "resolve_data",
@@ -64,6 +71,7 @@ __all__ = [
     "can_stack",
     "train_stacked",
     "preset_names",
+    "preset_text",
     "read_study",
     "StudyConfig",
     "DataConfig",
@@ -75,6 +83,10 @@ __all__ = [
     "Plan",
     "Unit",
     "NetworkRef",
+    "check_device",
+    "check_continuation",
+    "estimate_study",
+    "Estimate",
     "run_study",
     "study_status",
     "Progress",
@@ -104,8 +116,11 @@ _ENGINE = {
         "TrainingConfig",
         "Variant",
         "preset_names",
+        "preset_text",
         "read_study",
     ),
+    "_continuation": ("check_continuation",),
+    "_estimate": ("Estimate", "estimate_study"),
     "_executors": ("AbstractExecutor", "InProcess", "Job", "LocalProcesses", "OnRay", "Outcome"),
     "_export": ("export_study", "read_rows", "read_run"),
     "_plan": ("NetworkRef", "Plan", "Unit"),

@@ -21,9 +21,11 @@ from torch import Tensor, nn
 import isthmus
 from isthmus.batches import Batches, device_of, first_batch
 from isthmus.connectivity import Line, line
+from isthmus.evaluation import Loss
 from isthmus.matching import METHODS, Alignment, align, dimension
 from isthmus.matching._layers import Layers
-from isthmus.moments import SiteRunner, cross_moments
+from isthmus.moments import Frame, SiteRunner, cross_moments
+from isthmus.moments._normalisation import chosen_refresh
 from isthmus.states import state_of
 from isthmus.symmetry import SymmetrySpec, Verification, discover_from_trace, trace, verify
 from isthmus.transport import assign
@@ -69,7 +71,8 @@ def compare(
     methods: Sequence[str] = METHODS,
     points: int = 11,
     headline: str | None = None,
-    refresh: str | None = None,
+    loss: Loss = "cross_entropy",
+    refresh: str | None = "auto",
     seed: int = 0,
     on_stage: OnStage | None = None,
 ) -> Comparison:
@@ -85,7 +88,9 @@ def compare(
         methods: names of methods (``"none"`` is always first).
         points: positions on each line.
         headline: the split that the headline numbers use; default the last one.
-        refresh: ``"batchnorm"`` to recompute running statistics at interior points.
+        loss: see :func:`isthmus.evaluation.score`.
+        refresh: what happens to running statistics at interior points, see :func:`isthmus.line`; recomputed on the
+            split named ``train``, else on ``statistics``.
         seed: of the methods' randomness.
         on_stage: told how far the work is.
 
@@ -101,10 +106,20 @@ def compare(
     verification = verify(spec, model_a, example.args, example.kwargs).require()
     chosen = headline if headline is not None else list(splits)[-1]
 
+    how = chosen_refresh(refresh, model_a, statistics)
+    own_data = how == "batchnorm" and "train" not in splits
+
     def measure(alignment: Alignment | None) -> Line:
-        generator = torch.Generator().manual_seed(seed)
         return line(
-            model_a, model_b, splits, points=points, alignment=alignment, refresh=refresh, generator=generator
+            model_a,
+            model_b,
+            splits,
+            points=points,
+            loss=loss,
+            alignment=alignment,
+            refresh=how,
+            refresh_batches=statistics if own_data else None,
+            generator=torch.Generator().manual_seed(seed),
         )
 
     tell("measuring the line without relabelling", 1, steps)
@@ -137,9 +152,10 @@ def compare(
         "isthmus_version": isthmus.__version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": _versions(),
-        "settings": {**settings, "points": points, "refresh": refresh, "statistics": _count(statistics)},
+        "settings": {**settings, "points": points, "refresh": how, "statistics": _count(statistics)},
         "network": {"name": name, "parameters": sum(p.numel() for p in model_a.parameters())},
         "split": chosen,
+        "unit": plain.unit,
         "endpoints": _endpoints(plain),
         "symmetry": _symmetry(spec, verification),
         "methods": recorded,
@@ -179,7 +195,7 @@ def _method(
         "matched_cost": {}
         if found is None
         else {g: {"before": before, "after": after} for g, (before, after) in found.costs.items()},
-        "notes": [] if found is None else list(found.notes),
+        "notes": [*(() if found is None else found.notes), *measured.notes],
         "dimension": dict(dimensions),
         "line": {name: _line(c.to_dict()) for name, c in measured.curves.items()},
     }
@@ -251,13 +267,16 @@ def _symmetry(spec: SymmetrySpec, verification: Verification) -> dict[str, Any]:
 def _similarities(
     model_a: nn.Module, model_b: nn.Module, spec: SymmetrySpec, statistics: Batches
 ) -> dict[str, np.ndarray]:
-    """Return correlations of A's units with B's, by group; NaN for units that never vary."""
+    """Return correlations of A's units with B's, by group; NaN for units that never vary.
+
+    Rows that are units themselves are replaced by their mean: B lists them in another order.
+    """
     runner = SiteRunner(model_a, first_batch(statistics))
     layers = Layers(spec, tuple(runner.sites.values()), tuple(n for n, _ in model_a.named_parameters()))
     taps = {
         g: listed[:1] for g, listed in layers.taps().items() if listed and layers.sizes[g] <= _LARGEST_PICTURE
     }
-    found = cross_moments(runner, state_of(model_a), state_of(model_b), statistics, taps)
+    found = cross_moments(runner, state_of(model_a), state_of(model_b), statistics, taps, Frame(spec, {}))
     arrays: dict[str, np.ndarray] = {}
     for group, moments in found.items():
         matrix: Tensor = moments[0].correlation.clone()

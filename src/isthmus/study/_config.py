@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from isthmus.errors import MissingExtraError
+from isthmus.errors import DataError, MissingExtraError
 from isthmus.matching import METHODS
 from isthmus.study._augment import Augmentation
 from isthmus.study._datasets import DATASETS
 from isthmus.study._errors import StudyError
 from isthmus.study._initialise import Initialisation
-from isthmus.study._networks import FAMILIES
+from isthmus.study._networks import FAMILIES, MOST_LAYERS
+from isthmus.study._normalise import read_normalise
 from isthmus.study._precision import Precision, PrecisionSetting
 from isthmus.study._training import Optimiser, Schedule
-from isthmus.study._yaml import KeyPath, line_of, read_yaml
+from isthmus.study._yaml import KeyPath, line_of, read_text, read_yaml
 
 try:
-    from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+    from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 except ImportError as error:  # pragma: no cover
     raise MissingExtraError('Study files need pydantic: pip install "isthmus[study]".') from error
 
@@ -35,15 +38,30 @@ __all__ = [
     "TrainingConfig",
     "Variant",
     "preset_names",
+    "preset_text",
     "read_study",
 ]
 
 _SWEPT = ("data", "network", "training")
 """Sections in which a list means: one variant per entry."""
 
+_MOST_UNITS = 10_000
+"""Units of a study unless it says otherwise: the longest preset has a few hundred."""
+
+_MOST_FAULTS = 20
+"""Faults that are listed; a wrong value in a long sweep would fill the screen otherwise."""
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_from_a_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse ``epochs: yes``, which pydantic reads as 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("a number or text")
+        return value
 
 
 class DataConfig(_Strict):
@@ -54,17 +72,37 @@ class DataConfig(_Strict):
         statistics: training examples on which activations are compared.
         train: training examples on which lines are measured; ``None`` for all.
         test: test examples on which lines are measured; ``None`` for all.
+        normalise: what inputs are shifted and scaled by (see :func:`isthmus.study.read_normalise`); ``None`` leaves
+            them in [0, 1].
     """
+
+    # A field that is added later goes into `content`, or every address of every study would change.
 
     name: str
     statistics: int = Field(default=20_000, ge=2)
     train: int | None = Field(default=10_000, ge=1)
     test: int | None = Field(default=None, ge=1)
+    normalise: str | None = None
 
     @field_validator("name")
     @classmethod
     def _known(cls, value: str) -> str:
         return _one_of(value, DATASETS)
+
+    @field_validator("normalise")
+    @classmethod
+    def _readable(cls, value: str | None) -> str | None:
+        try:
+            return None if read_normalise(value) is None else value
+        except DataError as error:
+            raise ValueError(str(error).partition("expected ")[2].partition(", found")[0]) from error
+
+    def content(self) -> dict[str, Any]:
+        """Return what enters the address of a unit: all fields, but for later ones at their default."""
+        values = self.model_dump(mode="json")
+        if self.normalise is None:
+            del values["normalise"]
+        return values
 
 
 class NetworkConfig(_Strict):
@@ -72,13 +110,22 @@ class NetworkConfig(_Strict):
 
     family: str = "mlp"
     width: float | None = Field(default=None, gt=0)
-    depth: int = Field(default=3, ge=0)
+    depth: int = Field(default=3, ge=0, le=MOST_LAYERS)
     settings: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("family")
     @classmethod
     def _known(cls, value: str) -> str:
         return _one_of(value, FAMILIES)
+
+    @field_validator("settings")
+    @classmethod
+    def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError("texts, finite numbers, true, false and null") from error
+        return value
 
 
 class TrainingConfig(_Strict):
@@ -145,6 +192,7 @@ class _Study(_Strict):
     seeds: int | tuple[int, ...] = 2
     pairs: Literal["disjoint", "all"] = "disjoint"
     stack: int = Field(default=4, ge=1)
+    max_units: int = Field(default=_MOST_UNITS, ge=1)
     measure: MeasureConfig = MeasureConfig()
 
 
@@ -158,6 +206,7 @@ class StudyConfig(_Study):
         pairs: ``"disjoint"`` pairs the seeds two by two, so that pairs are independent; ``"all"`` takes every
             pair.
         stack: most networks that are trained together, where the architecture allows it.
+        max_units: units of work that the study may have; more is an error, so that a sweep by mistake is told at once.
         measure: what is measured.
         variants: the points of the sweep.
         text: the YAML it was read from.
@@ -197,6 +246,17 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
 
 
+def preset_text(name: str) -> str:
+    """Return the YAML of a study that ships with the package.
+
+    Raises:
+        StudyError: there is none of that name.
+    """
+    if name not in preset_names():
+        raise StudyError(f"No preset {name!r}. Choose one of {', '.join(preset_names())}.")
+    return resources.files("isthmus.study").joinpath("presets", f"{name}.yaml").read_text("utf-8")
+
+
 def read_study(source: str | Path) -> StudyConfig:
     """Read a study from a YAML file, or a preset by its name.
 
@@ -211,10 +271,9 @@ def read_study(source: str | Path) -> StudyConfig:
     """
     path = Path(source)
     if path.is_file():
-        return parse_study(path.read_text(encoding="utf-8"), str(path))
+        return parse_study(read_text(path), str(path))
     if str(source) in preset_names():
-        text = resources.files("isthmus.study").joinpath("presets", f"{source}.yaml").read_text("utf-8")
-        return parse_study(text, f"preset {source}")
+        return parse_study(preset_text(str(source)), f"preset {source}")
     raise StudyError(
         f"{source}: no such study file, nor a preset. Give a YAML file, or one of {', '.join(preset_names())}."
     )
@@ -230,24 +289,59 @@ def parse_study(text: str, source: str = "study") -> StudyConfig:
         )
     faults: dict[str, None] = {}
     outer = {k: v for k, v in values.items() if k not in _SWEPT}
+    inner = {k: values[k] for k in _SWEPT if k in values}
     try:
         study: _Study | None = _Study.model_validate(outer)
     except ValidationError as error:
         study = None
         faults.update(dict.fromkeys(_faults(error, {}, lines, source, (*_Study.model_fields, *_SWEPT))))
+    else:
+        faults.update(dict.fromkeys(_seed_faults(study, lines, source)))
+        if not faults:  # counted from lengths: nothing of a sweep too large is made
+            faults.update(dict.fromkeys(_size_faults(study, inner, lines, source)))
     variants: list[Variant] = []
-    inner = {k: values[k] for k in _SWEPT if k in values}
-    for point, chosen in _points(inner):
+    for point, chosen in _points(inner) if not faults or _variants(inner) <= _MOST_UNITS else ():
         try:
             variants.append(Variant.model_validate(point))
         except ValidationError as error:
             faults.update(dict.fromkeys(_faults(error, chosen, lines, source, _SWEPT)))
-    if study is not None:
-        faults.update(dict.fromkeys(_seed_faults(study, lines, source)))
     if faults or study is None:
-        raise StudyError("\n".join(faults))
+        raise StudyError(_listed(faults))
     fields = {name: getattr(study, name) for name in _Study.model_fields}
     return StudyConfig(**fields, variants=tuple(variants), text=text)
+
+
+def _listed(faults: Mapping[str, None]) -> str:
+    shown = list(faults)[:_MOST_FAULTS]
+    more = len(faults) - len(shown)
+    return "\n".join([*shown, f"… and {more} more."] if more else shown)
+
+
+def _variants(values: Any) -> int:
+    """Return how many combinations :func:`_points` would yield."""
+    if isinstance(values, dict):
+        return math.prod(map(_variants, values.values()))
+    return len(values) if isinstance(values, list) and values else 1
+
+
+def _size_faults(
+    study: _Study, inner: Mapping[str, Any], lines: Mapping[KeyPath, int], source: str
+) -> Iterator[str]:
+    """Tell when a study has more units than it may have: at least, as if every network could be stacked."""
+    variants, seeds = _variants(inner), _count(study.seeds)
+    pairs = math.comb(seeds, 2) if study.pairs == "all" else seeds // 2
+    units = math.ceil(variants * seeds / study.stack)
+    units += variants * (pairs + (seeds if study.measure.dimension else 0))
+    if units > study.max_units:
+        yield (
+            f"{source}, line {line_of(('max_units',), lines)}: {variants:,} variants of {seeds:,} seeds and {pairs:,} "
+            f"pairs make at least {units:,} units of work, more than max_units: {study.max_units:,}. "
+            "Sweep fewer values, take fewer seeds, or raise max_units."
+        )
+
+
+def _count(seeds: int | tuple[int, ...]) -> int:
+    return seeds if isinstance(seeds, int) else len(seeds)
 
 
 def _points(values: Any, path: KeyPath = ()) -> Iterator[tuple[Any, dict[KeyPath, KeyPath]]]:
@@ -293,17 +387,19 @@ def _explain(fault: ErrorDetails, path: KeyPath, top: tuple[str, ...]) -> str:
     if fault["type"] == "missing":
         return "is missing."
     text = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"expected {text}, found {found!r}."
+    shown = repr(found)
+    return f"expected {text}, found {shown if len(shown) <= 80 else shown[:80] + '…'}."
 
 
 def _seed_faults(study: _Study, lines: Mapping[KeyPath, int], source: str) -> Iterator[str]:
-    seeds = list(range(study.seeds)) if isinstance(study.seeds, int) else list(study.seeds)
-    line = line_of(("seeds",), lines)
-    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
-        yield f"{source}, line {line}: seeds: expected at least two different seeds, found {study.seeds!r}."
-    elif study.pairs == "disjoint" and len(seeds) % 2:
+    count, line = _count(study.seeds), line_of(("seeds",), lines)
+    different = count if isinstance(study.seeds, int) else len(set(study.seeds))
+    if count < 2 or different < count:
+        found = study.seeds if isinstance(study.seeds, int) else f"{count}, {different} of them different"
+        yield f"{source}, line {line}: seeds: expected at least two different seeds, found {found}."
+    elif study.pairs == "disjoint" and count % 2:
         yield (
-            f"{source}, line {line}: seeds: disjoint pairs need an even number of seeds, found {len(seeds)}. "
+            f"{source}, line {line}: seeds: disjoint pairs need an even number of seeds, found {count}. "
             "Add one, or set pairs: all."
         )
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import DataError
+from isthmus.study._normalise import Normalisation, Normalise, normalisation_of, read_normalise
 from isthmus.study._seeds import seeded_generator
 
 __all__ = ["Dataset", "DatasetBatches", "to_batches"]
@@ -19,7 +20,7 @@ __all__ = ["Dataset", "DatasetBatches", "to_batches"]
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled examples held in memory, stored as they come and scaled to [0, 1] on use.
+    """Labelled examples held in memory, stored as they come, scaled to [0, 1] and normalised on use.
 
     Attributes:
         name: such as ``"mnist"``.
@@ -31,6 +32,7 @@ class Dataset:
         examples: position of every example in the published order of the split, int64, shape ``(n,)``;
             by default 0, 1, ….
         note: what a reader of results should know, such as lossy images; may be empty.
+        normalisation: what inputs in [0, 1] are shifted and scaled by on use, if anything.
 
     Raises:
         DataError: no examples, unequal lengths, labels out of range, or values that are not finite or do not
@@ -45,6 +47,7 @@ class Dataset:
     scale: float = 1.0
     examples: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     note: str = ""
+    normalisation: Normalisation | None = None
 
     def __post_init__(self) -> None:
         """Check the tensors against each other."""
@@ -68,6 +71,8 @@ class Dataset:
         low, high = (float(v) / self.scale for v in (self.values.min(), self.values.max()))
         if not (low >= 0 and high <= 1):
             raise DataError(f"{where}: expected inputs in [0, 1] after scaling, found {low:g} to {high:g}.")
+        if self.normalisation is not None:
+            self.normalisation.check(self.values.shape[1] if self.values.ndim > 1 else 1, where)
         if len(self.examples) == 0:
             object.__setattr__(self, "examples", torch.arange(count))
 
@@ -82,21 +87,22 @@ class Dataset:
 
     @property
     def inputs(self) -> Tensor:
-        """All inputs as float32 in [0, 1]: a new tensor at each access, four times the bytes of uint8."""
+        """All inputs as float32 in [0, 1], then normalised: a new tensor each time, four times the bytes of uint8."""
         return self._scaled(self.values)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of values, scale and labels, hexadecimal: the same exactly when the data are the same."""
+        """SHA-256 of values, scale, normalisation and labels, hexadecimal: the same when the data are the same."""
+        also = "" if self.normalisation is None else f" {self.normalisation}"
         digest = hashlib.sha256(
-            f"{self.values.dtype} {tuple(self.values.shape)} {self.scale!r} {len(self.classes)}\n".encode()
+            f"{self.values.dtype} {tuple(self.values.shape)} {self.scale!r} {len(self.classes)}{also}\n".encode()
         )
         for tensor in (self.values, self.labels):
             digest.update(tensor.contiguous().cpu().numpy().data)
         return digest.hexdigest()
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``(inputs, labels)`` of the examples at ``index``, int64; inputs float32 in [0, 1]."""
+        """Return ``(inputs, labels)`` of the examples at ``index``, int64; inputs as in :attr:`inputs`."""
         return self._scaled(self.values.index_select(0, index)), self.labels.index_select(0, index)
 
     def subset(self, index: Tensor) -> Dataset:
@@ -124,7 +130,31 @@ class Dataset:
         """Return the data set with values and labels on a device."""
         return replace(self, values=self.values.to(device), labels=self.labels.to(device))
 
+    def normalised(self, normalise: Normalise | None, *, train: Dataset | None = None) -> Dataset:
+        """Return the data set with its inputs shifted and scaled on use.
+
+        Args:
+            normalise: see :func:`isthmus.study.read_normalise`.
+            train: the training split, whose mean and standard deviation ``"train"`` takes; by default this data set,
+                which must be one then.
+
+        Raises:
+            DataError: something else, or another number of channels.
+        """
+        chosen = read_normalise(normalise)
+        if isinstance(chosen, str):
+            source = self if train is None else train
+            if source.split not in ("train", "data"):
+                raise DataError(
+                    f"{self.name} {self.split}: normalise 'train' takes mean and deviation of the training set, "
+                    "which was not given. Give it, or MEAN/STD."
+                )
+            chosen = normalisation_of(source.values, source.scale, f"{source.name} {source.split}")
+        return replace(self, normalisation=chosen)
+
     def _scaled(self, values: Tensor) -> Tensor:
+        if self.normalisation is not None:
+            return self.normalisation.apply(values.float() / self.scale)
         return values.float() if self.scale == 1.0 else values.float().div_(self.scale)
 
 

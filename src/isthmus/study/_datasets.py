@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tarfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 import torch
 
 from isthmus.errors import DataError, MissingExtraError
+from isthmus.study._archive import read_members
 from isthmus.study._catalogue import IDX_PREFIX, SOURCES, Source
 from isthmus.study._dataset import Dataset
 from isthmus.study._fetch import OnProgress, RemoteFile, fetch
@@ -25,6 +24,7 @@ from isthmus.study._formats import (
     read_idx,
     read_parquet,
 )
+from isthmus.study._normalise import Normalise, read_normalise
 
 __all__ = ["DATASETS", "SPLITS", "load_dataset"]
 
@@ -52,6 +52,7 @@ def load_dataset(
     data_dir: str | Path | None = None,
     *,
     split: str = "train",
+    normalise: Normalise | None = None,
     mirrors: Sequence[str] = (),
     on_progress: OnProgress | None = None,
 ) -> Dataset:
@@ -67,6 +68,9 @@ def load_dataset(
             are the published files, zipped or not (IDX; CIFAR batches in binary or Python form, unpacked or
             still in their archive) and parquet files as Hugging Face ``datasets`` writes them.
         split: ``"train"`` or ``"test"``.
+        normalise: what inputs, which lie in [0, 1] by default, are shifted and scaled by: ``"train"`` for mean and
+            standard deviation of the training set, per channel, ``"imagenet"``, ``"symmetric"`` (to [-1, 1]),
+            ``"MEAN/STD"`` or the numbers (see :func:`read_normalise`). Networks must be given inputs as in training.
         mirrors: further base addresses to download from, tried first.
         on_progress: told how far a download is: file name, bytes there, bytes expected.
 
@@ -78,6 +82,20 @@ def load_dataset(
             (the message says which files to put where).
         MissingExtraError: a package of the ``study`` extra is missing.
     """
+    chosen = read_normalise(normalise)
+    found = _loaded(name, data_dir, split, mirrors, on_progress)
+    if chosen == "train" and split != "train":
+        return found.normalised(chosen, train=_loaded(name, data_dir, "train", mirrors, on_progress))
+    return found if chosen is None else found.normalised(chosen)
+
+
+def _loaded(
+    name: str,
+    data_dir: str | Path | None,
+    split: str,
+    mirrors: Sequence[str],
+    on_progress: OnProgress | None,
+) -> Dataset:
     if split not in SPLITS:
         raise DataError(f"Unknown split {split!r}. Choose 'train' or 'test'.")
     if name == "digits":
@@ -144,8 +162,8 @@ def _published(source: Source, split: str, folder: Path, files: Sequence[RemoteF
     if source.kind == "idx":
         images, labels = (folder / file.name for file in files)
         return _idx_dataset(source, split, images, labels)
-    raw = _read_archive(source, split, folder / files[0].name)
-    return _image_dataset(source, split, raw, "")
+    archive = folder / files[0].name
+    return _image_dataset(source, split, _read_archive(source, split, archive), "", archive)
 
 
 # --- Reading a folder --------------------------------------------------------------------------------------
@@ -163,14 +181,15 @@ def _read_folder(source: Source, split: str, folder: Path) -> Dataset | None:
     else:
         raw = _read_cifar_folder(source, split, folder)
         if raw is not None:
-            return _image_dataset(source, split, raw, "")
-    shards = sorted([*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-*.parquet")])
+            return _image_dataset(source, split, raw, "", folder)
+    found = [*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-*.parquet")]
+    shards = sorted(path for path in found if path.is_file())
     if not shards:
         return None
     columns = ("fine_label", "label", "labels")
     raw, encoding = read_parquet(shards, source.channels, columns)
-    lossy = encoding == "JPEG"
-    return _image_dataset(source, split, raw, "images from JPEG copies: slightly lossy" if lossy else "")
+    note = "images from JPEG copies: slightly lossy" if encoding == "JPEG" else ""
+    return _image_dataset(source, split, raw, note, shards[0])
 
 
 def _idx_file(folder: Path, split: str, kind: str, dimensions: int) -> Path | None:
@@ -198,7 +217,7 @@ def _idx_dataset(source: Source, split: str, images: Path, labels: Path) -> Data
             raise DataError(f"{images}: these are the files of {other.name}, not of {source.name}.")
     known = not source.plain_md5 or found.items() <= dict(source.plain_md5).items()
     note = "" if known else "not the published files: their checksums differ"
-    return _image_dataset(source, split, (pixels[:, None], numbers.astype(np.int64)), note)
+    return _image_dataset(source, split, (pixels[:, None], numbers.astype(np.int64)), note, images)
 
 
 # Names of the batches of a split: binary form, Python form.
@@ -240,16 +259,8 @@ def _cifar_readers(
 
 def _read_archive(source: Source, split: str, archive: Path) -> Raw:
     """Read the batches of a split straight from the published archive, without unpacking it."""
-    contents: dict[str, bytes] = {}
     wanted = {name for names, _ in _cifar_readers(source, split) for name in names}
-    try:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                file = tar.extractfile(member) if Path(member.name).name in wanted else None
-                if file is not None:
-                    contents[Path(member.name).name] = file.read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{archive}: truncated or damaged archive: {error}. Get it again.") from error
+    contents = read_members(archive, wanted)
     for names, read in _cifar_readers(source, split):
         if all(name in contents for name in names):
             return _join(read(contents[name], f"{archive}:{name}") for name in names)
@@ -261,19 +272,24 @@ def _join(parts: Iterator[Raw]) -> Raw:
     return np.concatenate(pixels), np.concatenate(labels)
 
 
-def _image_dataset(source: Source, split: str, raw: Raw, note: str) -> Dataset:
+def _image_dataset(source: Source, split: str, raw: Raw, note: str, where: Path) -> Dataset:
     pixels, labels = raw
     expected = (source.channels, source.size, source.size)
     if pixels.shape[1:] != expected:
         raise DataError(
-            f"{source.name} {split}: expected images of {expected} (channels, height, width), "
+            f"{where}: {source.name} {split}: expected images of {expected} (channels, height, width), "
             f"found {pixels.shape[1:]}. Are these the files of another data set?"
         )
     if len(pixels) != len(labels):
-        raise DataError(f"{source.name} {split}: {len(pixels)} images but {len(labels)} labels.")
-    return Dataset(
-        source.name, split, torch.tensor(pixels), torch.tensor(labels), source.classes, 255.0, note=note
-    )
+        raise DataError(
+            f"{where}: {source.name} {split}: {len(pixels)} images but {len(labels)} labels. "
+            "Get both files from the same place."
+        )
+    tensors = torch.tensor(pixels), torch.tensor(labels)
+    try:
+        return Dataset(source.name, split, *tensors, source.classes, 255.0, note=note)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
 # --- Digits ------------------------------------------------------------------------------------------------

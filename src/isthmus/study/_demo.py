@@ -113,7 +113,6 @@ def run_demo(
         settings={**asdict(used), "data_note": train_data.note, "data_digest": train_data.digest},
         points=used.points,
         headline="test",
-        refresh="batchnorm" if _has_batchnorm(model_a) else None,
         seed=used.seed,
         on_stage=on_stage,
     )
@@ -133,10 +132,6 @@ def _trained(used: DemoSettings, name: str, data: Dataset, on_epoch: OnEpoch | N
     network = network_for(used.family, data, width=used.width, depth=used.depth)
     report = None if on_epoch is None else (lambda record: on_epoch(name, record, epochs))
     return train(network, data, settings, on_epoch=report).model.eval()
-
-
-def _has_batchnorm(model: nn.Module) -> bool:
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
 
 
 def _describe(used: DemoSettings, data: Dataset) -> str:

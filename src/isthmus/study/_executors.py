@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import platform
+import signal
 import socket
 import sys
 import threading
@@ -22,6 +23,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ import torch
 import isthmus
 from isthmus.errors import MissingExtraError
 from isthmus.study._errors import StudyError
+from isthmus.study._evidence import digests_of
 from isthmus.study._measure import run_content
 from isthmus.study._plan import Unit
 from isthmus.study._source import source_state
@@ -78,10 +81,13 @@ def run_job(job: Job) -> Outcome:
     start, cpu = time.time(), time.process_time()
     clock = time.perf_counter()
     result: dict[str, Any] = {}
+    networks: dict[str, str] = {}
+    store = Store(Path(job.folder))
     trace = message = None
     with _threads(job.threads):
         try:
-            result = run_content(job.unit, Store(Path(job.folder)), job.data_dir, job.device)
+            result = run_content(job.unit, store, job.data_dir, job.device)
+            networks = digests_of(job.unit, store)
         except Exception as error:  # whatever a unit raises is its result; the study goes on
             trace, message = traceback.format_exc(), f"{type(error).__name__}: {error}"
     seconds = time.perf_counter() - clock
@@ -93,25 +99,32 @@ def run_job(job: Job) -> Outcome:
         "processor": _processor(),
         "pid": os.getpid(),
     }
-    _write(job, result, trace, timing)
+    _write(job, result, networks, trace, timing)
     return Outcome(job.unit.address, "done" if trace is None else "failed", seconds, message or "")
 
 
 def record_failure(job: Job, message: str) -> Outcome:
     """Record a unit whose worker died."""
     _write(
-        job, {}, message, {"started": None, "seconds": None, "cpu_seconds": None, "host": None, "pid": None}
+        job,
+        {},
+        {},
+        message,
+        {"started": None, "seconds": None, "cpu_seconds": None, "host": None, "pid": None},
     )
     return Outcome(job.unit.address, "failed", 0.0, message)
 
 
-def _write(job: Job, result: dict[str, Any], trace: str | None, timing: dict[str, Any]) -> None:
+def _write(
+    job: Job, result: dict[str, Any], networks: dict[str, str], trace: str | None, timing: dict[str, Any]
+) -> None:
     record = {
         "address": job.unit.address,
         "kind": job.unit.kind,
         "content": job.unit.content,
         "status": "done" if trace is None else "failed",
         "result": result,
+        "networks": networks,
         "traceback": trace,
         "threads": job.threads,
         "device": job.device,
@@ -157,10 +170,12 @@ class AbstractExecutor(ABC):
     Attributes:
         slots: how many jobs it runs at a time.
         threads: of each job.
+        here: whether jobs run on this machine, so that its devices and memory are theirs.
     """
 
     slots: int
     threads: int
+    here: bool = True
 
     @abstractmethod
     def submit(self, job: Job) -> None:
@@ -277,7 +292,8 @@ class LocalProcesses(AbstractExecutor):
 
     def _run(self, job: Job) -> None:
         try:
-            future = self._pool.submit(self._function, job)
+            with _shielded_from_interrupts():
+                future = self._pool.submit(self._function, job)
         except BrokenProcessPool:  # an idle worker was killed; next_outcome() finds the jobs that ran
             self._suspects.append(job)
             if not self._running:
@@ -308,6 +324,23 @@ class LocalProcesses(AbstractExecutor):
             for process in list((self._pool._processes or {}).values()):
                 process.terminate()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _shielded_from_interrupts() -> Iterator[None]:
+    """Start workers that Ctrl-C does not reach: it is this process's to stop them, without a word of theirs.
+
+    A process inherits which signals are held back, from its first instruction on.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # pragma: no cover (Windows)
+        yield
+        return
+    resource_tracker.ensure_running()  # it would let the signals through again when it is first needed
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _prepare_worker(memory: float | None) -> None:
@@ -361,6 +394,7 @@ class OnRay(AbstractExecutor):
         StudyError: the cluster cannot be reached.
     """
 
+    here = False
     _function: Callable[[Job], Outcome] = staticmethod(run_job)
 
     def __init__(

@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from isthmus.checkpoints import atomic_path
-from isthmus.errors import MissingExtraError
+from isthmus.errors import CheckpointError, MissingExtraError
+from isthmus.files import atomic_path
 from isthmus.study._errors import StudyError
+from isthmus.study._evidence import unproven_note
 from isthmus.study._plan import Plan, Unit
-from isthmus.study._store import Store, write_json
+from isthmus.study._records import DIGEST, MEASURED
+from isthmus.study._store import TIMES, Store, read_json, write_json
 
 __all__ = ["RECORDS", "RUN", "collect_rows", "export_study", "read_rows", "read_run", "summarise_run"]
 
 RECORDS = "records.parquet"
 RUN = "run.json"
 
-_MEASURED = (
-    "examples",
-    "midpoint_loss",
-    "midpoint_loss_error",
-    "midpoint_accuracy",
-    "barrier",
-    "barrier_error",
-    "barrier_at",
-    "spacing",
-    "lmc_error_sup",
-    "ensemble_loss",
-    "ensemble_accuracy",
-    "status",
-    "sweeps",
-    "verification_error",
-    "loss_at",
-    "accuracy_at",
-)
+_logger = logging.getLogger(__name__)
+
+_MOST_ROWS = 10_000_000
+_NEEDED = {"study", "data", "family", "seed_a", "seed_b", "method", "refresh", "split", *MEASURED}
 
 _DIMENSIONS = {"dimension": "uncentred", "dimension_centred": "centred"}
 
@@ -53,6 +42,7 @@ def export_study(folder: str | Path, out: str | Path | None = None) -> tuple[Pat
 
     Raises:
         StudyError: the folder holds no study, or no pair has been measured yet.
+        CheckpointError: a record was changed or damaged; the message names it.
         MissingExtraError: pyarrow is not installed.
         OutputError: a file cannot be written.
     """
@@ -91,19 +81,17 @@ def summarise_run(folder: str | Path) -> dict[str, Any]:
     timings: list[dict[str, Any]] = []
     threads: set[int] = set()
     for unit in plan.units:
-        record, count = (
-            store.record(unit.address),
-            units.setdefault(unit.kind, {"done": 0, "failed": 0, "all": 0}),
-        )
+        record, count = store.record_of(unit), units.setdefault(unit.kind, {"done": 0, "failed": 0, "all": 0})
         count["all"] += 1
         if record is None:
             continue
         count[record["status"]] += 1
-        threads.add(record["threads"])
-        for name, version in record["versions"].items():
-            versions.setdefault(name, set()).add(version)
+        if record["status"] == "done":
+            threads.add(record["threads"])
+            for name, version in record["versions"].items():
+                versions.setdefault(name, set()).add(version)
         timing = store.timing(unit.address)
-        if timing is not None and timing["started"] is not None:
+        if timing is not None and None not in [timing.get(key) for key in TIMES]:
             timings.append(timing)
     spent = sum(t["seconds"] for t in timings)
     busy = _busy([(t["started"], t["started"] + t["seconds"]) for t in timings])
@@ -115,20 +103,31 @@ def summarise_run(folder: str | Path) -> dict[str, Any]:
         "cpu_seconds": sum(t["cpu_seconds"] for t in timings),
         "busy_seconds": busy,
         "at_once": spent / busy if busy else 0.0,
-        "machines": len({t["host"] for t in timings}),
-        "processors": sorted({t["processor"] for t in timings if t.get("processor")}),
+        "machines": len({str(t.get("host")) for t in timings}),
+        "processors": sorted({str(t["processor"]) for t in timings if t.get("processor")}),
         "threads": sorted(threads),
         "versions": {name: sorted(found) for name, found in versions.items()},
-        "yaml": text.read_text(encoding="utf-8") if text.is_file() else "",
+        "yaml": text.read_text(encoding="utf-8", errors="replace") if text.is_file() else "",
     }
 
 
 def read_run(folder: str | Path) -> dict[str, Any] | None:
-    """Return what :func:`summarise_run` says of a study's folder, or the ``run.json`` of a results folder, if any."""
+    """Return what :func:`summarise_run` says of a study's folder, or the ``run.json`` of a results folder, if any.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
     if (Path(folder) / "plan.json").is_file():
         return summarise_run(folder)
     path = Path(folder) / RUN
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            f"{path}: expected what a run took, found {type(found).__name__}. Export it again."
+        )
+    return found
 
 
 def _busy(spans: list[tuple[float, float]]) -> float:
@@ -145,13 +144,14 @@ def read_rows(folder: str | Path) -> list[dict[str, Any]]:
 
     Raises:
         StudyError: the folder has neither, or no pair has been measured.
+        CheckpointError: a record or the table was changed or damaged; the message names it.
         MissingExtraError: pyarrow is not installed.
     """
     path = Path(folder) / RECORDS
     if (Path(folder) / "plan.json").is_file():
         rows = collect_rows(folder)
     elif path.is_file():
-        rows = _arrow("pyarrow.parquet").read_table(path).to_pylist()
+        rows = _read_table(path)
     else:
         raise StudyError(f"{folder}: holds neither {RECORDS} nor a study. Run one, or give a results folder.")
     if not rows:
@@ -159,30 +159,64 @@ def read_rows(folder: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _read_table(path: Path) -> list[dict[str, Any]]:
+    parquet = _arrow("pyarrow.parquet")
+    try:
+        size = parquet.read_metadata(path).num_rows
+        rows = parquet.read_table(path).to_pylist() if size <= _MOST_ROWS else None
+    except Exception as error:  # a damaged file makes the reader fail in any way at all
+        raise CheckpointError(
+            f"{path}: truncated or not a table of records: {error}. Export the study again."
+        ) from error
+    if rows is None:
+        raise CheckpointError(
+            f"{path}: expected at most {_MOST_ROWS:,} rows, found {size:,}. Is it of a study?"
+        )
+    lacking = sorted(_NEEDED - rows[0].keys()) if rows else []
+    if lacking:
+        raise CheckpointError(
+            f"{path}: expected the records of a study, found a table without {', '.join(lacking)}. "
+            "Export the study again."
+        )
+    return rows
+
+
 def collect_rows(folder: str | Path) -> list[dict[str, Any]]:
-    """Collect the rows of all measured pairs from the units of a study, in the order of its plan."""
+    """Collect the rows of all measured pairs from the units of a study, in the order of its plan.
+
+    Raises:
+        StudyError: the folder holds no study.
+        CheckpointError: a record was changed or damaged; the message names it.
+    """
     store = Store(Path(folder))
     plan = store.plan()
+    found = {unit.address: store.record_of(unit) for unit in plan.units}
+    done = {a: r for a, r in found.items() if r is not None and r["status"] == "done"}
+    unproven = sum(DIGEST not in record for record in done.values())
+    if unproven:
+        _logger.warning("%s: %s", folder, unproven_note(unproven))
+    dimensions = _dimensions_of(plan, done)
     rows: list[dict[str, Any]] = []
-    dimensions = _dimensions_of(store, plan)
     for unit in plan.units:
-        record = store.record(unit.address) if unit.kind == "measure" else None
-        if record is not None and record["status"] == "done":
-            rows += _rows_of(plan.study, unit, record, store, dimensions)
+        if unit.kind == "measure" and unit.address in done:
+            rows += _rows_of(plan.study, unit, done, dimensions)
+    if all(
+        row["normalise"] == "none" for row in rows
+    ):  # a column only where it says something, as in tables of old
+        return [{k: v for k, v in row.items() if k != "normalise"} for row in rows]
     return rows
 
 
 def _rows_of(
     study: str,
     unit: Unit,
-    record: Mapping[str, Any],
-    store: Store,
+    done: Mapping[str, dict[str, Any]],
     dimensions: Mapping[tuple[str, int], Mapping[str, Any]],
 ) -> Iterator[dict[str, Any]]:
-    content = unit.content
+    content, record = unit.content, done[unit.address]
     ends = [content["a"], content["b"]]
     tables = [dimensions.get((end["unit"], end["index"]), {}) for end in ends]
-    trained = [_network_of(store, end) for end in ends]
+    trained = [_trained_loss(done.get(end["unit"]), end["index"]) for end in ends]
     about = {
         "study": study,
         **{k: v for k, v in content["network"].items() if k != "settings"},
@@ -191,6 +225,7 @@ def _rows_of(
         **content["training"],
         "data": content["data"]["name"],
         "statistics": content["data"]["statistics"],
+        "normalise": content["data"].get("normalise", "none"),
         "points": content["measure"]["points"],
         "seed_a": ends[0]["seed"],
         "seed_b": ends[1]["seed"],
@@ -218,27 +253,24 @@ def _rows_of(
             "loss_b": losses[1],
             "accuracy_a": accuracies[0],
             "accuracy_b": accuracies[1],
-            **{k: row[k] for k in _MEASURED},
+            **{k: row[k] for k in MEASURED},
             **_dimension_columns(row["method"], tables),
             **origin,
         }
 
 
-def _network_of(store: Store, end: Mapping[str, Any]) -> float | None:
+def _trained_loss(record: Mapping[str, Any] | None, index: int) -> float | None:
     """Return the training loss of a network in its last epoch."""
-    record = store.record(end["unit"])
-    history = [] if record is None else record["result"]["networks"][end["index"]]["history"]
+    history = [] if record is None else record["result"]["networks"][index]["history"]
     return history[-1]["loss"] if history else None
 
 
-def _dimensions_of(store: Store, plan: Plan) -> dict[tuple[str, int], dict[str, Any]]:
-    found: dict[tuple[str, int], dict[str, Any]] = {}
-    for unit in plan.units:
-        record = store.record(unit.address) if unit.kind == "dimension" else None
-        if record is not None and record["status"] == "done":
-            of = unit.content["of"]
-            found[of["unit"], of["index"]] = record["result"]["methods"]
-    return found
+def _dimensions_of(plan: Plan, done: Mapping[str, dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
+    return {
+        (unit.content["of"]["unit"], unit.content["of"]["index"]): done[unit.address]["result"]["methods"]
+        for unit in plan.units
+        if unit.kind == "dimension" and unit.address in done
+    }
 
 
 def _dimension_columns(method: str, tables: list[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,24 +1,25 @@
 """File formats of image data sets: IDX, CIFAR batches (binary and Python) and Hugging Face parquet.
 
 Every reader returns ``(pixels, labels)``: uint8 of shape ``(n, channels, height, width)`` and int64 of shape
-``(n,)``. Nothing here unpickles anything but arrays, lists, strings and numbers.
+``(n,)``. Sizes that a file promises are compared with what is there, and with a limit, before memory is
+taken for them.
 """
 
 from __future__ import annotations
 
 import gzip
-import io
-import pickle
+import math
 import struct
 import zlib
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isthmus.errors import DataError, MissingExtraError
+from isthmus.errors import DataError
+from isthmus.study._parquet import read_parquet
+from isthmus.study._pickle import PlainReader, StoredArray
+from isthmus.study._raw import MOST_BYTES, Raw
 
 __all__ = [
     "Raw",
@@ -29,33 +30,49 @@ __all__ = [
     "read_parquet",
 ]
 
-Raw = tuple[NDArray[np.uint8], NDArray[np.int64]]
-
 _GZIP_HEAD = b"\x1f\x8b"
 _IDX_UBYTE = 0x08
 _CIFAR_PIXELS = 3 * 32 * 32
+_CHUNK = 1 << 20
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     """Return the content of a file, unzipped when it is gzip (told by its first bytes, not by its name).
 
+    Args:
+        path: the file.
+        most: bytes that the content may have; a file that unzips to more is not read to its end.
+
     Raises:
-        DataError: the file cannot be read, is empty, or is a truncated or damaged gzip file.
+        DataError: the file cannot be read, is empty or too large, or is a truncated or damaged gzip file.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            zipped = file.read(len(_GZIP_HEAD)) == _GZIP_HEAD
+            file.seek(0)
+            content = _up_to(gzip.GzipFile(fileobj=file), most) if zipped else file.read(most + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(
+            f"{path}: truncated or damaged gzip file: {error}. Delete it and get it again."
+        ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}. Check the data folder.") from error
-    if content.startswith(_GZIP_HEAD):
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, OSError, zlib.error) as error:
-            raise DataError(
-                f"{path}: truncated or damaged gzip file: {error}. Delete it and get it again."
-            ) from error
+    if len(content) > most:
+        raise DataError(
+            f"{path}: expected at most {most:,} bytes{', unzipped' if zipped else ''}, found more. "
+            "Is it a file of this data set?"
+        )
     if not content:
         raise DataError(f"{path}: is empty. Delete it and get it again.")
     return content
+
+
+def _up_to(file: gzip.GzipFile, most: int) -> bytes:
+    """Read one byte more than allowed at most, piece by piece: few bytes can unzip to very many."""
+    content = bytearray()
+    while len(content) <= most and (chunk := file.read(min(_CHUNK, most + 1 - len(content)))):
+        content += chunk
+    return bytes(content)
 
 
 def read_idx(content: bytes, name: str, dimensions: int) -> NDArray[np.uint8]:
@@ -84,13 +101,18 @@ def read_idx(content: bytes, name: str, dimensions: int) -> NDArray[np.uint8]:
     if len(content) < header:
         raise DataError(f"{name}: truncated IDX header. Delete the file and get it again.")
     shape = struct.unpack(f">{dimensions}I", content[4:header])
-    found, promised = len(content) - header, int(np.prod(shape, dtype=np.int64))
+    found, promised = len(content) - header, math.prod(shape)  # exact: products beyond 64 bits must not wrap
     if found != promised:
         raise DataError(
             f"{name}: expected {promised} bytes for shape {shape}, found {found}. "
             "The file is truncated or damaged; delete it and get it again."
         )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    if 0 in shape[1:]:
+        raise DataError(f"{name}: expected images of at least one pixel, found shape {shape}.")
+    try:
+        return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    except ValueError as error:  # no images, each of more pixels than NumPy can count
+        raise DataError(f"{name}: expected images, found shape {shape}. Get the file again.") from error
 
 
 def read_cifar_binary(content: bytes, name: str, label_bytes: int) -> Raw:
@@ -114,26 +136,6 @@ def read_cifar_binary(content: bytes, name: str, label_bytes: int) -> Raw:
     return table[:, label_bytes:].reshape(-1, 3, 32, 32), table[:, label_bytes - 1].astype(np.int64)
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that knows NumPy arrays and nothing else that could run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("numpy", "ndarray"):
-            return np.ndarray
-        if (module, name) == ("numpy", "dtype"):
-            return np.dtype
-        # "numpy.core.multiarray" in old files, "numpy._core.multiarray" in new ones.
-        if module.startswith("numpy.") and module.endswith("core.multiarray") and name == "_reconstruct":
-            return np.empty(0).__reduce__()[0]
-        if (module, name) == ("_codecs", "encode"):
-            return _encode
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    return text.encode(encoding)
-
-
 def read_cifar_pickle(content: bytes, name: str, label_key: str) -> Raw:
     """Read one CIFAR batch in Python form, through an unpickler that can only build arrays.
 
@@ -146,97 +148,29 @@ def read_cifar_pickle(content: bytes, name: str, label_key: str) -> Raw:
         DataError: the pickle asks for anything else, is damaged, or has other entries.
     """
     try:
-        batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+        batch = PlainReader(content).load()
     except Exception as error:  # a damaged pickle makes the reader fail in any way at all
         raise DataError(
             f"{name}: not a CIFAR batch, refused or damaged: {error}. Delete the file and get it again."
         ) from error
-    pixels = batch.get(b"data") if isinstance(batch, dict) else None
-    labels = batch.get(label_key.encode()) if isinstance(batch, dict) else None
+    entries = batch if isinstance(batch, dict) else {}
+    pixels, labels = entries.get(b"data"), entries.get(label_key.encode())
     if (
-        not isinstance(pixels, np.ndarray)
-        or pixels.dtype != np.uint8
-        or pixels.shape[1:] != (_CIFAR_PIXELS,)
+        not isinstance(pixels, StoredArray)
         or not isinstance(labels, list)
-        or len(labels) != len(pixels)
+        or pixels.kind != "u1"
+        or pixels.shape != (len(labels), _CIFAR_PIXELS)
+        or len(pixels.content) != math.prod(pixels.shape)
     ):
         raise DataError(
             f"{name}: expected 'data' of n × {_CIFAR_PIXELS} bytes and n '{label_key}', found something "
             "else. Is it a batch of another data set?"
         )
-    return pixels.reshape(-1, 3, 32, 32), np.asarray(labels, dtype=np.int64)
-
-
-def read_parquet(
-    paths: Sequence[Path], channels: int, label_columns: Sequence[str] = ("label", "fine_label", "labels")
-) -> tuple[Raw, str]:
-    """Read images that Hugging Face ``datasets`` stored as parquet: a struct of encoded bytes, and a label.
-
-    Args:
-        paths: the shards, in order.
-        channels: 1 to decode as grey, 3 as RGB.
-        label_columns: names to try, in order.
-
-    Returns:
-        ``((pixels, labels), encoding)``, with the name of the images' encoding, such as ``"JPEG"``.
-
-    Raises:
-        DataError: not parquet, no such columns, an image that cannot be decoded, or images of unequal size.
-        MissingExtraError: pyarrow or pillow is missing.
-    """
-    pyarrow, parquet, open_image = _parquet_tools()
-    pixels: list[NDArray[np.uint8]] = []
-    labels: list[NDArray[np.int64]] = []
-    encoding = ""
-    for path in paths:
-        try:
-            table = parquet.read_table(path)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{path}: truncated or not a parquet file: {error}. Get it again.") from error
-        images = _column(table, ("img", "image"), path)
-        if pyarrow.types.is_struct(images.type):
-            images = images.combine_chunks().field("bytes")
-        column = _column(table, label_columns, path).to_numpy()
-        if column.dtype.kind not in "iu":
-            raise DataError(f"{path}: expected integer labels, found {column.dtype}.")
-        labels.append(column.astype(np.int64))
-        for row, encoded in enumerate(images.to_pylist()):
-            try:
-                with open_image(io.BytesIO(encoded)) as image:
-                    encoding = encoding or str(image.format)
-                    pixels.append(np.asarray(image.convert("L" if channels == 1 else "RGB")))
-            except (OSError, TypeError, ValueError) as error:
-                raise DataError(
-                    f"{path}: the image in row {row} cannot be decoded: {error}. Get the file again."
-                ) from error
-            if pixels[-1].shape != pixels[0].shape:
-                raise DataError(
-                    f"{path}: images of unequal size: {pixels[0].shape[:2]} in row 0, "
-                    f"{pixels[-1].shape[:2]} in row {row}. Only data sets of one image size can be read."
-                )
-    if not pixels:
-        raise DataError(f"{paths[0] if paths else 'parquet'}: holds no images.")
-    stacked = np.stack(pixels)
-    stacked = stacked[:, None] if channels == 1 else np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
-    return (stacked, np.concatenate(labels)), encoding
-
-
-def _column(table: Any, names: Sequence[str], path: Path) -> Any:
-    found = next((n for n in names if n in table.column_names), None)
-    if found is None:
+    if any(type(number) is not int or not 0 <= number < 2**31 for number in labels):
         raise DataError(
-            f"{path}: expected a column {' or '.join(map(repr, names))}, found {table.column_names}."
+            f"{name}: expected '{label_key}' to be numbers from 0, found others. Get the file again."
         )
-    return table.column(found)
-
-
-def _parquet_tools() -> tuple[Any, Any, Callable[[io.BytesIO], Any]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-        from PIL import Image
-    except ImportError as error:
-        raise MissingExtraError(
-            'Reading parquet data sets needs pyarrow and pillow: pip install "isthmus[study]".'
-        ) from error
-    return pyarrow, pyarrow.parquet, Image.open
+    table = np.frombuffer(pixels.content, np.uint8).reshape(
+        pixels.shape, order="F" if pixels.fortran else "C"
+    )
+    return np.ascontiguousarray(table).reshape(-1, 3, 32, 32), np.asarray(labels, dtype=np.int64)

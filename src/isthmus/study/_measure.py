@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
@@ -14,13 +15,16 @@ from torch import nn
 from isthmus.batches import Batches
 from isthmus.checkpoints import load_state, save_state
 from isthmus.connectivity import Curve, Line, line
+from isthmus.errors import IsthmusWarning
 from isthmus.matching import Alignment, align
 from isthmus.moments._normalisation import keeps_running_statistics
 from isthmus.states import check_finite, state_of
 from isthmus.study._config import NetworkConfig
 from isthmus.study._dataset import Dataset, to_batches
 from isthmus.study._datasets import load_dataset
+from isthmus.study._evidence import checked_network
 from isthmus.study._networks import network_for
+from isthmus.study._normalise import Normalisation
 from isthmus.study._plan import NetworkRef, Unit
 from isthmus.study._seeds import derive_seed
 from isthmus.study._stacked import can_stack, train_stacked
@@ -28,7 +32,7 @@ from isthmus.study._store import Store
 from isthmus.study._training import TrainResult, TrainSettings, train
 from isthmus.symmetry import SymmetrySpec, discover, verify
 
-__all__ = ["build_network", "load_split", "run_content"]
+__all__ = ["build_network", "load_split", "run_content", "symmetries_of"]
 
 _STATISTICS_BATCH, _LINE_BATCH = 1000, 2000
 _EXAMPLES = 4
@@ -42,10 +46,26 @@ def run_content(unit: Unit, store: Store, data_dir: str | None, device: str) -> 
     return _finite(work(unit, store, data_dir, device))
 
 
-@lru_cache(maxsize=2)
-def load_split(name: str, data_dir: str | None, split: str) -> Dataset:
+def load_split(name: str, data_dir: str | None, split: str, normalise: str | None = None) -> Dataset:
     """Load a data set, kept in memory for the units that follow in this process."""
+    data = _kept(name, data_dir, split)
+    return data if normalise is None else data.normalised(_numbers(name, data_dir, normalise))
+
+
+@lru_cache(maxsize=2)
+def _kept(name: str, data_dir: str | None, split: str) -> Dataset:
     return load_dataset(name, data_dir, split=split)
+
+
+@lru_cache(maxsize=8)
+def _numbers(name: str, data_dir: str | None, normalise: str) -> Normalisation | None:
+    """Return the numbers that a setting stands for: of the training set, where it says so."""
+    return _kept(name, data_dir, "train").normalised(normalise).normalisation
+
+
+def _data_of(unit: Unit, data_dir: str | None, split: str) -> Dataset:
+    of = unit.content["data"]
+    return load_split(of["name"], data_dir, split, of.get("normalise"))
 
 
 def build_network(network: NetworkConfig, dataset: Dataset) -> nn.Module:
@@ -61,7 +81,7 @@ def build_network(network: NetworkConfig, dataset: Dataset) -> nn.Module:
 
 def _train(unit: Unit, store: Store, data_dir: str | None, device: str) -> dict[str, Any]:
     content = unit.content
-    data = load_split(content["data"]["name"], data_dir, "train")
+    data = _data_of(unit, data_dir, "train")
     model = build_network(NetworkConfig(**content["network"]), data).to(device)
     settings = [TrainSettings(**content["training"], **network) for network in content["networks"]]
     if can_stack(model, settings[0].augment):
@@ -89,7 +109,7 @@ def _trained(result: TrainResult) -> dict[str, Any]:
 def _measure(unit: Unit, store: Store, data_dir: str | None, device: str) -> dict[str, Any]:
     content = unit.content
     sizes, options = content["data"], content["measure"]
-    train_data, test_data = (load_split(sizes["name"], data_dir, split) for split in ("train", "test"))
+    train_data, test_data = (_data_of(unit, data_dir, split) for split in ("train", "test"))
     model_a, model_b = (
         _load(store, content["network"], train_data, content[end], device) for end in ("a", "b")
     )
@@ -101,7 +121,7 @@ def _measure(unit: Unit, store: Store, data_dir: str | None, device: str) -> dic
         "test": to_batches(test_data, _LINE_BATCH, limit=_at_most(sizes["test"], test_data), seed=_DRAW),
     }
     seed = derive_seed(content["a"]["seed"], "pair", str(content["b"]["seed"]))
-    spec = _symmetries(model_a, statistics, seed)
+    spec = symmetries_of(model_a, statistics, seed)
     recomputable = keeps_running_statistics(model_a)
     rows: list[dict[str, Any]] = []
     for method in options["methods"]:
@@ -112,7 +132,7 @@ def _measure(unit: Unit, store: Store, data_dir: str | None, device: str) -> dic
         for refresh in options["refresh"]:
             recompute = refresh == "batchnorm" and recomputable
             if recompute not in lines:
-                lines[recompute] = line(
+                lines[recompute] = _measured(
                     model_a,
                     model_b,
                     splits,
@@ -127,6 +147,13 @@ def _measure(unit: Unit, store: Store, data_dir: str | None, device: str) -> dic
     return {"rows": rows, "groups": {g.name: g.size for g in spec.groups.values()}}
 
 
+def _measured(*networks_and_data: Any, **options: Any) -> Line:
+    """Measure a line without its warnings: a study says itself which states were refreshed, row by row."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IsthmusWarning)
+        return line(*networks_and_data, **options)
+
+
 def _at_most(count: int | None, data: Dataset) -> int:
     return len(data) if count is None else min(count, len(data))
 
@@ -135,13 +162,14 @@ def _load(
     store: Store, network: Mapping[str, Any], data: Dataset, end: Mapping[str, Any], device: str
 ) -> nn.Module:
     model = build_network(NetworkConfig(**network), data)
-    state = load_state(store.network(NetworkRef(end["unit"], end["index"])))
+    state = load_state(checked_network(store, NetworkRef(end["unit"], end["index"])))
     check_finite(state, f"The network of seed {end['seed']}" if "seed" in end else "The network")
     model.load_state_dict(state)
     return model.to(device).eval()
 
 
-def _symmetries(model: nn.Module, statistics: Batches, seed: int) -> SymmetrySpec:
+def symmetries_of(model: nn.Module, statistics: Batches, seed: int) -> SymmetrySpec:
+    """Discover a network's symmetries and verify them, on the first examples."""
     inputs = next(iter(statistics))[0][:_EXAMPLES].to(next(model.parameters()).device)
     spec = discover(model, inputs)
     verify(spec, model, inputs, generator=torch.Generator().manual_seed(seed)).require()
@@ -172,11 +200,11 @@ def _dimension(unit: Unit, store: Store, data_dir: str | None, device: str) -> d
     from isthmus.matching import dimension
 
     content = unit.content
-    data = load_split(content["data"]["name"], data_dir, "train")
+    data = _data_of(unit, data_dir, "train")
     model = _load(store, content["network"], data, content["of"], device)
     count = _at_most(content["data"]["statistics"], data)
     statistics = to_batches(data, _STATISTICS_BATCH, limit=count, seed=_DRAW)
-    spec = _symmetries(model, statistics, _DRAW)
+    spec = symmetries_of(model, statistics, _DRAW)
     return {"methods": dimension(model, statistics, spec=spec, ranks=content["ranks"]).to_dict()}
 
 

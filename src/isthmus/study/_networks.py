@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from isthmus.errors import ModelError
 from isthmus.study._dataset import Dataset
+from isthmus.study._memory import check_fits
 from isthmus.testing import densenet, groupnorm_resnet, mlp, mobilenet, resnet20, vgg16, vgg16_bn
 
-__all__ = ["FAMILIES", "network_for", "operations"]
+__all__ = ["FAMILIES", "MOST_LAYERS", "network_for", "operations", "parameters_of"]
 
 _CONVOLUTIONAL = {
     "vgg16": vgg16,
@@ -26,6 +27,10 @@ _CONVOLUTIONAL = {
 
 FAMILIES: tuple[str, ...] = ("mlp", *_CONVOLUTIONAL)
 """Names that :func:`network_for` knows."""
+
+
+MOST_LAYERS = 1000
+"""Hidden layers of the ``mlp``: more are a mistake, and each costs time to build even where no memory is taken."""
 
 
 def network_for(
@@ -48,18 +53,17 @@ def network_for(
         The initial values come from torch's global generator; :func:`~isthmus.study.train` draws them anew
         from the seed of its settings.
     """
-    classes = len(dataset.classes)
     if family not in FAMILIES:
         raise ModelError(f"Unknown network family {family!r}. Choose one of {', '.join(FAMILIES)}.")
-    try:
-        if family == "mlp":
-            units = 512 if width is None else width
-            if units != int(units) or units < 1:
-                raise ModelError(f"Network family 'mlp': width: expected a number of units, found {width:g}.")
-            return mlp(math.prod(dataset.input_shape), int(units), depth, classes, **settings)
-        model = _CONVOLUTIONAL[family](classes, 1 if width is None else width, **settings)
-    except TypeError as error:
-        raise ModelError(f"Network family {family!r}: {error}. Check its settings.") from error
+    if family == "mlp":
+        _check_perceptron(width, depth)
+    if torch.empty(0).device.type != "meta":
+        with torch.device("meta"):  # shapes alone: what does not fit is told before memory is taken
+            shapes = _built(family, dataset, width, depth, settings)
+        check_fits(parameters_of(shapes), f"Network family {family!r}{_size(family, width, depth)}")
+    model = _built(family, dataset, width, depth, settings)
+    if family == "mlp":
+        return model
     try:
         with torch.no_grad():
             model.eval()(torch.zeros(1, *dataset.input_shape))
@@ -70,6 +74,46 @@ def network_for(
             "Convolutional families need RGB images; use 'mlp' otherwise."
         ) from error
     return model.train()
+
+
+def parameters_of(model: nn.Module) -> int:
+    """Return the number of parameters; with a model on the device ``meta`` nothing is held in memory."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def _check_perceptron(width: float | None, depth: int) -> None:
+    if width is not None and (not math.isfinite(width) or width != int(width) or width < 1):
+        raise ModelError(f"Network family 'mlp': width: expected a number of units, found {width:g}.")
+    if not 0 <= depth <= MOST_LAYERS:
+        raise ModelError(
+            f"Network family 'mlp': depth: expected 0 to {MOST_LAYERS} hidden layers, found {depth}."
+        )
+
+
+def _built(
+    family: str, dataset: Dataset, width: float | None, depth: int, settings: dict[str, Any]
+) -> nn.Module:
+    classes = len(dataset.classes)
+    try:
+        if family == "mlp":
+            units = 512 if width is None else int(width)
+            return mlp(math.prod(dataset.input_shape), units, depth, classes, **settings)
+        return _CONVOLUTIONAL[family](classes, 1 if width is None else width, **settings)
+    except TypeError as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"Network family {family!r}: {reason}. Check its settings.") from error
+    except (RuntimeError, OverflowError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(
+            f"Network family {family!r}{_size(family, width, depth)} cannot be built: "
+            f"{str(error).splitlines()[0].rstrip('.')}. Choose another width, or check its settings."
+        ) from error
+
+
+def _size(family: str, width: float | None, depth: int) -> str:
+    told = "" if width is None else f", width {width:g}"
+    return f"{told}, depth {depth}" if family == "mlp" else told
 
 
 def operations(model: nn.Module, example: Tensor) -> int:

@@ -13,7 +13,7 @@ from isthmus.matching import METHODS
 from isthmus.study._config import StudyConfig, Variant
 from isthmus.study._precision import Precision
 
-__all__ = ["NetworkFacts", "NetworkRef", "Plan", "Unit", "address_of", "plan_study"]
+__all__ = ["NetworkFacts", "NetworkRef", "Plan", "Unit", "address_of", "name_of", "plan_study"]
 
 PROTOCOL = 1
 """Raised whenever a change of the code changes what a unit of the same content gives."""
@@ -33,11 +33,13 @@ class NetworkFacts:
         stackable: whether several can be trained together.
         operations: of one forward pass of one example.
         refreshable: whether it keeps running statistics.
+        parameters: how many it has.
     """
 
     stackable: bool
     operations: float
     refreshable: bool
+    parameters: int = 0
 
     @property
     def size(self) -> float:
@@ -170,14 +172,18 @@ def _train_unit(
     content = {
         "kind": "train",
         "code": _code(),
-        "data": {"name": variant.data.name, "train": digest(variant.data.name, "train")},
+        "data": {
+            "name": variant.data.name,
+            "train": digest(variant.data.name, "train"),
+            **_normalised(variant),
+        },
         "network": variant.network.model_dump(mode="json"),
         "training": training,
         "networks": networks,
     }
     rates = sorted({n["learning_rate"] for n in networks})
     label = (
-        f"train {_name(variant)}, learning rate {', '.join(f'{r:g}' for r in rates)}, "
+        f"train {name_of(variant)}, learning rate {', '.join(f'{r:g}' for r in rates)}, "
         f"seeds {', '.join(str(s) for s in sorted({n['seed'] for n in networks}))}"
     )
     cost = len(networks) * max(variant.training.epochs, 0.1) * facts.size
@@ -194,10 +200,10 @@ def _measurements(
     rate = variant.training.learning_rate
     measure = study.measure.model_dump(mode="json")
     dimension = measure.pop("dimension")
-    data = variant.data.model_dump(mode="json")
+    data = variant.data.content()
     digests = {split: digest(variant.data.name, split) for split in ("train", "test")}
     shared = {"code": _code(), "digests": digests, "network": variant.network.model_dump(mode="json")}
-    about = f"{_name(variant)}, learning rate {rate:g}"
+    about = f"{name_of(variant)}, learning rate {rate:g}"
     used: set[int] = set()
     for a, b in study.all_pairs:
         ends = {"a": {**asdict(places[rate, a]), "seed": a}, "b": {**asdict(places[rate, b]), "seed": b}}
@@ -215,7 +221,7 @@ def _measurements(
         content = {
             "kind": "dimension",
             **shared,
-            "data": {"name": data["name"], "statistics": data["statistics"]},
+            "data": {"name": data["name"], "statistics": data["statistics"], **_normalised(variant)},
             "of": asdict(place),
             "methods": list(METHODS),
             "ranks": False,
@@ -247,11 +253,18 @@ def _chunks(values: list[tuple[float, int]], size: int) -> Iterator[list[tuple[f
     return (values[i : i + size] for i in range(0, len(values), size))
 
 
+def _normalised(variant: Variant) -> dict[str, Any]:
+    """Return how inputs are normalised, if they are: left out otherwise, as in the addresses of old."""
+    content = variant.data.content()
+    return {key: content[key] for key in ("normalise",) if key in content}
+
+
 def _code() -> dict[str, Any]:
     return {"isthmus": isthmus.__version__, "protocol": PROTOCOL}
 
 
-def _name(variant: Variant) -> str:
+def name_of(variant: Variant) -> str:
+    """Return what a variant trains, in words."""
     network = variant.network
     size = "" if network.width is None else f" {network.width:g}"
     deep = f" × {network.depth}" if network.family == "mlp" else ""

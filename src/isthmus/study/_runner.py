@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,14 @@ import torch
 
 from isthmus.moments._normalisation import keeps_running_statistics
 from isthmus.study._config import StudyConfig, Variant
+from isthmus.study._continuation import check_continuation
+from isthmus.study._device import check_device
+from isthmus.study._evidence import Evidence, unproven_note, weigh
 from isthmus.study._executors import AbstractExecutor, InProcess, Job, Outcome
 from isthmus.study._measure import build_network, load_split
-from isthmus.study._networks import operations
-from isthmus.study._plan import NetworkFacts, Plan, Unit, plan_study
+from isthmus.study._memory import check_fits
+from isthmus.study._networks import operations, parameters_of
+from isthmus.study._plan import NetworkFacts, Plan, Unit, name_of, plan_study
 from isthmus.study._precision import Precision, faster_precision
 from isthmus.study._sinks import AbstractSink, scalars_of
 from isthmus.study._stacked import can_stack
@@ -60,6 +64,8 @@ class StudyStatus:
         blocked: units that cannot be run because what they need has failed.
         seconds: work recorded, summed over units.
         left: expected seconds that were left when the last unit ended, or ``None``; 0 when finished.
+        damaged: label of every unit whose record must not be used, and why; running the study makes it anew.
+        notes: what else a reader should know, such as which units were made anew in this run.
     """
 
     study: str
@@ -68,6 +74,8 @@ class StudyStatus:
     blocked: int
     seconds: float
     left: float | None
+    damaged: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -91,17 +99,45 @@ def make_plan(study: StudyConfig, data_dir: str | Path | None, *, precision: Pre
         DataError: the data cannot be had.
         ModelError: a network does not fit the data.
     """
+    return _planned(study, data_dir, precision)[0]
+
+
+def _planned(
+    study: StudyConfig, data_dir: str | Path | None, precision: Precision | None
+) -> tuple[Plan, list[tuple[Variant, NetworkFacts]]]:
+    """Return the plan, and what is known about the networks of each architecture in it."""
     where = None if data_dir is None else str(data_dir)
+    known: list[tuple[Variant, NetworkFacts]] = []
 
     def facts(variant: Variant) -> NetworkFacts:
         data = load_split(variant.data.name, where, "train")
         with torch.device("meta"):  # shapes alone: the widest networks fill gigabytes
             model = build_network(variant.network, data)
             work = operations(model, torch.zeros(1, *data.input_shape))
-        return NetworkFacts(can_stack(model, variant.training.augment), work, keeps_running_statistics(model))
+        found = NetworkFacts(
+            can_stack(model, variant.training.augment),
+            work,
+            keeps_running_statistics(model),
+            parameters_of(model),
+        )
+        known.append((variant, found))
+        return found
 
     chosen = faster_precision("cpu") if precision is None else precision
-    return plan_study(study, lambda name, split: load_split(name, where, split).digest, facts, chosen)
+    return plan_study(study, lambda name, split: load_split(name, where, split).digest, facts, chosen), known
+
+
+def _check_memory(study: StudyConfig, known: Iterable[tuple[Variant, NetworkFacts]], device: str) -> None:
+    """Refuse networks whose training cannot fit: weights, gradients and the optimiser's moments of one unit."""
+    for variant, facts in known:
+        moments = 2 if variant.training.optimiser == "adam" else 1
+        together = min(study.stack, len(study.all_seeds)) if facts.stackable else 1
+        check_fits(
+            facts.parameters,
+            f"Training {name_of(variant)},{f' {together} networks at a time,' if together > 1 else ''}",
+            copies=(2 + moments) * together,
+            device=device,
+        )
 
 
 def run_study(
@@ -130,25 +166,57 @@ def run_study(
         sinks: told about every unit that ends, such as :class:`isthmus.study.TensorBoard`; they are left open.
             One that fails is dropped, with a line in ``events.jsonl``, and the study goes on.
 
+    Returns:
+        What is recorded at the end; its notes say which units were made anew because their record or network was
+        lost, changed, damaged, or unproven (of a version before digests).
+
     Raises:
+        StudyError: the folder holds another study, or results that this one does not ask for, or the device is not
+            there; nothing is changed then.
         DataError: the data cannot be had.
-        ModelError: a network does not fit the data.
+        ModelError: a network does not fit the data, or into the machine's memory.
         OutputError: the folder cannot be written.
     """
+    chosen = InProcess() if executor is None else executor
+    check_device(device, here=chosen.here)
     store = Store(Path(out).resolve())
-    store.create()
+    check_continuation(study, store.folder)
     # A study that is continued elsewhere keeps the precision it was begun with: its records stay of one kind.
     precision = store.plan().precision if store.has_plan else faster_precision(device)
-    plan = make_plan(study, data_dir, precision=precision)
+    plan, known = _planned(study, data_dir, precision)
+    if chosen.here:
+        _check_memory(study, known, device)
+    store.create()
     store.write_plan(plan, study.text)
-    done = {u.address for u in plan.units if _is_done(store, u.address)}
-    chosen = InProcess() if executor is None else executor
     where = None if data_dir is None else str(Path(data_dir).resolve())
-    jobs = [
-        Job(u, str(store.folder), where, chosen.threads, device) for u in plan.units if u.address not in done
-    ]
-    _Loop(store, plan, chosen, on_progress, sinks).run(jobs, done)
-    return study_status(store.folder)
+    evidence = weigh(store, plan)
+    notes = _told(store, plan, evidence)
+    for _ in range(2):  # a network that is trained anew may differ from the one that was measured
+        jobs = [
+            Job(u, str(store.folder), where, chosen.threads, device)
+            for u in plan.units
+            if u.address not in evidence.done
+        ]
+        _Loop(store, plan, chosen, on_progress, sinks).run(jobs, set(evidence.done))
+        anew = {job.unit.address for job in jobs}
+        if not any(anew.intersection(u.needs) for u in plan.units if u.address in evidence.done):
+            break
+        evidence = weigh(store, plan)
+        stale = [u for u in plan.units if u.address in evidence.faults and u.address not in anew]
+        if not stale:
+            break
+        notes += _told(store, plan, evidence)
+    return replace(study_status(store.folder), notes=tuple(dict.fromkeys(notes)))
+
+
+def _told(store: Store, plan: Plan, evidence: Evidence) -> list[str]:
+    """Say which units are made anew, and why: in the events, the log and what is returned."""
+    labels = {u.address: u.label for u in plan.units}
+    notes = [f"made anew: {labels[a]}: {fault}" for a, fault in evidence.faults.items()]
+    for note in notes:
+        store.log({"time": time.time(), "status": "made anew", "message": note})
+        _logger.warning("%s", note)
+    return notes
 
 
 def study_status(folder: str | Path) -> StudyStatus:
@@ -162,30 +230,40 @@ def study_status(folder: str | Path) -> StudyStatus:
     counts: dict[str, dict[str, int]] = {}
     failed: dict[str, str] = {}
     bad: set[str] = set()
+    damaged: dict[str, str] = {}
+    unproven = 0
     blocked, seconds = 0, 0.0
     for unit in plan.units:
         count = counts.setdefault(unit.kind, {"done": 0, "failed": 0, "all": 0})
         count["all"] += 1
-        record = store.record(unit.address)
-        if record is None:
+        found = store.find(unit)
+        if found.record is None:
+            if found.fault is not None:
+                damaged[unit.label] = found.fault
             if bad.intersection(unit.needs):
                 blocked += 1
                 bad.add(unit.address)
             continue
-        count[record["status"]] += 1
-        if record["status"] == "failed":
+        count[found.record["status"]] += 1
+        unproven += not found.proven
+        if found.status == "failed":
             bad.add(unit.address)
-            failed[unit.label] = (record["traceback"] or "").strip().splitlines()[-1]
+            failed[unit.label] = found.record["traceback"].strip().splitlines()[-1]
         timing = store.timing(unit.address)
-        seconds += 0.0 if timing is None else timing["seconds"] or 0.0
+        seconds += 0.0 if timing is None else timing.get("seconds") or 0.0
     finished = all(c["done"] == c["all"] for c in counts.values())
     left = 0.0 if finished else (store.last_event() or {}).get("seconds_left")
-    return StudyStatus(plan.study, counts, failed, blocked, seconds, left)
-
-
-def _is_done(store: Store, address: str) -> bool:
-    record = store.record(address)
-    return record is not None and record["status"] == "done"
+    notes = (unproven_note(unproven),) if unproven else ()
+    return StudyStatus(
+        plan.study,
+        counts,
+        failed,
+        blocked,
+        seconds,
+        left if isinstance(left, (int, float)) else None,
+        damaged,
+        notes,
+    )
 
 
 class _Loop:
@@ -252,7 +330,7 @@ class _Loop:
             self.on_progress(progress)
 
     def _fill_sinks(self, unit: Unit, event: dict[str, Any]) -> None:
-        scalars = scalars_of(unit, self.store.record(unit.address)) if self.sinks else []
+        scalars = scalars_of(unit, self.store.record_of(unit)) if self.sinks else []
         for sink in list(self.sinks):
             try:
                 sink.write(self.ended, event, scalars)

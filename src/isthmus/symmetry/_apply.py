@@ -9,6 +9,7 @@ from torch import Tensor
 
 from isthmus.coupling import validate_permutation
 from isthmus.errors import ShapeError, SymmetryError
+from isthmus.states import with_versions_of
 from isthmus.symmetry._spec import Slot, SymmetrySpec
 
 __all__ = ["apply", "check_permutations", "permute_tensor"]
@@ -26,14 +27,15 @@ def apply(
         state: tensors by name; any device (meta too) and dtype.
 
     Returns:
-        All tensors of ``state``. Tensors that no given group moves are the same objects.
+        All tensors of ``state``, with the versions of modules that it carries. Tensors that no given group moves are
+        the same objects.
 
     Raises:
         SymmetryError: a permutation names an unknown group, or the state lacks a tensor of the spec.
         ShapeError: a permutation or a tensor has the wrong shape.
     """
     checked = check_permutations(spec, permutations)
-    result = dict(state)
+    result = with_versions_of(state, dict(state))
     for name, by_axis in spec.slots_by_tensor().items():
         moving = {
             axis: [(group, slot) for group, slot in slots if group in checked]

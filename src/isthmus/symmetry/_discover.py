@@ -17,10 +17,11 @@ from isthmus.symmetry._collect import collect
 from isthmus.symmetry._nesting import outer_atoms, used_atoms
 from isthmus.symmetry._spec import SymmetrySpec
 from isthmus.symmetry._stacked import Cuts, SegmentingInterpreter, joined
+from isthmus.symmetry._ties import Ties
 from isthmus.symmetry._trace import Trace, trace
 from isthmus.symmetry._values import Value, constant_value
 
-__all__ = ["Outputs", "discover", "discover_from_trace"]
+__all__ = ["Outputs", "activation_name", "discover", "discover_from_trace"]
 
 _MOST_PASSES = 4
 
@@ -64,8 +65,17 @@ def discover(
     return discover_from_trace(trace(model, args, kwargs), outputs=outputs)
 
 
-def discover_from_trace(traced: Trace, *, outputs: Outputs = None) -> SymmetrySpec:
-    """Find the symmetries of an already traced model (see :func:`discover`)."""
+def discover_from_trace(
+    traced: Trace, *, outputs: Outputs = None, watched: Sequence[str] = ()
+) -> SymmetrySpec:
+    """Find the symmetries of an already traced model (see :func:`discover`).
+
+    Args:
+        traced: the model.
+        outputs: what must be preserved.
+        watched: nodes of the graph whose values are listed too, as if they were tensors of the state, under
+            :func:`activation_name`: how the groups move activations of the traced shapes.
+    """
     chosen = traced.select_outputs(outputs)
     labels, interpreter = _interpret(traced, {})
     for _ in range(_MOST_PASSES):
@@ -89,7 +99,17 @@ def discover_from_trace(traced: Trace, *, outputs: Outputs = None) -> SymmetrySp
                     _axes.pin(atom, Pin("not used by the traced computation"))
     values = [*labels.values(), *interpreter.all_values()]
     nesting = outer_atoms(values, interpreter.steps)
+    for node in traced.graph.nodes:
+        value = joined(interpreter.values[node]) if node.name in watched else None
+        if isinstance(value, Value):
+            labels[activation_name(node.name)] = value
+            names[activation_name(node.name)] = (activation_name(node.name),)
     return collect(labels, names, nesting, None if outputs is None else tuple(chosen))
+
+
+def activation_name(node: str) -> str:
+    """Return the name under which the value of a graph's node is listed; no parameter's path begins so."""
+    return f"@{node}"
 
 
 def _without_idle_twins(
@@ -100,6 +120,16 @@ def _without_idle_twins(
     read = {traced.tensors[n.name] for n in placeholders if n.name in traced.tensors and n.users}
     spoken = {names[tensor] for tensor in read}
     return {t: value for t, value in labels.items() if t in read or names[t] not in spoken}
+
+
+def _ties(traced: Trace) -> Ties:
+    """Return a prover for the graph: parameters are in general position, buffers and inputs may hold anything."""
+    first = {name: names[0] for name, names in traced.aliases.items()}
+    learned = {first.get(n, n) for n in traced.program.graph_signature.inputs_to_parameters.values()}
+    named = {place: first.get(name, name) for place, name in traced.tensors.items()}
+    parameters = {place: name for place, name in named.items() if name in learned}
+    others = (n.name for n in traced.graph.find_nodes(op="placeholder") if n.name not in parameters)
+    return Ties(parameters, others)
 
 
 def _interpret(traced: Trace, cuts: Cuts) -> tuple[dict[str, Value], SegmentingInterpreter]:
@@ -119,6 +149,6 @@ def _interpret(traced: Trace, cuts: Cuts) -> tuple[dict[str, Value], SegmentingI
             why = Pin(f"the model's input {node.name!r}")
             value = Value(tuple(_axes.immovable(s, why) for s in shape))
         inputs[node.name] = value
-    interpreter = SegmentingInterpreter(cuts)
+    interpreter = SegmentingInterpreter(cuts, _ties(traced))
     interpreter.run(traced.graph, inputs, traced.program.graph_module)
     return labels, interpreter

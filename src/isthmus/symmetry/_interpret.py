@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from isthmus.symmetry._axes import Pin, UnsplittableError
 from isthmus.symmetry._operation import Kind, Mixing, Operation, Rule, Step, rule_of
-from isthmus.symmetry._ties import RANKINGS, Ties
+from isthmus.symmetry._ties import Ties
 from isthmus.symmetry._trace import module_of, operator_of
 from isthmus.symmetry._values import Pointer, Value, constant_value, values_in
 
@@ -36,10 +36,10 @@ _GATHER_TENSORS = ("aten.cat", "aten.concat", "aten.concatenate", "aten.stack")
 class Interpreter:
     """Runs a functional graph on labels; ``values`` then holds the label of every node."""
 
-    def __init__(self) -> None:
+    def __init__(self, ties: Ties) -> None:
         self.values: dict[fx.Node, Any] = {}
         self.steps: list[Step] = []
-        self._ties = Ties()
+        self._ties = ties
 
     def run(self, graph: fx.Graph, inputs: Mapping[str, Any], modules: Any = None, module: str = "") -> Any:
         """Interpret a graph.
@@ -96,8 +96,10 @@ class Interpreter:
         if known is not None:
             function, kind = known
             result = _attempt(function, op, bound, values)
-            if op.name in RANKINGS and self._ties.may_tie(node):
-                result = _tied(result)
+            if any(v.points is not None and v.points.tied for v in values_in(result)) and (
+                not any(v.points is not None for v in values) and self._ties.are_distinct(node)
+            ):
+                result = _unique(result)
             pointing = [v for v in values if v.points is not None]
             if pointing and kind == "moves" and len(pointing) == len(values) == 1:
                 result = _with_points(result, pointing[0].points)
@@ -125,9 +127,8 @@ class Interpreter:
         bodies = [a for a in args if isinstance(a, fx.GraphModule)]
         if len(bodies) == 1 and op.name.startswith("wrap_with"):
             body = bodies[0]
-            operands = args[next(k for k, a in enumerate(args) if a is body) + 1 :]
-            names = [n.name for n in body.graph.find_nodes(op="placeholder")]
-            return self.run(body.graph, dict(zip(names, operands, strict=True)), body, op.module)
+            place = next(k for k, a in enumerate(args) if a is body) + 1
+            return self._inside(body, node, args[place:], node.args[place:], op.module)
         return self._unknown(op, values_in([args, kwargs]))
 
     def _unknown(self, op: Operation, values: list[Value]) -> Any:
@@ -140,12 +141,31 @@ class Interpreter:
         body = _decomposition(node)
         if body is None or not _all_known(body):
             return self._unknown(op, values)
-        names = [n.name for n in body.graph.find_nodes(op="placeholder")]
-        operands = [self.values[n] for n in node.all_input_nodes]
-        if len(names) != len(operands):
+        sources = node.all_input_nodes
+        if len(body.graph.find_nodes(op="placeholder")) != len(sources):
             return self._unknown(op, values)
-        result = self.run(body.graph, dict(zip(names, operands, strict=True)), body, op.module)
+        operands = [self.values[n] for n in sources]
+        result = self._inside(body, node, operands, sources, op.module)
         return tuple(result) if isinstance(op.result, (tuple, list)) else result
+
+    def _inside(
+        self,
+        body: fx.GraphModule,
+        node: fx.Node,
+        operands: Sequence[Any],
+        sources: Sequence[Any],
+        module: str,
+    ) -> Any:
+        """Interpret the graph that stands for one node of another graph."""
+        inner = body.graph.find_nodes(op="placeholder")
+        for place, source in zip(inner, sources, strict=True):
+            self._ties.same(place, source)
+        given = dict(zip((n.name for n in inner), operands, strict=True))
+        result = self.run(body.graph, given, body, module)
+        made = body.graph.output_node().args[0]
+        if isinstance(made, fx.Node):
+            self._ties.same(node, made)
+        return result
 
 
 def _attempt(function: Rule, op: Operation, bound: Mapping[str, Any], values: Sequence[Value]) -> Any:
@@ -172,12 +192,12 @@ def _fits(result: Any, expected: Any) -> bool:
     return True
 
 
-def _tied(result: Any) -> Any:
-    """Mark the positions that a ranking of entries found as possible ties."""
+def _unique(result: Any) -> Any:
+    """Mark the positions that a ranking of different entries found as the only ones possible."""
     if isinstance(result, Value):
         points = result.points
-        return result if points is None else replace(result, points=replace(points, tied=True))
-    return tuple(_tied(r) for r in result) if isinstance(result, (tuple, list)) else result
+        return result if points is None else replace(result, points=replace(points, tied=False))
+    return tuple(_unique(r) for r in result) if isinstance(result, (tuple, list)) else result
 
 
 def _with_points(result: Any, points: Pointer | None) -> Any:

@@ -14,13 +14,13 @@ from isthmus.symmetry._axes import ONE, Expression, Pin, UnsplittableError
 from isthmus.symmetry._trace import module_of, operator_of
 from isthmus.symmetry._values import Pointer, Value
 
-__all__ = ["Kind", "Mixing", "Operation", "Rule", "Selection", "Step", "rule", "rule_of"]
+__all__ = ["TIED", "Kind", "Mixing", "Operation", "Rule", "Selection", "Step", "rule", "rule_of"]
 
 Rule = Callable[..., Any]
 Kind = Literal["moves", "local", "mixes"]
 _RULES: dict[str, tuple[Rule, Kind]] = {}
 _tokens = count()
-_TIED = "equal entries are told apart by their order"
+TIED = "equal entries are told apart by their order"
 
 
 def rule(*names: str, kind: Kind = "mixes") -> Callable[[Rule], Rule]:
@@ -111,17 +111,21 @@ class Operation:
         """Address axis ``dim`` of ``x`` by an index tensor, whose axes become ``places``.
 
         Positions that the index found on this very axis move along; any other index fixes them, and so does one
-        whose choice may be a tie. A fixed index brings entries to other positions, so it mixes along the axis.
+        whose choice may be a tie. A fixed index brings entries to other positions, so it mixes along the axis; one
+        that counts the positions of this axis still says at which of them an entry was found.
         """
         axis = x.axes[dim]
         points = index.points
-        if points is None or points.axis.size != axis.size or points.tied:
-            self.pin(axis, reason if points is None or not points.tied else _TIED)
+        if points is None or points.axis.size != axis.size:
+            self.pin(axis, reason)
             self.use_as_numbers([index])
             self.mix(x, [dim])
-        else:
-            self.unify(axis, points.axis)
-            self.selections.append(Selection(points, tuple(places), _mixing(x, [dim])))
+            return
+        if points.tied:
+            self.pin(axis, TIED)
+            self.pin(points.axis, TIED)
+        self.unify(axis, points.axis)
+        self.selections.append(Selection(points, tuple(places), _mixing(x, [dim])))
 
     def common_axis(self, values: Sequence[Value]) -> Pointer | None:
         """Return a pointer for entries that all count positions of one axis, or ``None`` after fixing them."""

@@ -15,8 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from isthmus.errors import ModelError
 from isthmus.evaluation import require_evaluation
 from isthmus.symmetry._apply import apply
+from isthmus.symmetry._outputs import named_outputs
 from isthmus.symmetry._spec import SymmetrySpec
-from isthmus.symmetry._trace import path_name, select_named, without_caches
+from isthmus.symmetry._trace import without_caches
+from isthmus.symmetry._trials import TRIALS, RankingSeen, nudged
 
 __all__ = ["Runner"]
 
@@ -24,6 +26,8 @@ _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, OverflowError)
 _LOW = (torch.float16, torch.bfloat16, torch.float32)
 _LOW_COMPLEX = (torch.complex32, torch.complex64)
 _HIGH = (torch.float64, torch.complex128)
+_FELT = 1e-6
+"""Change of an output, relative to its largest entry, that rounding does not explain at large or tiny values."""
 
 
 class _Double(TorchDispatchMode):
@@ -87,7 +91,13 @@ class Runner:
         self._inputs = (args, dict(kwargs))
         self.dtype = torch.float64
         self._reference = self._first_run(generator)
-        again = self._run(self._state)
+        if not self._reference:
+            raise ModelError(
+                f"{type(model).__name__} returns no tensor, so there is nothing to compare. Return tensors, or tuples, "
+                "lists, mappings or dataclasses of them."
+            )
+        with RankingSeen() as ranking:
+            again = self._run(self._state)
         differing = [k for k, v in self._reference.items() if _relative_error(v, again[k]) > 0]
         if differing:
             raise ModelError(
@@ -100,18 +110,47 @@ class Runner:
                 f"{type(model).__name__} returns no finite value in {empty[0]!r} on the example inputs, so nothing "
                 "can be verified. Check the inputs (masks in particular) and the weights."
             )
+        self._trials = self._tying() if ranking.seen and generator is not None else []
 
     def errors(self, spec: SymmetrySpec, permutations: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the largest relative change of each output under a relabelling.
 
-        A relabelling that tears tied tensors apart changes every output by infinity.
+        A relabelling that tears tied tensors apart changes every output by infinity. A network that ranks numbers is
+        also run where they are equal; there only changes count that are far above rounding.
         """
-        state = apply(spec, permutations, self._state)
+        found = self._errors(spec, permutations, self._state, self._inputs, self._reference)
+        for state, inputs, reference in self._trials:
+            for name, error in self._errors(spec, permutations, state, inputs, reference).items():
+                found[name] = max(found[name], error if not error <= _FELT else 0.0)
+        return found
+
+    def _errors(
+        self,
+        spec: SymmetrySpec,
+        permutations: Mapping[str, Tensor],
+        original: Mapping[str, Tensor],
+        inputs: Any,
+        reference: Mapping[str, Tensor],
+    ) -> dict[str, float]:
+        state = apply(spec, permutations, original)
         for name, twin in self._ties.items():
             if state[name] is not state[twin] and not torch.equal(state[name], state[twin]):
-                return dict.fromkeys(self._reference, float("inf"))
-        moved = self._run(state)
-        return {name: _relative_error(value, moved[name]) for name, value in self._reference.items()}
+                return dict.fromkeys(reference, float("inf"))
+        moved = self._run(state, inputs)
+        return {name: _relative_error(value, moved[name]) for name, value in reference.items()}
+
+    def _tying(self) -> list[tuple[dict[str, Tensor], Any, dict[str, Tensor]]]:
+        """Return states, inputs and outputs of the trials that make ties and do not depend on rounding."""
+        learned = {n: p for n, p in self._model.named_parameters(remove_duplicate=False) if p.ndim == 1}
+        shifts = {n for n, p in learned.items() if p.is_floating_point() and not n.endswith(_GAINS)}
+        found: list[tuple[dict[str, Tensor], Any, dict[str, Tensor]]] = []
+        for trial in TRIALS:
+            with contextlib.suppress(*_FAILURES):  # a network may refuse such inputs
+                state, inputs = trial.state(self._state, shifts), trial.inputs(self._inputs)
+                reference, close = self._run(state, inputs), self._run(nudged(state), inputs)
+                if all(_relative_error(v, close[k]) <= _FELT for k, v in reference.items()):
+                    found.append((state, inputs, reference))
+        return found
 
     def _first_run(self, generator: torch.Generator | None) -> dict[str, Tensor]:
         """Run on noisy inputs if that gives finite outputs, else on the given ones; find a dtype that works."""
@@ -136,13 +175,13 @@ class Runner:
                 return self._run(self._state)
         raise ModelError(_FAILED.format(type(self._model).__name__, first)) from first
 
-    def _run(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        args, kwargs = pytree.tree_map(self._prepare, self._inputs)
+    def _run(self, state: Mapping[str, Tensor], inputs: Any = None) -> dict[str, Tensor]:
+        args, kwargs = pytree.tree_map(self._prepare, self._inputs if inputs is None else inputs)
         placed = {name: state[name] for name in self._places}
         mode = _Double() if self.dtype == torch.float64 else contextlib.nullcontext()
         with torch.no_grad(), mode:
             output = functional_call(without_caches(self._model), placed, args, kwargs, tie_weights=False)
-        return select_named(_named(output), self._wanted)
+        return named_outputs(output, Tensor).select(self._wanted)
 
     def _prepare(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -227,14 +266,6 @@ def _noisy(value: Any, generator: torch.Generator) -> Any:
     if not bool((value == value.reshape(-1)[0]).all()):
         return value
     return value + 0.5 * torch.rand(value.shape, generator=generator, dtype=torch.float64).to(value.device)
-
-
-def _named(output: Any) -> dict[str, Tensor]:
-    """Name the tensors of an output by their path, as discovery does."""
-    if isinstance(output, Mapping) and not isinstance(output, dict):
-        output = dict(output)
-    pairs, _ = pytree.tree_flatten_with_path(output)
-    return {path_name(path) or "output": v for path, v in pairs if isinstance(v, Tensor)}
 
 
 def _relative_error(reference: Tensor, moved: Tensor) -> float:

@@ -20,6 +20,7 @@ from isthmus.symmetry import _axes
 from isthmus.symmetry._axes import Atom, Expression, Fixed, Sum, UnsplittableError, resolve
 from isthmus.symmetry._interpret import Interpreter
 from isthmus.symmetry._operation import Operation, rule_of
+from isthmus.symmetry._ties import Ties
 from isthmus.symmetry._values import Value, values_in
 
 __all__ = ["Cuts", "SegmentingInterpreter", "joined"]
@@ -94,10 +95,11 @@ class SegmentingInterpreter(Interpreter):
 
     Args:
         cuts: what an earlier interpretation of the same graph found.
+        ties: proves which entries differ.
     """
 
-    def __init__(self, cuts: Mapping[fx.Node, tuple[int, tuple[int, ...]]]) -> None:
-        super().__init__()
+    def __init__(self, cuts: Mapping[fx.Node, tuple[int, tuple[int, ...]]], ties: Ties) -> None:
+        super().__init__(ties)
         self.known_cuts = cuts
         self._reshaped: dict[fx.Node, Value] = {}
 

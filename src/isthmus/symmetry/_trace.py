@@ -11,7 +11,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,7 +19,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from isthmus.errors import ModelError, SymmetryError
+from isthmus.errors import ModelError
+from isthmus.symmetry._outputs import NamedOutputs, named_outputs, returning_opened
 
 __all__ = [
     "NodeCallback",
@@ -27,13 +28,9 @@ __all__ = [
     "bound_arguments",
     "module_of",
     "operator_of",
-    "path_name",
-    "select_named",
     "trace",
     "without_caches",
 ]
-
-_T = TypeVar("_T")
 
 NodeCallback = Callable[[fx.Node, Callable[[fx.Node], Any], Any], None]
 """Called with a node, a function from argument node to value, and the node's result."""
@@ -49,7 +46,8 @@ class Trace:
         constants: from placeholder name to tensor, for what is not part of the state (lifted constants and
             non-persistent buffers).
         inputs: names of the placeholders of user inputs, in order.
-        outputs: from output name to the node that computes it; names are paths such as ``logits`` or ``0``.
+        outputs: from output name to the node that computes it; names are paths such as ``logits`` or ``0``, written as
+            ``['a']['b']`` where another output has the same words.
         aliases: from each state name to all names that share its storage (tied parameters), itself included.
     """
 
@@ -57,7 +55,7 @@ class Trace:
     tensors: Mapping[str, str]
     constants: Mapping[str, Tensor]
     inputs: tuple[str, ...]
-    outputs: Mapping[str, fx.Node]
+    outputs: NamedOutputs[fx.Node]
     aliases: Mapping[str, tuple[str, ...]]
 
     @property
@@ -73,9 +71,9 @@ class Trace:
                 (``hidden_states`` selects ``hidden_states.0``, ``hidden_states.1``, …).
 
         Raises:
-            SymmetryError: nothing has that name or position.
+            SymmetryError: nothing has that name or position, or several outputs have that name.
         """
-        return select_named(self.outputs, wanted)
+        return self.outputs.select(wanted)
 
     def run(
         self,
@@ -95,7 +93,7 @@ class Trace:
                 the result.
 
         Returns:
-            The model's output, with its original structure.
+            The model's output, with its original structure (dataclasses and foreign mappings as dicts).
 
         Raises:
             ModelError: the inputs have another structure than the traced ones.
@@ -175,7 +173,9 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.export.export(without_caches(model), args, kwargs, strict=False)
+            shell = without_caches(model)
+            with returning_opened(shell):
+                program = torch.export.export(shell, args, kwargs, strict=False)
             _refuse_randomness(program, model)
             return program.run_decompositions({})
     except ModelError:
@@ -265,46 +265,14 @@ def _build(model: nn.Module, program: ExportedProgram) -> Trace:
     return Trace(program, tensors, constants, tuple(inputs), _outputs(program), _aliases(model))
 
 
-def _outputs(program: ExportedProgram) -> dict[str, fx.Node]:
+def _outputs(program: ExportedProgram) -> NamedOutputs[fx.Node]:
     by_name = {n.name: n for n in program.graph.nodes}
     flat: list[fx.Node | None] = []
     for spec in program.graph_signature.output_specs:
         if spec.kind == OutputKind.USER_OUTPUT:
             flat.append(by_name.get(getattr(spec.arg, "name", "") or ""))
     tree = pytree.tree_unflatten(flat, program.call_spec.out_spec)  # type: ignore[arg-type]
-    pairs, _ = pytree.tree_flatten_with_path(tree)
-    named = {path_name(path): node for path, node in pairs if isinstance(node, fx.Node)}
-    return {name or "output": node for name, node in named.items()}
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """Return the name of a leaf of a nested output: its keys, positions or attributes joined by dots."""
-    parts: list[str] = []
-    for key in path:
-        value = next((getattr(key, a) for a in ("key", "idx", "name") if hasattr(key, a)), key)
-        parts.append(str(value))
-    return ".".join(parts)
-
-
-def select_named(outputs: Mapping[str, _T], wanted: Iterable[str | int] | str | int | None) -> dict[str, _T]:
-    """Return the outputs chosen by name, by the beginning of a dotted name, or by position.
-
-    Raises:
-        SymmetryError: nothing has that name or position.
-    """
-    if wanted is None:
-        return dict(outputs)
-    names = list(outputs)
-    chosen: dict[str, _T] = {}
-    for item in [wanted] if isinstance(wanted, (str, int)) else wanted:
-        if isinstance(item, int):
-            found = [names[item]] if -len(names) <= item < len(names) else []
-        else:
-            found = [n for n in names if n == item or n.startswith(f"{item}.")]
-        if not found:
-            raise SymmetryError(f"outputs: no output {item!r}; the model returns {names}.")
-        chosen.update({n: outputs[n] for n in found})
-    return chosen
+    return named_outputs(tree, fx.Node)
 
 
 def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:

@@ -19,12 +19,13 @@ __all__ = ["Pointer", "Value", "constant_value", "values_in"]
 class Pointer:
     """What the entries of an index tensor count: positions of an axis (``token`` tells two tensors apart).
 
-    ``tied`` is true when the ranked entries may be equal, so that their order decides which position is taken.
+    ``tied`` is false only where the ranked entries are proven to differ; among equal ones the order decides which
+    position is taken.
     """
 
     axis: Expression
     token: int
-    tied: bool = False
+    tied: bool = True
 
 
 @dataclass(frozen=True)

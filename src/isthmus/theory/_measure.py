@@ -11,7 +11,7 @@ from torch import Tensor
 
 from isthmus.batches import Batch
 from isthmus.errors import DataError, ModelError
-from isthmus.evaluation import class_axis_last, score
+from isthmus.losses import class_axis_last, score
 from isthmus.theory._norms import ROUNDOFF
 from isthmus.theory._path import Path
 from isthmus.theory._propagate import Ends, segment_bound

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from isthmus.symmetry._axes import are_copies
-from isthmus.symmetry._operation import Operation, rule
+from isthmus.symmetry._operation import TIED, Operation, rule
 from isthmus.symmetry._values import Value
 
 _INDEXED = "its positions are addressed by an index"
@@ -210,6 +210,8 @@ def _masked_write(op: Operation, x: Value, mask: Value, values: Value) -> Value:
 def one_hot(op: Operation, x: Value, **_: Any) -> Value:
     """Write numbers as positions on a new axis: fixed, unless they count the positions of one that moves."""
     if x.points is not None and x.points.axis.size == op.shape[-1]:
+        if x.points.tied:
+            op.pin(x.points.axis, TIED)
         return Value((*x.axes, x.points.axis))
     op.use_as_numbers([x])
     return Value((*x.axes, op.fixed(op.shape[-1], "positions of a one-hot code")))

@@ -1,0 +1,131 @@
+"""Arguments and options that several commands share: one name, one meaning, one help text each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isthmus.errors import DataError
+
+__all__ = [
+    "DATA_HELP",
+    "METHODS_HELP",
+    "AlignmentFile",
+    "BatchSize",
+    "CheckpointA",
+    "CheckpointB",
+    "DataDir",
+    "Json",
+    "Limit",
+    "MaxShardSize",
+    "OptionalData",
+    "OptionalMethod",
+    "OptionalModel",
+    "OutputNames",
+    "RefreshChoice",
+    "RelabelMethod",
+    "Seed",
+    "Shape",
+    "TrustRemoteCode",
+    "Verbose",
+    "output_names",
+    "refresh_of",
+]
+
+DATA_HELP = "`digits`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, or `package.module:function` returning batches."
+METHODS_HELP = "`weights-incoming`, `weights`, `covariance`, `activations` or `correlation`"
+
+CheckpointA = Annotated[
+    Path,
+    typer.Argument(
+        metavar="A", help="Checkpoint of A: .safetensors, .pt, .pth, or a Hugging Face model folder."
+    ),
+]
+CheckpointB = Annotated[Path, typer.Argument(metavar="B", help="Checkpoint of B, which moves towards A.")]
+OptionalModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="TARGET",
+        help="`package.module:factory`, or a model folder; not needed where A and B are model folders.",
+    ),
+]
+OptionalMethod = Annotated[
+    str | None,
+    typer.Option(
+        metavar="METHOD",
+        help=f"{METHODS_HELP}. Default `covariance` with data, `weights` without.",
+    ),
+]
+RelabelMethod = Annotated[
+    str | None, typer.Option(metavar="METHOD", help=f"Relabel B first, by {METHODS_HELP}.")
+]
+AlignmentFile = Annotated[
+    Path | None, typer.Option(help="Relabel B as an alignment file of `isthmus align` says.")
+]
+OptionalData = Annotated[str | None, typer.Option(help=DATA_HELP)]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder that holds the data set; nothing is downloaded then.")
+]
+Shape = Annotated[
+    list[str] | None,
+    typer.Option(help="Shape of an example input such as `1,3,32,32`; repeat for several inputs."),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Use only so many examples: of a named data set drawn at random, of your own the first."
+    ),
+]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Examples per batch. Default: yours as they come, else 500.")
+]
+OutputNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--outputs", help="Output to preserve, by name or position; repeat for several. Default all."
+    ),
+]
+RefreshChoice = Annotated[
+    str,
+    typer.Option(
+        "--refresh",
+        help="BatchNorm statistics on the way: `auto` recomputes them where there are some and data, `batchnorm` "
+        "insists, `none` leaves them.",
+    ),
+]
+MaxShardSize = Annotated[
+    str, typer.Option(help="Largest weight file of a model folder that is written, such as `5GB` or `500MB`.")
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that lies in a model folder, if it needs it.")
+]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, for machines.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print every group and every pinned axis.")]
+
+
+def output_names(given: list[str] | None) -> list[str | int] | None:
+    """Return the outputs chosen on the command line: whole numbers are positions, the rest names.
+
+    Raises:
+        DataError: an empty name.
+    """
+    if not given:
+        return None
+    if "" in given:
+        raise DataError("--outputs '': expected the name or the position of an output, such as logits or 0.")
+    return [int(o) if o.lstrip("-").isdigit() else o for o in given]
+
+
+def refresh_of(choice: str) -> str | None:
+    """Return what the library calls a choice of ``--refresh``.
+
+    Raises:
+        DataError: an unknown choice.
+    """
+    if choice not in ("auto", "batchnorm", "none"):
+        raise DataError(f"--refresh {choice}: expected auto, batchnorm or none.")
+    return None if choice == "none" else choice

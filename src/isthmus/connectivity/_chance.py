@@ -1,0 +1,169 @@
+r"""Whether a network does better than one that looks at no input: a barrier between networks at chance means nothing.
+
+For classes, the best constant prediction is the labels' distribution :math:`p`: its cross-entropy is the entropy of
+:math:`p`, and always naming the most frequent class is right with :math:`\max p`. For squared error it is the targets'
+mean, at the cost of their variance. A network counts as near chance if its loss is not below that of the constant by
+two standard errors and :data:`NEAR` of it; for classes also if neither accuracy nor loss is *clearly* better, by two
+standard errors and :data:`CLEAR` of what there is to gain. An accuracy that gains more than :data:`SKILLED` of that is
+no chance, whatever the loss: such a network is overconfident, and that is said instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from isthmus.losses import Scores, class_axis_last
+
+__all__ = ["Constant", "TargetTally", "chance_note"]
+
+NEAR = 0.01
+CLEAR = 0.05
+SKILLED = 0.25
+_ERRORS = 2.0
+_ADVICE = "Are the inputs normalised as in training, and do labels and outputs belong together?"
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The best prediction that looks at no input.
+
+    Attributes:
+        loss: its mean loss, None where that is not known (a loss function of one's own).
+        accuracy: its share of right predictions, None for regression.
+    """
+
+    loss: float | None
+    accuracy: float | None
+
+
+class TargetTally:
+    """Collects what the best constant prediction needs, over the targets of a data set.
+
+    Args:
+        loss: ``"cross_entropy"``, ``"mse"``, or anything else for a loss whose constant is not known.
+    """
+
+    def __init__(self, loss: object) -> None:
+        self._loss = loss
+        self._shares: Tensor | None = None
+        self._count, self._mean, self._scatter = 0, torch.zeros(()), torch.zeros(())
+        self._known = True
+
+    def update(self, outputs: Tensor, targets: object) -> None:
+        """Add the targets of some examples, and the outputs that are scored against them."""
+        if not isinstance(targets, Tensor):
+            self._known = False
+        elif self._loss == "mse":
+            self._add_values(targets)
+        else:
+            self._add_labels(outputs, targets)
+
+    def constant(self) -> Constant | None:
+        """Return the best constant prediction; None where it is not known, or is never wrong."""
+        if not self._known or not self._count:
+            return None
+        if self._loss == "mse":
+            variance = float(self._scatter.mean()) / self._count
+            return Constant(variance, None) if variance > 0 else None
+        assert self._shares is not None
+        shares = self._shares / self._shares.sum()
+        if not float(shares.max()) < 1.0:
+            return None
+        entropy = float(torch.special.entr(shares).sum())
+        return Constant(entropy if self._loss == "cross_entropy" else None, float(shares.max()))
+
+    def _add_labels(self, outputs: Tensor, targets: Tensor) -> None:
+        logits = class_axis_last(outputs, targets.to(outputs.device))
+        if logits is None or targets.is_floating_point() or targets.is_complex():
+            self._known = False
+            return
+        classes = logits.shape[-1]
+        labels = targets.detach().reshape(len(targets), -1).long().cpu()
+        counted = (labels >= 0) & (labels < classes)  # others are ignored, or refused where they are scored
+        shares = labels[counted].bincount(minlength=classes).double()
+        if self._shares is not None and len(self._shares) != classes:
+            self._known = False
+            return
+        self._shares = shares if self._shares is None else self._shares + shares
+        self._count += int(counted.any(1).sum())
+
+    def _add_values(self, targets: Tensor) -> None:
+        rows = targets.detach().reshape(len(targets), -1).double().cpu()
+        if not self._count:
+            self._mean, self._scatter = torch.zeros_like(rows[0]), torch.zeros_like(rows[0])
+        if rows.shape[1] != len(self._mean):
+            self._known = False
+            return
+        total = self._count + len(rows)
+        mean = rows.mean(0)
+        shift = mean - self._mean
+        self._scatter = self._scatter + (rows - mean).square().sum(0)
+        self._scatter = self._scatter + shift.square() * (self._count * len(rows) / total)
+        self._mean, self._count = self._mean + shift * (len(rows) / total), total
+
+
+def chance_note(
+    name: str,
+    constant: Constant | None,
+    ends: Sequence[Scores],
+) -> str | None:
+    """Return what a reader should know of endpoints near chance, or None.
+
+    Args:
+        name: of the data set.
+        constant: the best constant prediction on it.
+        ends: scores of A and of B.
+    """
+    if constant is None or len(ends[0].losses) < 2:
+        return None
+    found = [_verdict(constant, end) for end in ends]
+    told = [(letter, *v) for letter, v in zip("AB", found, strict=True) if v is not None]
+    if not told:
+        return None
+    chance = any(v[1] == "near chance" for v in told)
+    words = "; ".join(f"network {letter} is {what}: {numbers}" for letter, what, numbers in told)
+    means = (
+        "A barrier between networks at chance means nothing."
+        if chance
+        else "A barrier in this loss says little."
+    )
+    return f"On {name!r} {words}. {means} {_ADVICE}"
+
+
+def _verdict(constant: Constant, end: Scores) -> tuple[str, str] | None:
+    """Return what a network is, and the numbers, or None for one that is better than a constant."""
+    numbers: list[str] = []
+    loss_near = loss_clear = False
+    if constant.loss is not None:
+        gap = constant.loss - end.loss
+        error = _ERRORS * _standard_error(end.losses, end.weights, end.loss)
+        loss_near = gap <= max(error, NEAR * constant.loss)
+        loss_clear = gap > max(error, CLEAR * constant.loss)
+        numbers.append(f"loss {end.loss:.4g}, {constant.loss:.4g} for the best constant prediction")
+    skill, accuracy_clear = 0.0, False
+    accuracy = end.accuracy
+    if accuracy is not None and constant.accuracy is not None:
+        assert end.correct is not None
+        assert end.counts is not None
+        room = 1 - constant.accuracy
+        gained = accuracy - constant.accuracy
+        skill = gained / room
+        error = _ERRORS * _standard_error(end.correct, end.counts, accuracy)
+        accuracy_clear = gained > max(error, CLEAR * room)
+        numbers.append(f"accuracy {accuracy:.1%}, {constant.accuracy:.1%} for the most frequent class")
+    told = "; ".join(numbers)
+    if loss_near and skill > SKILLED and accuracy_clear:
+        return "overconfident", told
+    unclear = accuracy is not None and not (loss_clear or accuracy_clear)
+    return ("near chance", told) if loss_near or unclear else None
+
+
+def _standard_error(values: Tensor, weights: Tensor, mean: float) -> float:
+    """Return the standard error of a weighted mean, by the residuals of the ratio."""
+    residuals = weights * (values - mean) / weights.mean()
+    return float(residuals.std()) / math.sqrt(len(values))
