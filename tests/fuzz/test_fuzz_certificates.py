@@ -236,10 +236,10 @@ def test_many_random_programs_are_bounded_or_refused(block):
         trial(seed)
 
 
-@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e-8, 1.0, 1e8, 1e13, 1e140])
+@pytest.mark.parametrize("scale", [1e-300, 1e-8, 1.0, 1e13, 1e140])
 def test_a_weights_only_bound_covers_rounding(scale):
     """Biases of any size: what float64 leaves of the outputs is in the bound."""
-    for seed in range(4):
+    for seed in range(2):
         torch.manual_seed(seed)
         make = lambda: nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))  # noqa: E731
         networks = [make().double().eval() for _ in range(2)]

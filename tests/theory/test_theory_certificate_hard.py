@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from isthmus.batches import Batch
 from isthmus.errors import CheckpointError, DataError, ModelError
 from isthmus.testing import mlp
 from isthmus.theory import Certificate, certify
@@ -452,6 +453,8 @@ def test_labels_without_a_class_are_refused() -> None:
     for labels in (torch.tensor([0, 1, -100, 2]), torch.tensor([0, 1, 255, 2])):
         with pytest.raises(DataError, match=r"labels from .* for 3 classes. Leave ignored labels out"):
             certify(a, b, [(x, labels)], segments=1)
+    with pytest.raises(DataError, match="expected a tensor of targets, found a dict"):
+        certify(a, b, [Batch((x,), {}, {"labels": torch.zeros(4)})], segments=1)  # type: ignore[arg-type]
 
 
 class Rows(nn.Module):

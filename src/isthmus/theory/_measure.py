@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,8 +94,8 @@ def measure(path: Path, batch: Batch, spans: Spans, loss: str, known: Measured |
         at = stop
         reach[start, stop] = segment_bound(traced, previous, here, path.output(traced))
     ends = [outputs[t] if t in outputs else path.end(t, traced, batch)[1] for t in (0.0, 1.0)]
-    if batch.targets is not None and loss == "cross_entropy":
-        _check_labels(batch.targets, ends[0])
+    if batch.targets is not None:
+        _check_targets(batch.targets, ends[0], loss)
     points = {t: _point(t, output, ends, batch.targets, loss) for t, output in outputs.items()}
     found = {
         span: _span([outputs[t] for t in span], [points[t].losses for t in span], r[0], batch.targets, loss)
@@ -109,8 +110,15 @@ def measure(path: Path, batch: Batch, spans: Spans, loss: str, known: Measured |
     return Measured(points, found, rounding, slack)
 
 
-def _check_labels(targets: Tensor, outputs: Tensor) -> None:
+def _check_targets(targets: Any, outputs: Tensor, loss: str) -> None:
     """Refuse targets that are no class of the outputs: the bounds below count every position, and know its class."""
+    if not isinstance(targets, Tensor):
+        raise DataError(
+            f"certify: expected a tensor of targets, found a {type(targets).__name__}. Give (inputs, targets) with the "
+            "targets of the scored output, or leave them out for a bound on the outputs alone."
+        )
+    if loss != "cross_entropy":
+        return
     logits = class_axis_last(outputs, targets)
     if logits is None:
         return  # not the shapes of a cross-entropy, which scoring says in its own words
