@@ -46,7 +46,12 @@ def validate_permutation(permutation: Tensor, size: int, name: str = "permutatio
     Raises:
         ShapeError: wrong shape, not integers, or an index missing or repeated.
     """
-    index = torch.as_tensor(permutation)
+    try:
+        index = torch.as_tensor(permutation)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ShapeError(
+            f"{name}: expected integers, found {type(permutation).__name__} ({error}). Pass an int64 index tensor."
+        ) from error
     if index.dtype in (torch.bool,) or index.is_floating_point() or index.is_complex():
         raise ShapeError(f"{name}: expected integers, found {index.dtype}. Pass an int64 index tensor.")
     index = index.detach().to(device="cpu", dtype=torch.int64)
@@ -65,15 +70,28 @@ def validate_permutation(permutation: Tensor, size: int, name: str = "permutatio
 
 
 def invert_permutation(permutation: Tensor) -> Tensor:
-    """Return ``q`` with ``q[permutation[i]] = i``, so that ``x[permutation][q] == x``; shape ``(n,)``."""
+    """Return ``q`` with ``q[permutation[i]] = i``, so that ``x[permutation][q] == x``; shape ``(n,)``.
+
+    Raises:
+        ShapeError: an index is missing, repeated or out of range: nothing undoes that.
+    """
+    validate_permutation(permutation, permutation.numel())
     inverse = torch.empty_like(permutation)
-    inverse[permutation] = torch.arange(len(permutation), dtype=permutation.dtype, device=permutation.device)
+    inverse[permutation.long()] = torch.arange(
+        len(permutation), dtype=permutation.dtype, device=permutation.device
+    )
     return inverse
 
 
 def compose_permutations(first: Tensor, second: Tensor) -> Tensor:
-    """Return the permutation equal to moving by ``first`` and then by ``second``: ``x[first][second]``."""
-    return first[second]
+    """Return the permutation equal to moving by ``first`` and then by ``second``: ``x[first][second]``.
+
+    Raises:
+        ShapeError: one of them is no permutation, or they move different numbers of units.
+    """
+    validate_permutation(first, first.numel(), "first permutation")
+    validate_permutation(second, first.numel(), "second permutation")
+    return first[second.long()]
 
 
 def invert_permutations(permutations: Mapping[str, Tensor]) -> dict[str, Tensor]:

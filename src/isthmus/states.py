@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,7 @@ __all__ = [
     "State",
     "check_finite",
     "check_same_architecture",
+    "digest_of",
     "equal_entries",
     "equal_states",
     "state_of",
@@ -129,6 +131,31 @@ def check_finite(state: Mapping[str, Tensor], name: str = "model") -> None:
                     f"{printable(name)}: {printable(key)!r} has {bad} NaN or infinite of {tensor.numel()} entries. "
                     "The network diverged or the file is damaged; use an earlier checkpoint."
                 )
+
+
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """Return a digest of a state: of names, dtypes, shapes and every byte of the tensors; 64 hexadecimal digits.
+
+    Equal states have equal digests, in any order of names, on any device and in any layout of memory. Tensors without
+    data (meta) count with their names, dtypes and shapes.
+    """
+    found = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach()
+        found.update(f"{len(name)} {name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        if not tensor.is_meta and tensor.numel():
+            entries = tensor.to_dense() if tensor.layout != torch.strided else tensor
+            found.update(
+                entries.resolve_conj()
+                .resolve_neg()
+                .cpu()
+                .contiguous()
+                .reshape(-1)
+                .view(torch.uint8)
+                .numpy()
+                .data
+            )
+    return found.hexdigest()
 
 
 def equal_entries(a: Tensor, b: Tensor) -> bool:

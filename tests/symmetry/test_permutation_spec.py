@@ -9,7 +9,7 @@ from symmetry_helpers import build, described, normal
 from torch import nn
 
 from isthmus.errors import SymmetryError
-from isthmus.symmetry import AxisGroup, IndexMap, PermutationSpec, Slot, SymmetrySpec, discover
+from isthmus.symmetry import PermutationSpec, SymmetrySpec, discover
 
 SHAPES = {"0.weight": (4, 3), "0.bias": (4,), "2.weight": (2, 4), "2.bias": (2,)}
 PLACES = {"P": [("0.weight", 0), ("0.bias", 0), ("2.weight", 1)]}
@@ -56,10 +56,9 @@ def test_parts_of_axes_cannot_be_exported() -> None:
 
 
 def test_two_groups_on_one_axis_cannot_be_exported() -> None:
-    slot = Slot("w", 0, IndexMap(3, 3))
-    spec = SymmetrySpec({n: AxisGroup(n, 3, (slot,)) for n in "pq"}, (), {"w": (3,)})
+    places = {n: [("w", 0)] for n in "pq"}
     with pytest.raises(SymmetryError, match=r"one permutation per axis, but 'p' and 'q' both act on w\[0\]"):
-        spec.to_permutation_spec()
+        PermutationSpec.from_places(places, {"w": (3,)})
 
 
 @pytest.mark.parametrize(

@@ -380,5 +380,5 @@ def test_targets_without_a_bound_are_refused(kind: str) -> None:
     a, b = (nn.Linear(3, 4).double().eval() for _ in "ab")
     x, labels = torch.randn(5, 3).double(), torch.tensor([0, -100, 1, 2, 3])
     targets = labels if kind == "ignored" else torch.rand(5, 4).softmax(1)
-    with pytest.raises(DataError, match="bounds of cross-entropy are for one label at every position, found"):
+    with pytest.raises(DataError, match="bound on the cross-entropy is for one class per position, found"):
         certify(a, b, [(x, targets)], segments=2)

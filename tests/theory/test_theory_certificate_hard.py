@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isthmus.errors import DataError, ModelError
+from isthmus.batches import Batch
+from isthmus.errors import CheckpointError, DataError, ModelError
 from isthmus.testing import mlp
 from isthmus.theory import Certificate, certify
 from isthmus.theory._activations import slope_gap
@@ -270,6 +271,190 @@ def test_what_would_break_the_bound_is_refused(name: str) -> None:
     a, b = two(lambda: Net(forward, a=square(), b=square()))
     with pytest.raises(ModelError, match=words):
         certify(a, b, [examples(6, 6)], segments=1)
+
+
+def square_layers() -> dict[str, nn.Module]:
+    return {
+        "a": nn.Linear(4, 4),
+        "b": nn.Linear(4, 4),
+        "c": nn.Conv2d(4, 4, 3, padding=1),
+        "d": nn.Conv1d(4, 4, 1),
+    }
+
+
+MIXING: dict[str, tuple[Forward, int]] = {
+    # name: forward of a value whose axes all have length 4, and their number
+    "a linear layer without examples": (lambda s, x: s.a(x), 1),
+    "a convolution of one image": (lambda s, x: s.c(s.c(x).relu()), 3),
+    "a convolution of one row": (lambda s, x: s.d(s.d(x).relu()), 2),
+    "pooling of one image": (lambda s, x: functional.max_pool2d(s.a(x), 3, 1, 1), 3),
+    "pixels of one image": (
+        lambda s, x: functional.pixel_unshuffle(functional.pixel_shuffle(s.a(x), 2), 2),
+        3,
+    ),
+    "a pad and a crop": (lambda s, x: s.b(functional.pad(s.a(x).relu(), [0, 0, 1, -1])), 2),
+    "a crop and a pad": (lambda s, x: s.b(functional.pad(s.a(x).relu(), [0, 0, -2, 2], value=1.0)), 2),
+    "a pad of all axes": (lambda s, x: s.b(functional.pad(s.a(x), [0, 0, 0, 0, 2, -2])), 3),
+    "a roll": (lambda s, x: s.b(s.a(x).relu().roll(1, 0)), 2),
+    "a flip": (lambda s, x: s.b(s.a(x).relu().flip(0)), 2),
+    "a running sum": (lambda s, x: s.b(s.a(x).relu().cumsum(0)), 2),
+    "an order": (lambda s, x: s.b(s.a(x).sort(0).values), 2),
+    "a choice": (lambda s, x: s.b(s.a(x).relu().index_select(0, torch.tensor([1, 0, 3, 2]))), 2),
+    "a turn": (lambda s, x: s.b(s.a(x).relu().transpose(-2, -1)), 2),
+    "a permutation": (lambda s, x: s.b(s.a(x).relu().permute(1, 0, 2)), 3),
+    "an axis moved": (lambda s, x: s.b(s.a(x).relu().movedim(0, -1)), 3),
+    "a merged turn": (lambda s, x: s.b(s.a(x).relu().reshape(2, 8).t().reshape(4, 4)), 2),
+    "halves exchanged": (lambda s, x: s.b(torch.cat(s.a(x).relu().chunk(2, 0)[::-1])), 2),
+    "a mean": (lambda s, x: s.b(s.a(x).relu() + s.a(x).mean(0, keepdim=True)), 2),
+    "a sum of negative axis": (lambda s, x: s.b(s.a(x).relu() + s.a(x).sum(-2)), 2),
+    "a product": (lambda s, x: s.b(s.a(x).relu() @ s.a(x)), 2),
+    "a softmax": (lambda s, x: s.b(s.a(x).softmax(0)), 2),
+    "examples spread out": (lambda s, x: s.b(s.a(x)[:1].expand(4, 4)), 2),
+    "batch statistics": (lambda s, x: functional.batch_norm(s.a(x), None, None, training=True), 2),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_whatever_mixes_examples_is_refused(name: str) -> None:
+    forward, rank = MIXING[name]
+    a, b = two(lambda: Net(forward, **square_layers()))
+    with pytest.raises(ModelError, match=r"out of scope|has no weight of its own|has no running"):
+        certify(a, b, [examples(*[4] * rank)], segments=1)
+
+
+KEEPING: dict[str, tuple[Forward, int]] = {
+    "a pad of space": (lambda s, x: s.b(functional.pad(s.a(x).relu(), [1, -1])), 2),
+    "a crop of the middle": (lambda s, x: s.b(functional.pad(s.a(x).relu(), [0, 0, -1, 1])), 3),
+    "no pad at all": (lambda s, x: s.b(functional.pad(s.a(x).relu(), [0, 0, 0, 0])), 2),
+    "a whole slice": (lambda s, x: s.b(s.a(x).relu()[0:4]), 2),
+    "a turn behind": (lambda s, x: s.b(s.a(x).relu().transpose(1, 2)), 3),
+    "an axis for the examples": (lambda s, x: s.c(s.c(x).relu()), 4),
+    "made constants": (lambda s, x: s.b(s.a(x).relu() + torch.ones(4) * torch.arange(4.0)), 2),
+    "the other name": (lambda s, x: s.b(torch.add(s.a(x).relu(), other=s.a(x).tanh(), alpha=3)), 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_what_keeps_examples_apart_is_bounded(name: str) -> None:
+    forward, rank = KEEPING[name]
+    a, b = two(lambda: Net(forward, **square_layers()))
+    assert check(a, b, examples(*[4] * rank), 2).lmc_error > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("factor", "mode"), [(1.05, "nearest"), (1.3, "nearest-exact"), (1.7, "nearest"), (0.7, "nearest")]
+)
+def test_enlarging_by_any_factor(factor: float, mode: str) -> None:
+    """Some pixels are repeated more often than the lengths before and after tell."""
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        return functional.interpolate(s.c(x).tanh(), scale_factor=factor, mode=mode)
+
+    a, b = two(lambda: Net(forward, c=nn.Conv2d(1, 2, 1)))
+    x = torch.zeros(10, 1, 10, 10, dtype=torch.float64)
+    x[range(10), 0, range(10), range(10)] = 3.0  # all of the error in one pixel, another one in every example
+    check(a, b, x, 1)
+
+
+def test_a_picture_that_repeats_one_pixel_most() -> None:
+    # 10 pixels enlarged by 1.05 are 10 again, the first of them twice; its error counts twice, per axis.
+    a, b = two(
+        lambda: Net(
+            lambda s, x: functional.interpolate(s.c(x).relu(), scale_factor=1.05), c=nn.Conv1d(1, 1, 1)
+        )
+    )
+    with torch.no_grad():
+        for model, sign in ((a, 1.0), (b, -1.0)):
+            model.c.weight.fill_(sign)
+            model.c.bias.fill_(0.0)
+    x = torch.zeros(1, 1, 10, dtype=torch.float64)
+    x[0, 0, 0] = 1.0
+    found = check(a, b, x, 2)
+    assert found.lmc_error_measured == pytest.approx(math.sqrt(2) / 2)
+
+
+class Table(nn.Module):
+    """Adds a row of integers that lies in the state, and has a second name for its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.register_buffer("whole", torch.arange(4))
+        self.register_buffer("unused", torch.arange(3))
+        self.twin = self.layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.layer(x) + self.whole).relu())
+
+
+def test_integers_of_the_other_state_are_no_line() -> None:
+    a, b = two(Table)
+    state = {k: v.clone() for k, v in b.state_dict().items()}
+    state["unused"] += 1
+    assert certify(a, state, [examples(5, 4)]).lmc_error > 0
+    state["whole"][1:3] += 7
+    with pytest.raises(
+        CheckpointError, match=r"'whole' holds torch.int64, .* differ in 2 of 4 entries. There is no line"
+    ):
+        certify(a, state, [examples(5, 4)])
+
+
+def test_tied_tensors_of_the_other_state_are_one() -> None:
+    a, b = two(Table)
+    state = {k: v.clone() for k, v in b.state_dict().items()}
+    state["twin.weight"] = state["layer.weight"] + 1
+    with pytest.raises(
+        CheckpointError,
+        match=r"weight' are one tensor in the model, but differ in B",
+    ):
+        certify(a, state, [examples(5, 4)])
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e-100, 1e100, 1e140])
+def test_small_and_large_numbers_on_the_way(scale: float) -> None:
+    """What is tiny inside is large again outside: no square vanished in between, none overflowed."""
+
+    def change(model: Any) -> None:
+        model.a.weight.mul_(scale)
+        model.a.bias.mul_(scale)
+        model.b.weight.div_(scale)
+
+    a, b = two(lambda: Net(lambda s, x: s.b(s.a(x).relu()), a=square(), b=square()), change)
+    found = check(a, b, examples(5, 6), 2)
+    assert found.lmc_error_measured > 1e-3
+    assert found.lmc_error < 4 * found.lmc_error_measured
+
+
+def test_what_is_not_finite_inside_is_refused() -> None:
+    for forward, words in (
+        (lambda s, x: s.b((s.a(x) / 0).tanh()), "it divides by zero"),
+        (lambda s, x: s.b((s.a(x) * 1e200 * 1e200).tanh()), "some of its values are NaN or infinite"),
+    ):
+        a, b = two(lambda forward=forward: Net(forward, a=square(), b=square()))
+        with pytest.raises(ModelError, match=words):
+            certify(a, b, [examples(5, 6)], segments=1)
+
+
+def test_bounds_beyond_the_range_of_numbers_are_infinite() -> None:
+    a, b = two(
+        lambda: Net(lambda s, x: s.b(s.a(x).relu()), a=square(), b=square()), lambda m: m.a.weight.mul_(1e160)
+    )
+    with torch.no_grad():
+        for model in (a, b):
+            model.b.weight.mul_(1e147)
+    found = certify(a, b, [examples(5, 6)], segments=1)
+    assert found.lmc_error > 1e300
+    assert not math.isnan(found.lmc_error)
+
+
+def test_labels_without_a_class_are_refused() -> None:
+    a, b = two(lambda: mlp(6, 8, 1, 3))
+    x = examples(4, 6)
+    for labels in (torch.tensor([0, 1, -100, 2]), torch.tensor([0, 1, 255, 2])):
+        with pytest.raises(DataError, match=r"labels from .* for 3 classes. Leave ignored labels out"):
+            certify(a, b, [(x, labels)], segments=1)
+    with pytest.raises(DataError, match="expected a tensor of targets, found a dict"):
+        certify(a, b, [Batch((x,), {}, {"labels": torch.zeros(4)})], segments=1)  # type: ignore[arg-type]
 
 
 class Rows(nn.Module):

@@ -96,3 +96,22 @@ def _save_safetensors(path: Path, tensors: State, notes: dict[str, str]) -> None
     except library.SafetensorError as error:
         raise OSError(str(error)) from error
     path.chmod(mode)
+    _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in the order of their keys, which the writer draws by chance.
+
+    Then equal states with equal metadata are equal files. Only keys change places, so the header keeps its length.
+    """
+    with path.open("rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        notes = header.get("__metadata__")
+        if notes is None or len(notes) < 2:
+            return
+        header["__metadata__"] = dict(sorted(notes.items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))

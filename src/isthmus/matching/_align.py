@@ -35,7 +35,7 @@ from isthmus.matching._schedules import (
     assignment_solver,
 )
 from isthmus.moments import SiteRunner, find_sites, input_statistics
-from isthmus.states import check_finite, check_same_architecture, state_of
+from isthmus.states import check_finite, check_same_architecture, digest_of, state_of
 from isthmus.symmetry import SymmetrySpec, Trace, discover_from_trace, function_change, trace, verify
 from isthmus.symmetry._discover import Outputs
 
@@ -147,6 +147,8 @@ def align(
         },
         seed=seed,
         verification_error=_change(spec, permutations, model_a, state_b, example, outputs) if check else None,
+        digest_a=digest_of(state_a),
+        digest_b=digest_of(state_b),
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,8 +16,8 @@ from torch import Tensor, nn
 
 from isthmus.checkpoints import load_metadata, load_state, save_state
 from isthmus.coupling import moved_fraction
-from isthmus.errors import CheckpointError
-from isthmus.states import state_of
+from isthmus.errors import CheckpointError, IsthmusWarning, SymmetryError
+from isthmus.states import digest_of, state_of
 from isthmus.symmetry import SymmetrySpec, apply
 from isthmus.symmetry._apply import check_permutations
 
@@ -44,6 +46,12 @@ class Alignment:
         seed: seed of the generator.
         verification_error: largest relative change of B's outputs under this relabelling, measured in
             float64; ``None`` when it was not measured.
+        digest_a: of the state of A it was found for (see :func:`isthmus.states.digest_of`); empty when unknown.
+        digest_b: the same for B.
+
+    Raises:
+        SymmetryError: a permutation names an unknown group.
+        ShapeError: an entry is not a permutation of the group's units.
     """
 
     permutations: dict[str, Tensor]
@@ -56,23 +64,68 @@ class Alignment:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     seed: int = 0
     verification_error: float | None = None
+    digest_a: str = ""
+    digest_b: str = ""
 
-    def apply(self, network: _Network) -> _Network:
+    def __post_init__(self) -> None:
+        """Check the permutations against the groups, and keep them as int64 on the CPU."""
+        object.__setattr__(self, "permutations", check_permutations(self.spec, self.permutations))
+
+    def apply(self, network: _Network, *, check: bool = True) -> _Network:
         """Return B relabelled: a new module for a module, a new state for a state; the input stays untouched.
 
+        Args:
+            network: B. A state that is neither A nor B, such as a later checkpoint or an average of B's weights, is
+                relabelled like B, with a warning.
+            check: look whether the network is the one that the alignment was found for.
+
         Raises:
-            SymmetryError: the network is not of the architecture the alignment was made for.
+            SymmetryError: the network is not of the architecture the alignment was made for, or it is A.
+
+        Warns:
+            IsthmusWarning: the network is neither A nor B.
         """
-        if isinstance(network, nn.Module):
-            moved = copy.deepcopy(network)
-            moved.load_state_dict(apply(self.spec, self.permutations, state_of(network)))
-            return moved
-        return cast(_Network, apply(self.spec, self.permutations, state_of(network)))
+        state = state_of(network)
+        relabelled = apply(self.spec, self.permutations, state)
+        if check:
+            self._check_network(state)
+        if not isinstance(network, nn.Module):
+            return cast(_Network, relabelled)
+        moved = copy.deepcopy(network)
+        moved.load_state_dict(relabelled)
+        return moved
+
+    def _check_network(self, state: Mapping[str, Tensor]) -> None:
+        if not (self.digest_a or self.digest_b):
+            return
+        found = digest_of(state)
+        if found == self.digest_a != self.digest_b:
+            raise SymmetryError(
+                "This alignment moves network B towards A, and it is applied to A: the wrong way round. Apply it to B, "
+                "or alignment.inverse() to A; apply(..., check=False) does as it is told."
+            )
+        if self.digest_b not in ("", found):
+            warnings.warn(
+                "This alignment is applied to another network than the one it was found for. That is meant for later "
+                "checkpoints, averages and casts of that network, whose units are the same; align any other network "
+                "anew. apply(..., check=False) says that it is meant.",
+                IsthmusWarning,
+                stacklevel=3,
+            )
 
     def inverse(self) -> Alignment:
-        """Return the alignment that undoes this one."""
+        """Return the alignment that undoes this one, and that moves A towards B.
+
+        It is for A and for the relabelled B; :meth:`apply` refuses B itself.
+        """
         inverted = self.spec.invert(self.permutations)
-        return replace(self, permutations=inverted, method=f"inverse of {self.method}")
+        return replace(
+            self,
+            permutations=inverted,
+            method=f"inverse of {self.method}",
+            digest_a=self.digest_b if self.digest_a != self.digest_b else "",
+            digest_b="",
+        )
 
     @property
     def moved(self) -> dict[str, float]:
@@ -81,6 +134,8 @@ class Alignment:
 
     def save(self, path: str | Path) -> None:
         """Write the permutations as safetensors, with everything else as JSON in the file's metadata.
+
+        Equal alignments make equal files, byte for byte.
 
         Raises:
             OutputError: the file cannot be written; nothing half-written is left.
@@ -95,15 +150,23 @@ class Alignment:
             "settings": dict(self.settings),
             "seed": self.seed,
             "verification_error": self.verification_error,
+            "groups": list(self.permutations),
+            "digest_a": self.digest_a,
+            "digest_b": self.digest_b,
         }
-        save_state(path, self.permutations, {"format": _FORMAT, "alignment": json.dumps(details)})
+        details = json.loads(json.dumps(details))  # as it will be read
+        details["digest"] = _digest(details, self.permutations)
+        text = json.dumps(details, sort_keys=True)
+        save_state(path, self.permutations, {"format": _FORMAT, "alignment": text})
 
     @classmethod
     def load(cls, path: str | Path) -> Alignment:
         """Read an alignment written by :meth:`save`.
 
+        Files of earlier versions have no digests, and are read all the same.
+
         Raises:
-            CheckpointError: the file is missing, damaged or holds something else.
+            CheckpointError: the file is missing, damaged, changed since it was written, or holds something else.
         """
         permutations, metadata = load_state(path, prefix=""), load_metadata(path)
         if metadata.get("format") != _FORMAT:
@@ -113,9 +176,11 @@ class Alignment:
             )
         try:
             details = json.loads(metadata["alignment"])
+            _check_complete(path, details, permutations)
             spec = SymmetrySpec.from_json(details["spec"])
+            order = [*details.get("groups", permutations)]
             return cls(
-                permutations=check_permutations(spec, permutations),
+                permutations={name: permutations[name] for name in order},
                 spec=spec,
                 method=details["method"],
                 sweeps=tuple(details["sweeps"]),
@@ -125,8 +190,12 @@ class Alignment:
                 settings=details["settings"],
                 seed=int(details["seed"]),
                 verification_error=details["verification_error"],
+                digest_a=str(details.get("digest_a", "")),
+                digest_b=str(details.get("digest_b", "")),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except CheckpointError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
             raise CheckpointError(
                 f"{path}: the alignment in it is damaged: {type(error).__name__}: {error}. Save it again."
             ) from error
@@ -143,4 +212,24 @@ class Alignment:
         return (
             f"Alignment by {self.method}: {len(self.permutations)} groups, {moved} of {units} units moved, "
             f"{self.status}{error}. {self.spec.pinned_summary()}"
+        )
+
+
+def _digest(details: Mapping[str, Any], permutations: Mapping[str, Tensor]) -> str:
+    """Return the digest of an alignment file's contents."""
+    text = json.dumps({k: v for k, v in details.items() if k != "digest"}, sort_keys=True)
+    return hashlib.sha256(f"{text} {digest_of(permutations)}".encode()).hexdigest()
+
+
+def _check_complete(path: str | Path, details: Any, permutations: Mapping[str, Tensor]) -> None:
+    """Refuse a file whose groups or contents are not those that were written; earlier versions did not note them."""
+    if "groups" in details and set(details["groups"]) != set(permutations):
+        differing = sorted(set(details["groups"]) ^ set(permutations))
+        raise CheckpointError(
+            f"{path}: the alignment in it is damaged: expected one permutation for each of its "
+            f"{len(details['groups'])} groups, but {differing[0]!r} is missing or not one of them. Save it again."
+        )
+    if "digest" in details and details["digest"] != _digest(details, permutations):
+        raise CheckpointError(
+            f"{path}: the alignment in it was changed after it was written: its digest is another. Save it again."
         )

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isthmus.coupling import validate_permutation
 from isthmus.errors import SymmetryError
 from isthmus.symmetry._nested import nested_composition, nested_inverse
+from isthmus.symmetry._overlaps import check_overlaps, distinct_positions
 from isthmus.symmetry._permutation_spec import AxesToPerm, PermToAxes, PermutationSpec, axes_of_permutations
 from isthmus.symmetry._shares import fraction_moved, outputs_note, pinned_shares, pinned_summary
 
@@ -46,12 +48,17 @@ class IndexMap:
     copies: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that all positions lie on the axis.
+        """Check that every unit and copy has a position of its own on the axis.
 
         Raises:
-            SymmetryError: they do not, or a number is negative.
+            SymmetryError: they do not, a number is negative, or not whole.
         """
         steps = [(self.size, self.stride), *self.copies]
+        for value in (self.length, self.offset, *(v for step in steps for v in step)):
+            if type(value) is not int:
+                raise SymmetryError(
+                    f"index map {self}: expected whole numbers, found {value!r} of type {type(value).__name__}."
+                )
         last = self.offset + sum((n - 1) * s for n, s in steps)
         if min((self.length, self.size, self.offset, *(v for step in steps for v in step))) < 0:
             raise SymmetryError(f"index map {self}: lengths, offsets and strides must not be negative.")
@@ -59,11 +66,16 @@ class IndexMap:
             raise SymmetryError(
                 f"index map {self}: its last position {last} lies outside an axis of {self.length}."
             )
+        if not distinct_positions(self):
+            raise SymmetryError(
+                f"index map {self}: two of its {self.covered} units and copies share a position, so moving them would "
+                "destroy entries. Every unit and copy needs a position of its own: see the strides."
+            )
 
     @property
     def is_whole(self) -> bool:
         """Whether unit ``u`` is simply position ``u`` of the axis."""
-        return self == IndexMap(self.length, self.length)
+        return (self.size, self.offset, self.stride, self.copies) == (self.length, 0, 1, ())
 
     @property
     def covered(self) -> int:
@@ -78,10 +90,15 @@ class IndexMap:
         return grid
 
     def gather_index(self, permutation: Tensor) -> Tensor:
-        """Return ``index``, shape ``(length,)``, such that ``x[index]`` is the moved axis ``x``."""
+        """Return ``index``, shape ``(length,)``, such that ``x[index]`` is the moved axis ``x``.
+
+        Raises:
+            ShapeError: ``permutation`` is none of the units.
+        """
         index = torch.arange(self.length)
         positions = self.positions()
-        index[positions.reshape(-1)] = positions[permutation.cpu()].reshape(-1)
+        checked = validate_permutation(permutation, self.size)
+        index[positions.reshape(-1)] = positions[checked].reshape(-1)
         return index
 
     def __str__(self) -> str:
@@ -200,12 +217,15 @@ class SymmetrySpec:
     experiments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check every slot against the shapes.
+        """Check every slot against the shapes and the other slots.
 
         Raises:
-            SymmetryError: a slot names an unknown tensor, a missing axis or a wrong length.
+            SymmetryError: a slot names an unknown tensor, a missing axis or a wrong length, a group has another name
+                than its entry, or slots move the same positions and not independently.
         """
         for name, group in self.groups.items():
+            if group.name != name:
+                raise SymmetryError(f"group {name!r}: its own name is {group.name!r}; expected the same.")
             for slot in group.slots:
                 shape = self.shapes.get(slot.tensor)
                 if shape is None:
@@ -216,6 +236,7 @@ class SymmetrySpec:
                             f"group {name!r}: slot {slot} expects axis {axis} of length {index.length}, "
                             f"but {slot.tensor!r} has shape {shape}."
                         )
+        check_overlaps(self.groups)
 
     @property
     def fraction_moved(self) -> float:
@@ -326,12 +347,17 @@ class SymmetrySpec:
             data = json.loads(text)
             if data["format"] not in _READABLE:
                 raise SymmetryError(f"expected symmetry spec format {_FORMAT}, found {data['format']!r}.")
-            shapes = {str(k): tuple(int(n) for n in v) for k, v in data["shapes"].items()}
-            groups = {g["name"]: _group_from_json(g, shapes) for g in data["groups"]}
+            shapes = {str(k): tuple(_whole(n) for n in v) for k, v in data["shapes"].items()}
+            listed = [_group_from_json(g, shapes) for g in data["groups"]]
+            groups = {g.name: g for g in listed}
+            if len(groups) < len(listed):
+                raise SymmetryError("not a symmetry spec in JSON: two groups have the same name.")
             pinned = tuple(PinnedAxis(**p) for p in data["pinned"])
             outputs = None if data["outputs"] is None else tuple(data["outputs"])
             experiments = tuple(str(name) for name in data.get("experiments", ()))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except SymmetryError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise SymmetryError(f"not a symmetry spec in JSON: {type(error).__name__}: {error}.") from error
         return cls(groups, pinned, shapes, outputs, experiments)
 
@@ -416,17 +442,25 @@ def _index_to_json(index: IndexMap) -> dict[str, Any]:
     return {"offset": index.offset, "stride": index.stride, "copies": [list(c) for c in index.copies]}
 
 
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise SymmetryError(
+            f"not a symmetry spec in JSON: expected whole numbers from 0 on, found {value!r}."
+        )
+    return value
+
+
 def _index_from_json(data: Mapping[str, Any], shape: Sequence[int], size: int) -> IndexMap:
-    copies = tuple((int(n), int(step)) for n, step in data["copies"])
-    return IndexMap(shape[int(data["axis"])], size, int(data["offset"]), int(data["stride"]), copies)
+    copies = tuple((_whole(n), _whole(step)) for n, step in data["copies"])
+    return IndexMap(shape[_whole(data["axis"])], size, _whole(data["offset"]), _whole(data["stride"]), copies)
 
 
 def _group_from_json(data: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> AxisGroup:
-    size = int(data["size"])
+    size = _whole(data["size"])
     slots: list[Slot] = []
     for s in data["slots"]:
         shape = shapes[s["tensor"]]
-        block = tuple((int(b["axis"]), _index_from_json(b, shape, 1)) for b in s.get("block", ()))
-        slots.append(Slot(s["tensor"], int(s["axis"]), _index_from_json(s, shape, size), block))
-    within = tuple((str(name), int(unit)) for name, unit in data.get("within", ()))
+        block = tuple((_whole(b["axis"]), _index_from_json(b, shape, 1)) for b in s.get("block", ()))
+        slots.append(Slot(s["tensor"], _whole(s["axis"]), _index_from_json(s, shape, size), block))
+    within = tuple((str(name), _whole(unit)) for name, unit in data.get("within", ()))
     return AxisGroup(str(data["name"]), size, tuple(slots), within, str(data.get("family", "")))

@@ -31,8 +31,11 @@ Given = Mapping[str, Any]
 
 def kink_gap(a: Tensor, b: Tensor) -> Tensor:
     r"""Return the exact gap of ReLU, :math:`|ab|/(|a|+|b|)` where the signs differ, else zero."""
-    product = (a * b).neg_().clamp_min_(0)
-    return product.div_((a.abs().add_(b.abs())).clamp_min_(torch.finfo(a.dtype).tiny))
+    sizes = a.abs(), b.abs()
+    low, high = torch.minimum(*sizes), torch.maximum(*sizes)
+    # dividing first: the product of two small numbers would vanish, that of two large ones overflow
+    gap = low.mul_(high.div_((sizes[0] + sizes[1]).clamp_min_(torch.finfo(a.dtype).tiny)))
+    return torch.where(a.sign() * b.sign() < 0, gap, 0.0)
 
 
 def slope_gap(before: Tensor, after: Tensor, low: float, high: float) -> Tensor:

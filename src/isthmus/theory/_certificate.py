@@ -160,7 +160,8 @@ def certify(
         ModelError: an operator is out of scope (the message names it), training mode, not traceable, B's code computes
             something else, or outputs that are not finite.
         DataError: no data, an unknown loss, fewer than one segment, or a target of 1 or less.
-        CheckpointError: different architectures, NaN or infinite weights.
+        CheckpointError: different architectures, NaN or infinite weights, integers read by the network in which A and
+            B differ, tied tensors that differ.
 
     Notes:
         ``segments + 1`` forward passes of the data with stored activations, one batch at a time, and at most 17
@@ -285,4 +286,5 @@ def _assemble(parts: Sequence[Measured], ts: Sequence[float], loss: str, *, fold
 
 
 def _rounded(values: Tensor) -> Tensor:
-    return values + _ROUNDING * (1 + values.abs())
+    """Add the allowance of the bound's own arithmetic; what left the range of float64 on the way bounds nothing."""
+    return torch.nan_to_num(values + _ROUNDING * (1 + values.abs()), nan=math.inf, posinf=math.inf)

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from isthmus.errors import ModelError
 from isthmus.symmetry import Trace
 from isthmus.symmetry._trace import bound_arguments, module_of, operator_of
-from isthmus.theory._norms import ROUNDOFF, convolution_norm, matrix_norm
+from isthmus.theory._norms import ROUNDOFF, convolution_norm, matrix_norm, row_norms
 
 __all__ = [
     "BATCH_NORMS",
@@ -93,6 +93,8 @@ def layer_weight(node: fx.Node, trace: Trace, state: Mapping[str, Tensor]) -> tu
         weight, turned = weight.args[0], not turned
     if not isinstance(weight, fx.Node) or weight.name not in trace.tensors or not isinstance(source, fx.Node):
         raise out_of_scope(node, "its weight is not a parameter of the network")
+    if weight.meta["val"].ndim < 2:
+        raise out_of_scope(node, "its weight is a vector")
     found = state[trace.tensors[weight.name]]
     return source, found.T if turned else found
 
@@ -172,11 +174,15 @@ def layer_magnitudes(
         if isinstance(bias, fx.Node) and bias.name in trace.tensors:
             positions = value[0].numel() / units
             shift = math.sqrt(positions) * math.hypot(
-                *(float(s[trace.tensors[bias.name]].double().norm()) for s in (first, last))
+                *(_size(s[trace.tensors[bias.name]]) for s in (first, last))
             )
-        size = math.hypot(*(float(w.double().norm()) for w in weights))
+        size = math.hypot(*(_size(w) for w in weights))
         found[node.name] = Magnitude(rate * math.sqrt(uses) * size, rate * shift)
     return found
+
+
+def _size(values: Tensor) -> float:
+    return float(row_norms(values.double().reshape(1, -1)))
 
 
 def _convolution_norm(node: fx.Node, trace: Trace, state: Mapping[str, Tensor]) -> float:

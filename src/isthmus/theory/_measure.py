@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from isthmus.batches import Batch
 from isthmus.errors import DataError, ModelError
-from isthmus.losses import score
+from isthmus.losses import class_axis_last, score
 from isthmus.theory._norms import ROUNDOFF
 from isthmus.theory._path import Path
 from isthmus.theory._propagate import Ends, segment_bound
@@ -73,15 +74,13 @@ def measure(path: Path, batch: Batch, spans: Spans, loss: str, known: Measured |
 
     Raises:
         ModelError: an operator is out of scope, or several inputs by keyword.
-        DataError: labels that do not count, or probabilities in place of labels.
+        DataError: targets for which no bound on the loss is known.
     """
     batch = path.batch(batch)
     if len(batch.kwargs) > 1:
         raise ModelError(
             "certify: several inputs by keyword are out of scope; wrap the model so that it takes one."
         )
-    if loss == "cross_entropy":
-        _check_labels(batch.targets)
     traced = path.traced(batch)
     outputs: dict[float, Tensor] = {}
     reach: dict[tuple[float, float], Tensor] = {}
@@ -95,6 +94,8 @@ def measure(path: Path, batch: Batch, spans: Spans, loss: str, known: Measured |
         at = stop
         reach[start, stop] = segment_bound(traced, previous, here, path.output(traced))
     ends = [outputs[t] if t in outputs else path.end(t, traced, batch)[1] for t in (0.0, 1.0)]
+    if batch.targets is not None:
+        _check_targets(batch.targets, ends[0], loss)
     points = {t: _point(t, output, ends, batch.targets, loss) for t, output in outputs.items()}
     found = {
         span: _span([outputs[t] for t in span], [points[t].losses for t in span], r[0], batch.targets, loss)
@@ -109,13 +110,34 @@ def measure(path: Path, batch: Batch, spans: Spans, loss: str, known: Measured |
     return Measured(points, found, rounding, slack)
 
 
-def _check_labels(targets: object) -> None:
-    """Refuse targets for which the slopes below do not hold: they are those of a mean over all labels."""
-    if isinstance(targets, Tensor) and (targets.is_floating_point() or bool((targets < 0).any())):
+def _check_targets(targets: Any, outputs: Tensor, loss: str) -> None:
+    """Refuse targets that are no class of the outputs: the bounds below count every position, and know its class."""
+    if not isinstance(targets, Tensor):
         raise DataError(
-            "certify: the bounds of cross-entropy are for one label at every position, found "
-            + ("probabilities." if targets.is_floating_point() else "labels below 0, which do not count.")
-            + " Leave such examples out, or certify without targets."
+            f"certify: expected a tensor of targets, found a {type(targets).__name__}. Give (inputs, targets) with the "
+            "targets of the scored output, or leave them out for a bound on the outputs alone."
+        )
+    if loss != "cross_entropy":
+        return
+    logits = class_axis_last(outputs, targets)
+    whole = not (targets.is_floating_point() or targets.is_complex())
+    classes = 0 if logits is None else logits.shape[-1]
+    if logits is None:
+        found = f"targets of shape {tuple(targets.shape)} for outputs of shape {tuple(outputs.shape)}"
+    elif whole and targets.numel():
+        found = f"labels from {int(targets.min())} to {int(targets.max())} for {classes} classes"
+    else:
+        found = f"values of {targets.dtype}"
+    if (
+        logits is None
+        or not whole
+        or not targets.numel()
+        or int(targets.min()) < 0
+        or int(targets.max()) >= classes
+    ):
+        raise DataError(
+            f"certify: the bound on the cross-entropy is for one class per position, found {found}. Leave ignored "
+            "labels out, or leave out the targets for a bound on the outputs alone."
         )
 
 

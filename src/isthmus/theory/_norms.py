@@ -16,10 +16,26 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["ROUNDOFF", "convolution_norm", "matrix_norm", "pooling_norm"]
+__all__ = ["ROUNDOFF", "convolution_norm", "matrix_norm", "pooling_norm", "row_norms"]
 
 ROUNDOFF = torch.finfo(torch.float64).eps / 2
 """Largest relative error of one float64 operation."""
+
+
+_SMALL = 1e-140
+"""Norms below this may have lost squares to underflow."""
+
+
+def row_norms(values: Tensor) -> Tensor:
+    """Return the Euclidean norm of everything but axis 0, shape ``(examples,)``; no square overflows or vanishes."""
+    flat = values.reshape(values.shape[0], -1)
+    norms = flat.norm(dim=1)
+    doubtful = (norms < _SMALL) | norms.isinf()
+    if flat.shape[1] and bool(doubtful.any()):
+        scale = flat.abs().amax(1).clamp_min(torch.finfo(flat.dtype).tiny)
+        scaled = scale * (flat / scale.unsqueeze(1)).norm(dim=1)
+        norms = torch.where(doubtful, scaled, norms)
+    return norms
 
 
 def matrix_norm(matrix: Tensor) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from isthmus.batches import Batch, device_of
-from isthmus.errors import ModelError
+from isthmus.errors import CheckpointError, ModelError
 from isthmus.evaluation import bind, combine_states, relative_difference
 from isthmus.symmetry import Trace, trace
 from isthmus.theory._fold import fold_normalisation
@@ -75,6 +75,7 @@ class Path:
     def _prepare(self, traced: Trace, batch: Batch) -> None:
         """Fold the states once, and bound the norms once for every shape of images."""
         if not self._folded_ends:
+            self._check_ends(traced)
             self._check_other(batch)
             a, b = (fold_normalisation(traced, s) for s in self._ends)
             self._folded_ends = (a, b)
@@ -84,6 +85,29 @@ class Path:
                 [layer_norms(traced, self.state(t)) for t in self._knots.tolist()],
                 layer_magnitudes(traced, *self._folded_ends),
             )
+
+    def _check_ends(self, traced: Trace) -> None:
+        """See that the line between the two states ends in both, and that a name stands for one tensor.
+
+        Raises:
+            CheckpointError: integers that differ, between which there is no line, or tied tensors that differ.
+        """
+        a, b = self._ends
+        used = (traced.tensors[n.name] for n in traced.graph.nodes if n.name in traced.tensors and n.users)
+        for name in used:
+            if not a[name].is_floating_point() and not torch.equal(a[name], b[name]):
+                raise CheckpointError(
+                    f"certify: {name!r} holds {a[name].dtype}, the network reads it, and A and B differ in "
+                    f"{int((a[name] != b[name]).sum())} of {a[name].numel()} entries. There is no line between them: "
+                    "certify networks with the same values there."
+                )
+            for twin in traced.aliases.get(name, ()):
+                for state, owner in ((a, "A"), (b, "B")):
+                    if twin in state and not torch.equal(state[twin], state[name]):
+                        raise CheckpointError(
+                            f"certify: {name!r} and {twin!r} are one tensor in the model, but differ in {owner}. "
+                            "Give both the same values, or untie them in the model."
+                        )
 
     def _check_other(self, batch: Batch) -> None:
         """See that B, if it came as a module, computes what A's code computes with B's tensors.

@@ -28,6 +28,7 @@ from torch.nn import functional
 from isthmus.symmetry import Trace
 from isthmus.symmetry._trace import bound_arguments, operator_of
 from isthmus.theory._activations import ACTIVATIONS, kink_gap
+from isthmus.theory._examples import ELEMENTWISE, PARTS, PIECES, RESHAPES, TURNS, mixes_examples
 from isthmus.theory._layers import (
     BATCH_NORMS,
     Magnitude,
@@ -38,18 +39,15 @@ from isthmus.theory._layers import (
     out_of_scope,
     spread,
 )
-from isthmus.theory._norms import ROUNDOFF, pooling_norm
+from isthmus.theory._norms import ROUNDOFF, pooling_norm, row_norms
 
 __all__ = ["Ends", "Norms", "segment_bound"]
 
-_MOVES = {
-    "aten.view", "aten.reshape", "aten._unsafe_view", "aten.flatten", "aten.unflatten", "aten.permute",
-    "aten.transpose", "aten.t", "aten.squeeze", "aten.unsqueeze", "aten.clone", "aten.contiguous", "aten.detach",
-    "aten.alias", "aten.dropout", "aten.feature_dropout", "aten._to_copy", "aten.to", "aten.neg", "aten.movedim",
-    "aten.pixel_shuffle", "aten.pixel_unshuffle", "aten.channel_shuffle",
-}  # fmt: skip
-_PARTS = {"aten.slice", "aten.select", "aten.narrow"}
-_LISTS = {"aten.split", "aten.split_with_sizes", "aten.chunk", "aten.unbind"}
+_MOVES = ELEMENTWISE | RESHAPES | TURNS
+_ENLARGING = ("upsample_nearest", "_upsample_nearest_exact")
+_TINY = torch.finfo(torch.float64).tiny
+"""Far above what one operation can lose to underflow, however many terms an entry has."""
+
 _ELEMENTARY = 64.0
 """Roundings allowed for the value of an activation, a sum or a scaled value, in units of its arguments and itself."""
 
@@ -70,7 +68,7 @@ class Ends:
     def size(self, name: str) -> Tensor:
         """Return the norm of a node's value for every example."""
         if name not in self._sizes:
-            self._sizes[name] = _norm(self.values[name])
+            self._sizes[name] = row_norms(self.values[name])
         return self._sizes[name]
 
 
@@ -110,10 +108,6 @@ def segment_bound(trace: Trace, first: Ends, last: Ends, output: fx.Node) -> Ten
     return found
 
 
-def _norm(values: Tensor) -> Tensor:
-    return values.reshape(values.shape[0], -1).norm(dim=1)
-
-
 class _Step:
     """One operator on a segment."""
 
@@ -132,14 +126,28 @@ class _Step:
 
     def bound(self) -> Tensor | None:
         if self.name == "getitem":
-            return self.bounds[self.node.args[0].name]  # type: ignore[union-attr]
-        if not any(self._varies(n) for n in self.node.all_input_nodes):
+            return self._item()
+        varying = [n for n in self.node.all_input_nodes if self._varies(n)]
+        if not varying:
             return None
         if self.name == "aten._assert_tensor_metadata":
             return None
-        found = self._rule()()
-        self._check_examples()
+        rule = self._rule()
+        for source in varying:
+            if why := mixes_examples(self.node, source):
+                raise out_of_scope(self.node, why)
+        found = rule()
+        self._check_values()
         return found
+
+    def _item(self) -> Tensor | None:
+        """Take the bound of a piece from that of all pieces; other lists have one entry that is known."""
+        source, place = self.node.args[:2]
+        assert isinstance(source, fx.Node)
+        known = source.op == "call_function" and (operator_of(source) in PIECES or place == 0)
+        if self._varies(source) and not known:
+            raise out_of_scope(source, f"its result number {place} is used")
+        return self.bounds.get(source.name)
 
     def _rule(self) -> Callable[[], Tensor]:
         if self.name in BATCH_NORMS:
@@ -156,7 +164,7 @@ class _Step:
     def _rules(self) -> Sequence[tuple[set[str], Callable[[], Tensor]]]:
         spatial = ("1d", "2d", "3d")
         return (
-            (_MOVES | _PARTS | _LISTS, self._carried),
+            (_MOVES | PARTS | PIECES, self._carried),
             ({"aten.add", "aten.sub"}, self._sum),
             ({"aten.mul", "aten.div"}, self._scaled),
             ({"aten.cat", "aten.stack"}, self._joined),
@@ -165,20 +173,25 @@ class _Step:
             ({f"aten.max_pool{n}" for n in spatial}, self._max_pool),
             ({f"aten.avg_pool{n}" for n in spatial}, self._average_pool),
             ({f"aten.adaptive_avg_pool{n}" for n in spatial}, self._adaptive_pool),
-            ({f"aten.upsample_nearest{n}" for n in spatial}, self._repeated),
+            ({f"aten.{kind}{n}" for n in spatial for kind in _ENLARGING}, self._repeated),
             ({"aten.constant_pad_nd", "aten.pad"}, self._padded),
         )
 
-    def _check_examples(self) -> None:
-        """Refuse a value whose first axis is not that of the examples, or that is not float64 any more."""
-        value = self.first.values[self.node.name]
-        for part in value if isinstance(value, (list, tuple)) else [value]:
-            if not isinstance(part, Tensor) or part.numel() == 0:
-                continue
-            if part.dtype != torch.float64:
-                raise out_of_scope(self.node, f"it makes {part.dtype}, and the bound is proven in float64")
-            if part.ndim == 0 or part.shape[0] != self.examples:
-                raise out_of_scope(self.node, "it mixes examples")
+    def _check_values(self) -> None:
+        """Refuse a value that is not float64, not finite, or has lost the axis of the examples."""
+        for ends in (self.first, self.last):
+            value = ends.values[self.node.name]
+            for part in value if isinstance(value, (list, tuple)) else [value]:
+                if not isinstance(part, Tensor) or part.numel() == 0:
+                    continue
+                if part.dtype != torch.float64:
+                    raise out_of_scope(
+                        self.node, f"it makes {part.dtype}, and the bound is proven in float64"
+                    )
+                if part.ndim == 0 or part.shape[0] != self.examples:
+                    raise out_of_scope(self.node, "it mixes examples")
+                if not bool(torch.isfinite(part).all()):
+                    raise out_of_scope(self.node, "some of its values are NaN or infinite")
 
     def _varies(self, node: fx.Node) -> bool:
         """Whether a node depends on the data (parameters, constants and what is made from them do not)."""
@@ -203,10 +216,13 @@ class _Step:
         return torch.maximum(self.first.size(node.name), self.last.size(node.name))
 
     def _moved(self, carried: Tensor, gap: Tensor | None, rounding: Tensor) -> Tensor:
-        """Add a step's own gap (to the bound) and rounding (to both rows)."""
-        found = carried + rounding
+        """Add a step's own gap (to the bound) and rounding (to both rows), and what underflow may have taken."""
+        value = self.first.values[self.node.name]
+        value = value if isinstance(value, Tensor) else value[0]  # batch normalisation, with its statistics
+        lost = _TINY * (value.numel() / max(self.examples, 1))
+        found = carried + (rounding + lost)
         if gap is not None:
-            found[0] += gap
+            found[0] += gap + lost
         return found
 
     def _elementary(self, factor: float, *sources: fx.Node, terms: float = 0.0) -> Tensor:
@@ -230,8 +246,9 @@ class _Step:
         rounding = self._layer_rounding(source)
         if torch.equal(first, last):  # the first layer: no bilinear term
             return self._moved(norm * self._of(source), None, rounding)
-        bilinear = 0.25 * _norm(self._apply(weight_last - weight_first, last - first))
-        return self._moved(norm * self._of(source), bilinear, rounding)
+        bilinear = 0.25 * row_norms(self._apply(weight_last - weight_first, last - first))
+        # once more for the bilinear term, whose entries may cancel
+        return self._moved(norm * self._of(source), bilinear, 2 * rounding)
 
     def _layer_rounding(self, source: fx.Node) -> Tensor:
         magnitude = self.first.magnitudes[self.node.name]
@@ -254,7 +271,7 @@ class _Step:
         shape = [1, -1] + [1] * (first.ndim - 2)
         change = (scale_last - scale_first).reshape(shape) * (last - first)
         norm = max(self.first.norms[self.node.name], self.last.norms[self.node.name])
-        return self._moved(norm * self._of(source), 0.25 * _norm(change), self._layer_rounding(source))
+        return self._moved(norm * self._of(source), 0.25 * row_norms(change), self._layer_rounding(source))
 
     def _activation(self) -> Tensor:
         given, known, source = bound_arguments(self.node), ACTIVATIONS[self.name], self._source()
@@ -263,7 +280,7 @@ class _Step:
         if known.refused(given):
             raise out_of_scope(self.node, known.refused(given))
         first, last = self._ends(source)
-        gap = _norm(known.gap(first, last, *self._ends(self.node), given))
+        gap = row_norms(known.gap(first, last, *self._ends(self.node), given))
         steepest, jump = known.lipschitz(given), known.jump(given)
         if jump > 0:
             gap = gap + jump * math.sqrt(first[0].numel())
@@ -286,29 +303,16 @@ class _Step:
         steepest = max(1.0, float(one.abs().max()), float(other.abs().max()))
         change = (other - one) * ((-last).clamp_min(0) - (-first).clamp_min(0))
         gap = torch.maximum((1 - one).abs(), (1 - other).abs()) * kink_gap(first, last) + 0.25 * change.abs()
-        return self._moved(steepest * self._of(source), _norm(gap), self._elementary(steepest, source))
+        return self._moved(steepest * self._of(source), row_norms(gap), self._elementary(steepest, source))
 
     def _carried(self) -> Tensor:
-        source = self._source()
-        rank = self.node.all_input_nodes[0].meta["val"].ndim
-        if not self._keeps_first_axis(rank):
-            raise out_of_scope(self.node, "it mixes examples")
-        return self._of(source)
-
-    def _keeps_first_axis(self, rank: int) -> bool:
-        if self.name == "aten.permute":
-            return int(argument(self.node, "dims")[0]) % rank == 0
-        if self.name == "aten.transpose":
-            axes = [int(argument(self.node, k)) % rank for k in ("dim0", "dim1")]
-            return axes[0] == axes[1] or 0 not in axes
-        if self.name in {"aten.select"} | _LISTS:
-            return int(argument(self.node, "dim")) % rank != 0
-        return self.name not in ("aten.t", "aten.movedim")
+        return self._of(self._source())
 
     def _sum(self) -> Tensor:
         """Add activations; parameters and constants added without data are chords themselves."""
-        factors = (1.0, abs(float(argument(self.node, "alpha"))))
-        given = [(a, f) for a, f in zip(self.node.args[:2], factors, strict=False) if isinstance(a, fx.Node)]
+        bound = bound_arguments(self.node)
+        factors = (("self", 1.0), ("other", abs(float(bound["alpha"]))))
+        given = [(bound[k], f) for k, f in factors if isinstance(bound[k], fx.Node)]
         terms = [(a, f) for a, f in given if self._varies(a)]
         if not all(self._is_affine_in_weights(a) for a, _ in given if not self._varies(a)):
             raise out_of_scope(self.node, "what is added is a nonlinear function of the weights")
@@ -318,23 +322,32 @@ class _Step:
         return self._moved(carried, None, self._elementary(max(f for _, f in terms), *(a for a, _ in terms)))
 
     def _is_affine_in_weights(self, node: fx.Node) -> bool:
-        """Whether a node without data is a parameter or constant, or such a one moved."""
-        while node.op == "call_function" and operator_of(node) in _MOVES | _PARTS | {"aten.expand"}:
+        """Whether a node without data is a constant, a parameter, or a parameter moved."""
+        while node.op == "call_function" and operator_of(node) in _MOVES | PARTS | {"aten.expand"}:
             source = node.args[0]
             if not isinstance(source, fx.Node) or node.meta["val"].dtype != source.meta["val"].dtype:
                 return False
             node = source
-        return node.op in ("placeholder", "get_attr")
+        return node.op in ("placeholder", "get_attr") or self._is_constant(node)
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        """Whether no tensor of the state is behind a node without data."""
+        if node.op == "placeholder":
+            return node.name not in self.trace.tensors
+        return all(self._is_constant(n) for n in node.all_input_nodes)
 
     def _enlarged(self, node: fx.Node) -> bool:
-        return node.meta["val"].numel() != self.node.meta["val"].numel()
+        return node.meta["val"].shape != self.node.meta["val"].shape
 
     def _scaled(self) -> Tensor:
-        source, number = self.node.args[:2]
+        bound = bound_arguments(self.node)
+        source, number = bound["self"], bound["other"]
         if not isinstance(number, (int, float)) or not isinstance(source, fx.Node):
             raise out_of_scope(self.node, "a product of activations")
-        if bound_arguments(self.node).get("rounding_mode") is not None:
+        if bound.get("rounding_mode") is not None:
             raise out_of_scope(self.node, "it rounds")
+        if self.name == "aten.div" and number == 0:
+            raise out_of_scope(self.node, "it divides by zero")
         factor = abs(float(number)) if self.name == "aten.mul" else 1 / abs(float(number))
         return self._moved(factor * self._of(source), None, self._elementary(factor, source))
 
@@ -342,8 +355,6 @@ class _Step:
         parts = self.node.args[0]
         assert isinstance(parts, (list, tuple))
         nodes = [p for p in parts if isinstance(p, fx.Node)]
-        if int(argument(self.node, "dim")) % self.node.meta["val"].ndim == 0:
-            raise out_of_scope(self.node, "it joins examples")
         if not all(self._varies(p) or self._is_affine_in_weights(p) for p in nodes):
             raise out_of_scope(self.node, "what is joined is a nonlinear function of the weights")
         return torch.stack([self._of(p).square() for p in nodes if self._varies(p)]).sum(0).sqrt()
@@ -351,10 +362,6 @@ class _Step:
     def _reduced(self) -> Tensor:
         source = self._source()
         before, after = self.first.values[source.name], self.first.values[self.node.name]
-        dims = argument(self.node, "dim")
-        dims = [dims] if isinstance(dims, int) else dims
-        if not dims or 0 in {d % before.ndim for d in dims}:
-            raise out_of_scope(self.node, "it mixes examples")
         count = before.numel() / max(after.numel(), 1)
         factor = 1 / math.sqrt(count) if self.name == "aten.mean" else math.sqrt(count)
         return self._moved(factor * self._of(source), None, self._elementary(factor, source, terms=count))
@@ -385,7 +392,7 @@ class _Step:
         reuse = math.prod(k if d > 1 else math.ceil(k / s) for k, s, d in steps)  # windows that see one input
         # choosing is exact, and only the two differences above are rounded
         rounding = self._elementary(math.sqrt(reuse), source)
-        return self._moved(math.sqrt(reuse) * self._of(source), _norm(kink_gap(p, -q)), rounding)
+        return self._moved(math.sqrt(reuse) * self._of(source), row_norms(kink_gap(p, -q)), rounding)
 
     def _average_pool(self) -> Tensor:
         source, rank = self._source(), int(self.name[-2])
@@ -413,11 +420,20 @@ class _Step:
         )
 
     def _repeated(self) -> Tensor:
-        """Repeat every entry: at most ``ceil(after / before)`` times per axis."""
+        """Repeat entries: as often as the operator, run on the numbers of the positions, repeats the most frequent.
+
+        Factors whose product with the length is not whole repeat some entries more often than the lengths tell.
+        """
         source, rank = self._source(), int(self.name[-2])
-        before = self.first.values[source.name].shape[-rank:]
-        after = self.first.values[self.node.name].shape[-rank:]
-        times = math.prod(math.ceil(a / b) for a, b in zip(after, before, strict=True))
+        value = self.first.values[source.name]
+        places = torch.arange(value[0, 0].numel(), dtype=value.dtype, device=value.device)
+        image = torch.empty_like(value).copy_(places.reshape(value.shape[-rank:]).expand_as(value))
+        given = bound_arguments(self.node)
+        key = "self" if "self" in given else "input"
+        found = self.node.target(*(image if k == key else a for k, a in given.items()))  # type: ignore[operator]
+        if not torch.equal(found, found[:1, :1].expand_as(found)):
+            raise out_of_scope(self.node, "it enlarges channels differently")
+        times = int(torch.bincount(found[0, 0].flatten().long()).max())
         return math.sqrt(times) * self._of(source)
 
     def _padded(self) -> Tensor:

@@ -17,11 +17,19 @@ from isthmus.evaluation import require_evaluation
 from isthmus.states import check_finite, check_same_architecture, state_of
 from isthmus.symmetry import Trace, trace
 from isthmus.symmetry._trace import bound_arguments, module_of, operator_of
-from isthmus.theory._norms import matrix_norm
+from isthmus.theory._examples import mixes_examples
+from isthmus.theory._norms import ROUNDOFF, matrix_norm, row_norms
 
 __all__ = ["WeightsOnlyBound", "certify_weights_only"]
 
 _ROUNDING = 1e-9
+"""Allowance for the arithmetic of the bound itself, relative and absolute."""
+
+_ELEMENTARY = 64.0
+"""Roundings allowed for the value of an activation, in units of its argument and itself."""
+
+_EXTRA_TERMS = 16
+"""Roundings of a layer besides the products it sums: of weights on the line, and of differences of weights."""
 
 _RESHAPES = {"aten.view", "aten.reshape", "aten.flatten", "aten._to_copy", "aten.to", "aten.dropout"}
 _RESHAPES |= {"aten.clone", "aten.contiguous", "aten.detach", "aten.alias"}
@@ -74,7 +82,9 @@ def certify_weights_only(
         batches: the data that define :math:`\Sigma_\ell`, the second moments of A's layer inputs.
 
     Returns:
-        The bound, float64, with ``1e-9 (1 + value)`` added for rounding.
+        The bound, float64, rounding included: what float64 may have done to the values of A that are measured and to
+        the outputs of any network on the line is bounded and added, and ``1e-9 (1 + value)`` for the arithmetic of the
+        bound itself.
 
     Raises:
         ModelError: another operator (the message names it), training mode, or not traceable.
@@ -95,7 +105,7 @@ def certify_weights_only(
     check_finite(b, "B")
     model = copy.deepcopy(model_a).double()
     a, b = ({k: v.double() if v.is_floating_point() else v for k, v in s.items()} for s in (a, b))
-    squares: list[float] = []
+    squares: list[tuple[float, float]] = []
     layers: list[_Layer] = []
     traces: dict[tuple[int, ...], Trace] = {}
     examples = 0
@@ -110,9 +120,21 @@ def certify_weights_only(
             traces[shape] = trace(model, batch.args)
         layers = _layers(traces[shape])
         found = _matching(traces[shape], layers, a, b, batch)
-        squares = [s + f for s, f in zip(squares or [0.0] * len(found), found, strict=True)]
+        known = squares or [(0.0, 0.0)] * len(found)
+        squares = [(s[0] + f[0], s[1] + f[1]) for s, f in zip(known, found, strict=True)]
         examples += batch.size
-    return _bound([math.sqrt(s / examples) for s in squares], layers, a, b, examples)
+    measured = [
+        _Measured(math.sqrt(change / examples), math.sqrt(size / examples)) for change, size in squares
+    ]
+    return _bound(measured, layers, a, b, examples)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Root mean squares over the data at one layer of A: of the change of its output, and of its input."""
+
+    change: float
+    size: float
 
 
 @dataclass(frozen=True)
@@ -143,7 +165,7 @@ def _layers(traced: Trace) -> list[_Layer]:
     previous = ""
     for node in reversed(chain):
         name = operator_of(node)
-        if name == "aten.linear":
+        if name == "aten.linear" and not mixes_examples(node, node.all_input_nodes[0]):
             layers.append(_read_layer(node, traced))
         elif name in _UNIT_SLOPES and previous == "aten.linear" and _usual(node):
             pass
@@ -203,8 +225,8 @@ def _read_layer(node: fx.Node, traced: Trace) -> _Layer:
 
 def _matching(
     traced: Trace, layers: list[_Layer], a: Mapping[str, Tensor], b: Mapping[str, Tensor], batch: Batch
-) -> list[float]:
-    """Return, for every layer, the sum over the batch of the squared change of A's pre-activations."""
+) -> list[tuple[float, float]]:
+    """Return, for every layer, the sums over the batch of the squared change of A's output and of A's input."""
     values: dict[str, Any] = {traced.inputs[0]: batch.args[0]}
 
     def keep(node: fx.Node, _: Any, result: Any) -> None:
@@ -213,31 +235,61 @@ def _matching(
     traced.run(a, batch.args, on_node=keep)
     sums = []
     for layer in layers:
-        change = values[layer.source.name] @ (a[layer.weight] - b[layer.weight]).T
+        source = values[layer.source.name]
+        change = source @ (a[layer.weight] - b[layer.weight]).T
         if layer.bias is not None:
             change = change + (a[layer.bias] - b[layer.bias])
-        sums.append(float(change.square().sum()))
+        sums.append(tuple(float(row_norms(x).square().sum()) for x in (change, source)))
     return sums
 
 
 def _bound(
-    matching: list[float],
+    measured: list[_Measured],
     layers: list[_Layer],
     a: Mapping[str, Tensor],
     b: Mapping[str, Tensor],
     examples: int,
 ) -> WeightsOnlyBound:
-    distance = error = 0.0
+    distance = error = rounding = size = 0.0
     distances, errors = [], []
-    for z, layer in zip(matching, layers, strict=True):
+    for found, layer in zip(measured, layers, strict=True):
         norm_a, norm_b = matrix_norm(a[layer.weight]), matrix_norm(b[layer.weight])
-        error = max(norm_a, norm_b) * error + matrix_norm(a[layer.weight] - b[layer.weight]) * distance / 4
-        distance = z + norm_b * distance
+        change = matrix_norm(a[layer.weight] - b[layer.weight])
+        steepest = max(norm_a, norm_b)
+        # the input of this layer, as computed for any network of the line, by way of A's
+        size = found.size + distance + error + 2 * rounding
+        weights, shift = _sizes(layer, (a, b))
+        own = (a[layer.weight].shape[1] + _EXTRA_TERMS) * ROUNDOFF * (weights * size + shift)
+        error = steepest * error + change * distance / 4
+        # the change was measured on computed values, by a product with the difference of two weights
+        distance = found.change + change * rounding + 2 * own + norm_b * distance
+        rounding = steepest * rounding + own
         if layer is not layers[-1]:
             error += distance / 4
+            # slopes of at most 1: a value is no further from that at zero, at most 1, than its argument from zero
+            units = math.sqrt(layer.node.meta["val"][0].numel())
+            rounding += _ELEMENTARY * ROUNDOFF * (2 * (steepest * size + shift + rounding) + units)
         distances.append(distance)
         errors.append(error)
-    total = error + _ROUNDING * (1 + error)
+    # what is computed differs from the exact outputs: on the line, and at both ends
+    total = error + 2 * rounding
+    total = total + _ROUNDING * (1 + total)
     return WeightsOnlyBound(
-        total, math.sqrt(2) * total, tuple(matching), tuple(distances), tuple(errors), examples
+        total,
+        math.sqrt(2) * total,
+        tuple(m.change for m in measured),
+        tuple(distances),
+        tuple(errors),
+        examples,
     )
+
+
+def _sizes(layer: _Layer, states: tuple[Mapping[str, Tensor], ...]) -> tuple[float, float]:
+    """Bound the norms of weights between two states: of the matrix (Frobenius), and of the biases at all positions."""
+
+    def between(name: str) -> float:
+        return math.hypot(*(float(row_norms(s[name].reshape(1, -1))) for s in states))
+
+    positions = layer.node.meta["val"][0].numel() / states[0][layer.weight].shape[0]
+    shift = 0.0 if layer.bias is None else math.sqrt(positions) * between(layer.bias)
+    return between(layer.weight), shift
