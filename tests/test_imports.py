@@ -14,7 +14,7 @@ import isthmus
 ROOT = Path(isthmus.__file__).parent
 
 # Each package may import those listed before it in the text below, and itself.
-LOW = {"errors", "coupling", "batches", "states", "evaluation", "checkpoints"}
+LOW = {"errors", "coupling", "batches", "states", "replica", "evaluation", "checkpoints"}
 ALLOWED = {
     "symmetry": LOW,
     "transport": LOW,

@@ -26,6 +26,7 @@ from isthmus.evaluation import (
     require_evaluation,
 )
 from isthmus.moments._normalisation import Refresh, refresher
+from isthmus.replica import Replica, differences, different_code
 from isthmus.states import State, check_finite, check_same_architecture, state_of
 
 __all__ = ["line"]
@@ -120,15 +121,17 @@ def line(
         refresh_batches = data[chosen] = reusable(data[chosen])
     elif refresh != "batchnorm" and refresh_batches is not None:
         raise DataError('refresh_batches was given, but only refresh="batchnorm" uses it.')
-    repair = refresher(refresh, model_a, refresh_batches)
+    replica_a = Replica(model_a)
+    replica_b = Replica(model_b) if isinstance(model_b, nn.Module) else None
+    repair = refresher(refresh, replica_a, refresh_batches)
     data, examples = _with_examples(data)
-    for letter, model in zip("AB", (model_a, model_b), strict=True):
-        if isinstance(model, nn.Module):
+    for letter, replica in (("A", replica_a), ("B", replica_b)):
+        if replica is not None:
             require_deterministic(
-                model, next(iter(examples.values())).head(EXAMPLES_CHECKED), name=f"Model {letter}"
+                replica, next(iter(examples.values())).head(EXAMPLES_CHECKED), name=f"Model {letter}"
             )
     endpoint_error = max(
-        _compared_ends(model_a, model_b, states, e, alignment is not None) for e in examples.values()
+        _compared_ends(replica_a, replica_b, states, e, alignment is not None) for e in examples.values()
     )
 
     def repaired(t: float) -> State:
@@ -136,8 +139,8 @@ def line(
         return state if repair is None else repair(state)
 
     networks, evaluation = traced_or_plain(
-        model_a,
-        model_b,
+        replica_a,
+        replica_b,
         states,
         None if repair is None else repaired,
         not callable(refresh),
@@ -220,18 +223,29 @@ def _refined(
 
 
 def _compared_ends(
-    model_a: nn.Module,
-    model_b: nn.Module | Mapping[str, Tensor],
+    replica_a: Replica,
+    replica_b: Replica | None,
     states: tuple[State, State, State],
     examples: Batch,
     aligned: bool,
 ) -> float:
     """Return how far the original B and the path's end differ, or raise if that is no rounding error."""
     _, state_b, end = states
-    if end is state_b and not isinstance(model_b, nn.Module):
+    if end is state_b and replica_b is None:
         return 0.0
-    original = bind(model_b) if isinstance(model_b, nn.Module) else bind(model_a, state_b)
-    return _endpoint_error(original(examples), bind(model_a, end)(examples), aligned)
+    original = bind(replica_a, state_b) if replica_b is None else bind(replica_b)
+    reached = bind(replica_a, end)(examples)
+    error = relative_difference(original(examples), reached)
+    if error <= max(ENDPOINT_TOLERANCE, 16 * torch.finfo(reached.dtype).eps):
+        return error
+    if replica_b is None or (aligned and not differences(replica_a.source, replica_b.source)):
+        raise VerificationError(
+            f"The alignment changes the function of B: outputs differ by {error:.2g} of the largest one. "
+            "A barrier measured with it would be wrong. Was the spec discovered on this architecture, and "
+            "verified?"
+        )
+    how = f"outputs differ by {error:.2g} of the largest one"
+    raise ModelError(different_code(replica_a.source, replica_b.source, how))
 
 
 def _named(batches: Batches | Mapping[str, Batches]) -> dict[str, Batches]:
@@ -270,24 +284,6 @@ def _checked_states(
     check_same_architecture(state_a, end, "A", "aligned B")
     check_finite(end, "aligned B")
     return state_a, state_b, end
-
-
-def _endpoint_error(original: Tensor, reached: Tensor, aligned: bool) -> float:
-    """Return the relative difference between B and the path's end, or raise if it is no rounding error."""
-    error = relative_difference(original, reached)
-    if error <= max(ENDPOINT_TOLERANCE, 16 * torch.finfo(reached.dtype).eps):
-        return error
-    if aligned:
-        raise VerificationError(
-            f"The alignment changes the function of B: outputs differ by {error:.2g} of the largest one. "
-            "A barrier measured with it would be wrong. Was the spec discovered on this architecture, and "
-            "verified?"
-        )
-    raise ModelError(
-        f"Model B computes something else than its tensors do in model A's code: outputs differ by "
-        f"{error:.2g} of the largest one. Both must be built by the same code with the same settings "
-        "(activation, strides, heads)."
-    )
 
 
 def _name(value: object) -> str:

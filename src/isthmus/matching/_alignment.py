@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from isthmus.checkpoints import load_metadata, load_state, save_state
 from isthmus.coupling import moved_fraction
 from isthmus.errors import CheckpointError
+from isthmus.replica import with_state
 from isthmus.states import state_of
 from isthmus.symmetry import SymmetrySpec, apply
 from isthmus.symmetry._apply import check_permutations
@@ -60,13 +60,14 @@ class Alignment:
     def apply(self, network: _Network) -> _Network:
         """Return B relabelled: a new module for a module, a new state for a state; the input stays untouched.
 
+        What a module keeps besides its state, such as biases laid out in evaluation, is made anew in the new one.
+
         Raises:
             SymmetryError: the network is not of the architecture the alignment was made for.
         """
         if isinstance(network, nn.Module):
-            moved = copy.deepcopy(network)
-            moved.load_state_dict(apply(self.spec, self.permutations, state_of(network)))
-            return moved
+            caches = {(path, name): way for path, name, way in self.settings.get("caches", ())}
+            return with_state(network, apply(self.spec, self.permutations, state_of(network)), caches)
         return cast(_Network, apply(self.spec, self.permutations, state_of(network)))
 
     def inverse(self) -> Alignment:

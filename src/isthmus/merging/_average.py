@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from isthmus.batches import Batches, reusable
 from isthmus.errors import DataError, ModelError, ShapeError
 from isthmus.evaluation import Relabelling, combine_states
 from isthmus.moments._normalisation import Refresh, refresher
+from isthmus.replica import with_state
 from isthmus.states import State, state_of
 
 __all__ = ["merge"]
@@ -124,9 +124,7 @@ def _align_all(
 
     frame = models[0]
     if not isinstance(frame, nn.Module):
-        state = dict(frame)
-        frame = copy.deepcopy(architecture)
-        frame.load_state_dict(state)
+        frame = with_state(architecture, frame)
     return [
         matching.align(frame, other, batches=batches, args=args, kwargs=kwargs, method=method)
         for other in models[1:]

@@ -7,6 +7,7 @@ or pins labels, each of which only removes permutations, and an operator it does
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -79,9 +80,9 @@ def discover_from_trace(traced: Trace, *, outputs: Outputs = None) -> SymmetrySp
             axes = value.axes if value.points is None else (*value.axes, value.points.axis)
             for axis in axes:
                 _axes.pin(axis, Pin(f"the model's output {name!r}"))
+    _pin_what_stays(traced, interpreter)
     used = used_atoms(interpreter.steps)
     names = {tensor: traced.aliases.get(tensor, (tensor,)) for tensor in labels}
-    labels = _without_idle_twins(labels, names, traced)
     for value in labels.values():
         for axis in value.axes:
             for atom in _axes.atoms_of(axis):
@@ -92,18 +93,20 @@ def discover_from_trace(traced: Trace, *, outputs: Outputs = None) -> SymmetrySp
     return collect(labels, names, nesting, None if outputs is None else tuple(chosen))
 
 
-def _without_idle_twins(
-    labels: dict[str, Value], names: Mapping[str, tuple[str, ...]], traced: Trace
-) -> dict[str, Value]:
-    """Drop tied parameters that the graph takes twice and reads under one name only: that name speaks for all."""
-    placeholders = traced.graph.find_nodes(op="placeholder")
-    read = {traced.tensors[n.name] for n in placeholders if n.name in traced.tensors and n.users}
-    spoken = {names[tensor] for tensor in read}
-    return {t: value for t, value in labels.items() if t in read or names[t] not in spoken}
+def _pin_what_stays(traced: Trace, interpreter: SegmentingInterpreter) -> None:
+    """Pin what a call leaves for later ones, which may look at it in ways that this trace does not show."""
+    for name, node in traced.staying.items():
+        value = joined(interpreter.values[node])
+        if isinstance(value, Value):
+            for axis in (*value.axes, *(() if value.points is None else (value.points.axis,))):
+                _axes.pin(axis, Pin(f"kept for later calls in {name!r}"))
 
 
 def _interpret(traced: Trace, cuts: Cuts) -> tuple[dict[str, Value], SegmentingInterpreter]:
-    """Return the labels of every state tensor, and the interpreter with those of every node of the graph."""
+    """Return the labels of every state tensor, and the interpreter with those of every node of the graph.
+
+    Tensors that are one memory have one label, under the first of their names.
+    """
     assert _rules.__all__, "importing the package registers the rules"
     labels: dict[str, Value] = {}
     inputs: dict[str, Any] = {}
@@ -111,14 +114,34 @@ def _interpret(traced: Trace, cuts: Cuts) -> tuple[dict[str, Value], SegmentingI
         example = node.meta.get("val")
         shape = tuple(int(s) for s in getattr(example, "shape", ()))
         if node.name in traced.tensors:
-            value = Value(tuple(_axes.fresh(s) if s else _axes.immovable(0, Pin("empty")) for s in shape))
-            labels[traced.tensors[node.name]] = value
+            name = traced.tensors[node.name]
+            first = traced.aliases.get(name, (name,))[0]
+            value = labels.setdefault(first, _parameter_value(shape, traced.overlapping.get(name)))
         elif node.name in traced.constants:
-            value = constant_value(traced.constants[node.name], Pin(f"constant {node.name!r} of the model"))
+            value = _constant_value(node.name, shape, traced)
         else:
             why = Pin(f"the model's input {node.name!r}")
             value = Value(tuple(_axes.immovable(s, why) for s in shape))
         inputs[node.name] = value
+    for name in traced.staying:
+        for axis in labels[name].axes if name in labels else ():
+            _axes.pin(axis, Pin("written by the model for later calls"))
     interpreter = SegmentingInterpreter(cuts)
     interpreter.run(traced.graph, inputs, traced.program.graph_module)
     return labels, interpreter
+
+
+def _parameter_value(shape: tuple[int, ...], other: str | None) -> Value:
+    if other is not None:
+        why = Pin(f"shares a part of its memory with {other!r}")
+        return Value(tuple(_axes.immovable(s, why) for s in shape))
+    return Value(tuple(_axes.fresh(s) if s else _axes.immovable(0, Pin("empty")) for s in shape))
+
+
+def _constant_value(name: str, shape: tuple[int, ...], traced: Trace) -> Value:
+    """Return the labels of a constant; one that changes may have other entries later, equal ones or not."""
+    found = constant_value(traced.constants[name], Pin(f"constant {name!r} of the model"))
+    if name not in traced.changing:
+        return found
+    why = Pin(f"{'.'.join(filter(None, traced.held[name]))!r}, which the model keeps outside its state")
+    return replace(found, axes=tuple(_axes.immovable(s, why) for s in shape), uniform=False)

@@ -7,10 +7,10 @@ of the graph under the names of ``state_dict``; nothing is copied, and models on
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +20,9 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from isthmus.errors import ModelError, SymmetryError
+from isthmus.replica import Replica, empty, hidden_tensors, hollow_copy, storage_key
+from isthmus.symmetry._memory import aliases_of, overlaps, saved_tensors, view_key
+from isthmus.symmetry._staying import WhatStays, WithStaying
 
 __all__ = [
     "NodeCallback",
@@ -30,7 +33,6 @@ __all__ = [
     "path_name",
     "select_named",
     "trace",
-    "without_caches",
 ]
 
 _T = TypeVar("_T")
@@ -48,17 +50,29 @@ class Trace:
         tensors: from placeholder name to parameter or buffer name, for every tensor of the state.
         constants: from placeholder name to tensor, for what is not part of the state (lifted constants and
             non-persistent buffers).
+        held: places (path and attribute) of tensors that the module holds outside its state, by the placeholder of the
+            constant that they became.
+        caches: places of what the module computed from weights and keeps, and how it is taken away.
+        changing: placeholders of constants that depend on weights, or change from call to call.
+        staying: nodes of what a call leaves behind for the next one: final values of buffers that it writes, and
+            tensors that it puts on modules; each by a name.
         inputs: names of the placeholders of user inputs, in order.
         outputs: from output name to the node that computes it; names are paths such as ``logits`` or ``0``.
-        aliases: from each state name to all names that share its storage (tied parameters), itself included.
+        aliases: from each state name to all names that are the same view of the same memory, itself included.
+        overlapping: from state names to another tensor of the module that covers a part of its memory.
     """
 
     program: ExportedProgram
     tensors: Mapping[str, str]
     constants: Mapping[str, Tensor]
+    held: Mapping[str, tuple[str, str]]
+    caches: Mapping[tuple[str, str], str]
+    changing: frozenset[str]
+    staying: Mapping[str, fx.Node]
     inputs: tuple[str, ...]
     outputs: Mapping[str, fx.Node]
     aliases: Mapping[str, tuple[str, ...]]
+    overlapping: Mapping[str, str]
 
     @property
     def graph(self) -> fx.Graph:
@@ -108,7 +122,10 @@ class Trace:
             )
         with torch.no_grad():
             flat = _Runner(self, on_node).run(*self._placeholder_values(state, given))
-        return pytree.tree_unflatten(list(flat), self.program.call_spec.out_spec)  # type: ignore[arg-type]
+        specs = self.program.graph_signature.output_specs
+        returned = [v for v, s in zip(flat, specs, strict=True) if s.kind == OutputKind.USER_OUTPUT]
+        output = pytree.tree_unflatten(returned, self.program.call_spec.out_spec)  # type: ignore[arg-type]
+        return output.output if isinstance(output, WithStaying) else output
 
     def _placeholder_values(self, state: Mapping[str, Tensor], given: list[Any]) -> list[Any]:
         users = dict(zip(self.inputs, given, strict=True))
@@ -165,43 +182,75 @@ def trace(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = N
             dropout or batch statistics, or random in evaluation too.
     """
     args = (args,) if isinstance(args, Tensor) else tuple(args)
-    program = _export(model, args, dict(kwargs or {}))
-    return _build(model, program)
-
-
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    kwargs = dict(kwargs or {})
     if not isinstance(model, nn.Module):
         raise ModelError(f"Expected a torch.nn.Module to trace, found {type(model).__name__}.")
+    shell = hollow_copy(model)
+    found = _build(shell, *_export(shell, args, kwargs))
+    if (found.held or found.staying) and not any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+        replica = _examined(model, args, kwargs)
+        if replica is None:
+            return replace(found, changing=frozenset(found.held))
+        if replica.caches:
+            shell = hollow_copy(model)
+            empty(shell, replica.caches)
+            with contextlib.suppress(ModelError):  # then they stay the constants that they were
+                found = _build(shell, *_export(shell, args, kwargs))
+        changing = replica.changing() if found.held else set()
+        return replace(
+            found,
+            caches=replica.caches,
+            changing=frozenset(n for n, place in found.held.items() if place in changing),
+        )
+    return found
+
+
+def _examined(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Replica | None:
+    """Return a private copy that knows what the module computes from weights and keeps, if it runs on the inputs."""
+    replica = Replica(model)
+    try:
+        replica.examine(replica.own_state(), args, kwargs, eras=False)
+    except ModelError:
+        raise
+    except (
+        Exception
+    ):  # a module that can be traced on inputs it cannot run on, such as those of another device
+        return None
+    return replica
+
+
+def _export(
+    shell: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[ExportedProgram, tuple[str, ...]]:
+    """Export a module that shares only its tensors with the caller's.
+
+    Returns:
+        The program, in which the module makes anew what it keeps in evaluation, and the names of what a call leaves
+        on the module. If ``train()`` or ``eval()`` cannot be traced, what they made is a constant.
+    """
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.export.export(without_caches(model), args, kwargs, strict=False)
-            _refuse_randomness(program, model)
-            return program.run_decompositions({})
+            watch = WhatStays(shell)
+            try:
+                with watch:
+                    program = torch.export.export(shell, args, kwargs, strict=False)
+            except Exception:  # tried without, so that the error is about the module itself
+                watch.names = ()
+                program = torch.export.export(shell, args, kwargs, strict=False)
+            _refuse_randomness(program, shell)
+            return program.run_decompositions({}), watch.names
     except ModelError:
         raise
     except Exception as error:  # torch.export raises many unrelated types
         inputs = "no example inputs" if not args and not kwargs else f"inputs {_describe(args, kwargs)}"
         first = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
         raise ModelError(
-            f"Cannot trace {type(model).__name__} with {inputs}: torch.export failed with "
+            f"Cannot trace {type(shell).__name__} with {inputs}: torch.export failed with "
             f"{type(error).__name__}: {first} "
             "Check that model(*args, **kwargs) runs, give example inputs of the right shapes, and avoid "
             "control flow that depends on the values of tensors."
         ) from error
-
-
-def without_caches(model: nn.Module) -> nn.Module:
-    """Return a copy of the module tree that shares all parameters and buffers.
-
-    What a forward pass stores on modules (cached biases, masks) stays out of the model and of later runs. A
-    module that cannot be copied is returned as it is.
-    """
-    tensors = (*model.parameters(), *model.buffers())
-    try:
-        return copy.deepcopy(model, {id(t): t for t in tensors})
-    except (TypeError, RuntimeError, AttributeError, NotImplementedError):
-        return model
 
 
 def _describe(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
@@ -247,31 +296,91 @@ def bound_arguments(node: fx.Node) -> dict[str, Any]:
     return bound
 
 
-def _build(model: nn.Module, program: ExportedProgram) -> Trace:
+def _build(shell: nn.Module, program: ExportedProgram, left: tuple[str, ...]) -> Trace:
     tensors: dict[str, str] = {}
-    constants: dict[str, Tensor] = {}
+    constants: dict[str, Any] = {}
     inputs: list[str] = []
-    state_names = set(model.state_dict().keys())
+    state = dict(saved_tensors(shell))
+    views = {view_key(tensor): name for name, tensor in reversed(state.items())}
     for spec in program.graph_signature.input_specs:
         name = spec.arg.name
         if spec.kind == InputKind.USER_INPUT:
             inputs.append(name)
-        elif spec.target in state_names:
+        elif spec.target in state:
             tensors[name] = str(spec.target)
-        elif spec.target in program.constants:
-            constants[name] = program.constants[spec.target]  # type: ignore[assignment]
         else:
-            constants[name] = program.state_dict[spec.target]  # type: ignore[index]
-    return Trace(program, tensors, constants, tuple(inputs), _outputs(program), _aliases(model))
+            source = program.constants if spec.target in program.constants else program.state_dict
+            constants[name] = source[spec.target]  # type: ignore[index]
+    for name, constant in _tensors_of(constants).items():
+        key = view_key(constant)
+        if key is not None and key in views:  # a tensor of the state, reached through a list or a function
+            tensors[name] = views[key]
+            del constants[name]
+    hidden = {storage_key(h.tensor): (h.module, h.attribute) for h in hidden_tensors(shell)}
+    keys = {name: storage_key(constant) for name, constant in _tensors_of(constants).items()}
+    held = {name: hidden[key] for name, key in keys.items() if key in hidden}
+    return Trace(
+        program=program,
+        tensors=tensors,
+        constants=constants,
+        held=held,
+        caches={},
+        changing=frozenset(),
+        staying=_staying(program, left, state),
+        inputs=tuple(inputs),
+        outputs=_outputs(program),
+        aliases=aliases_of(state),
+        overlapping=overlaps(state, _tensors_of(constants)),
+    )
 
 
-def _outputs(program: ExportedProgram) -> dict[str, fx.Node]:
+def _tensors_of(values: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def _staying(program: ExportedProgram, left: tuple[str, ...], saved: Iterable[str]) -> dict[str, fx.Node]:
+    """Return the nodes of what a call leaves for the next one.
+
+    What is computed from weights alone and kept outside the state is no memory: every call finds the same.
+    """
+    by_name = {n.name: n for n in program.graph.nodes}
+    written = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
+    specs = [s for s in program.graph_signature.output_specs if s.kind in written]
+    found = {str(spec.target): by_name[spec.arg.name] for spec in specs}
+    tree = _output_tree(program)
+    if isinstance(tree, WithStaying):
+        nodes = zip(left, tree.staying, strict=True)
+        found.update({name: node for name, node in nodes if isinstance(node, fx.Node)})
+    users = {s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT}
+    return {name: node for name, node in found.items() if name in saved or _depends(node, users)}
+
+
+def _depends(node: fx.Node, names: set[str]) -> bool:
+    """Tell whether a node is computed from one of the named placeholders."""
+    waiting, seen = [node], {node}
+    while waiting:
+        current = waiting.pop()
+        if current.name in names:
+            return True
+        fresh = [n for n in current.all_input_nodes if n not in seen]
+        seen.update(fresh)
+        waiting.extend(fresh)
+    return False
+
+
+def _output_tree(program: ExportedProgram) -> Any:
+    """Return the structure of what the program returns, with nodes in place of tensors."""
     by_name = {n.name: n for n in program.graph.nodes}
     flat: list[fx.Node | None] = []
     for spec in program.graph_signature.output_specs:
         if spec.kind == OutputKind.USER_OUTPUT:
             flat.append(by_name.get(getattr(spec.arg, "name", "") or ""))
-    tree = pytree.tree_unflatten(flat, program.call_spec.out_spec)  # type: ignore[arg-type]
+    return pytree.tree_unflatten(flat, program.call_spec.out_spec)  # type: ignore[arg-type]
+
+
+def _outputs(program: ExportedProgram) -> dict[str, fx.Node]:
+    tree = _output_tree(program)
+    tree = tree.output if isinstance(tree, WithStaying) else tree
     pairs, _ = pytree.tree_flatten_with_path(tree)
     named = {path_name(path): node for path, node in pairs if isinstance(node, fx.Node)}
     return {name or "output": node for name, node in named.items()}
@@ -305,16 +414,3 @@ def select_named(outputs: Mapping[str, _T], wanted: Iterable[str | int] | str | 
             raise SymmetryError(f"outputs: no output {item!r}; the model returns {names}.")
         chosen.update({n: outputs[n] for n in found})
     return chosen
-
-
-def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    by_identity: dict[int, list[str]] = {}
-    persistent = set(model.state_dict().keys())
-    named = (
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    )
-    for name, tensor in named:
-        if name in persistent:
-            by_identity.setdefault(id(tensor), []).append(name)
-    return {name: tuple(names) for names in by_identity.values() for name in names}
