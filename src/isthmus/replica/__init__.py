@@ -5,19 +5,12 @@ functions, views of one another's memory. A :class:`Replica` is filled in place,
 and examined: it reads nothing but the state.
 """
 
+from isthmus.replica._code import differences, different_code, require_same_code
 from isthmus.replica._contents import contents
 from isthmus.replica._copying import hollow_copy, private_copy
-from isthmus.replica._replica import (
-    Replica,
-    differences,
-    different_code,
-    empty,
-    in_double,
-    other_inputs,
-    rebuild,
-    require_same_code,
-    with_state,
-)
+from isthmus.replica._loading import empty, in_double, rebuild, with_state
+from isthmus.replica._outputs import other_inputs
+from isthmus.replica._replica import Replica
 from isthmus.replica._walk import Hidden, hidden_tensors, registered, storage_key
 
 __all__ = [

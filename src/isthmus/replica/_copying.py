@@ -206,7 +206,8 @@ def _of_copy(value: Any, memo: dict[int, Any]) -> Any:
         return value
     if id(value) in memo:
         return memo[id(value)]
-    items: list[Any] = list(value.values() if isinstance(value, dict) else value)
+    container: Any = value
+    items = [*container.values()] if isinstance(value, dict) else [*container]
     new = [_of_copy(item, memo) for item in items]
     if all(a is b for a, b in zip(new, items, strict=True)):
         return value

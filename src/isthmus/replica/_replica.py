@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils import _pytree as pytree
 
 from isthmus.errors import CheckpointError, ModelError
-from isthmus.replica._contents import Place, contents, differing, put_back, same_values, take_away
+from isthmus.replica._contents import Place, contents, differing, put_back, take_away
 from isthmus.replica._copying import Cast, private_copy
+from isthmus.replica._loading import empty, rebuild
+from isthmus.replica._outputs import differ, other_inputs, output_leaves
 from isthmus.replica._reads import Reads
+from isthmus.replica._states import Stamp, refuse_torn, saved, saved_once, sharing, version
 from isthmus.replica._walk import Hidden, hidden_tensors, storage_key
 from isthmus.states import check_same_architecture, state_of
 
-__all__ = [
-    "Replica",
-    "different_code",
-    "differences",
-    "empty",
-    "in_double",
-    "other_inputs",
-    "rebuild",
-    "require_same_code",
-    "with_state",
-]
+__all__ = ["Replica"]
 
-_Module = TypeVar("_Module", bound=nn.Module)
 _WAYS = ("clear", "delete")
-SAME_CODE = 1e-3
-"""Share of the largest output by which two ways of running one state may differ."""
-_changes = itertools.count(-1, -1)
 
 
 class Replica:
@@ -94,7 +81,7 @@ class Replica:
         self._ways: dict[Place, str] = {}
         self._left: dict[Place, str] = {}
         self._pristine: nn.Module | None = None
-        self._filled: _Stamp | None = None
+        self._filled: Stamp | None = None
         self.caches: dict[Place, str] = {}
         self.memory: tuple[str, ...] = ()
         self.writes = False
@@ -102,7 +89,7 @@ class Replica:
     # --- states -------------------------------------------------------------------------------------------------
     def own_state(self) -> dict[str, Tensor]:
         """Return the parameters and saved buffers of the caller's module, detached, under all their names."""
-        return {name: tensor.detach() for name, tensor in _saved(self.source)}
+        return {name: tensor.detach() for name, tensor in saved(self.source)}
 
     def check(self, state: Mapping[str, Tensor]) -> None:
         """Check that a state can be put in.
@@ -112,26 +99,26 @@ class Replica:
             ShapeError: a tensor has another shape.
         """
         check_same_architecture(state_of(self.source), state, "the model", "the state")
-        own = dict(_saved(self.module))
+        own = dict(saved(self.module))
         unknown = [name for name in state if name not in own]
         if unknown:
             raise CheckpointError(
                 f"The state's key {unknown[0]!r} is no parameter or buffer of the model (a hook renames keys in "
                 "its state_dict?), so it cannot be put in place. Pass a model without such hooks."
             )
-        groups = _sharing(own)
+        groups = sharing(own)
         if groups:
             self.fill(state)
             refuse_torn(own, state, groups)
 
     def fill(self, state: Mapping[str, Tensor]) -> None:
         """Put a checked state in."""
-        own = dict(_saved(self.module))
+        own = dict(saved(self.module))
         wanted = {name: t.dtype for name, t in state.items() if t.is_floating_point()}
         if any(own[name].dtype != dtype for name, dtype in wanted.items() if name in own):
-            dtypes = {id(t): wanted[name] for name, t in _saved(self.source) if name in wanted}
+            dtypes = {id(t): wanted[name] for name, t in saved(self.source) if name in wanted}
             self._copy(lambda t: dtypes.get(id(t), t.dtype))
-            own = dict(_saved(self.module))
+            own = dict(saved(self.module))
         self._reset()
         done: set[int] = set()
         with torch.no_grad():
@@ -140,7 +127,7 @@ class Replica:
                     done.add(id(tensor))
                     tensor.copy_(state[name])
         self.rebuild()
-        self._filled = _Stamp(state)
+        self._filled = Stamp(state)
 
     def rebuild(self) -> None:
         """Let the modules make anew what they keep in evaluation, by ``train()`` and ``eval()``."""
@@ -150,7 +137,7 @@ class Replica:
         """Fill the copy's floating tensors with NaN, so that what is computed from them is seen."""
         self._reset()
         with torch.no_grad():
-            for _, tensor in _saved(self.module):
+            for _, tensor in saved(self.module):
                 if tensor.is_floating_point():
                     tensor.fill_(float("nan"))
         self._filled = None
@@ -218,14 +205,14 @@ class Replica:
         hidden = {storage_key(h.tensor): h for h in hidden_tensors(self.module)}
         reads = Reads((args, kwargs))
         with reads:
-            first = _leaves(self.run(*args, **kwargs))
+            first = output_leaves(self.run(*args, **kwargs))
         self._refuse_reads_of_callers(reads)
-        written = [name for name, t in registered_once(self.module) if versions.get(name) != _version(t)]
+        written = [name for name, t in saved_once(self.module) if versions.get(name) != version(t)]
         self.rebuild()
         after = contents(self.module)
         left = differing(before, after)
-        saved = {storage_key(t) for _, t in _saved(self.module)}
-        suspects = [h for key, h in hidden.items() if key in reads.found and key not in saved]
+        own = {storage_key(t) for _, t in saved(self.module)}
+        suspects = [h for key, h in hidden.items() if key in reads.found and key not in own]
         if suspects:
             self.fill(state)
             self._find_caches(suspects, args, kwargs)
@@ -238,7 +225,7 @@ class Replica:
         self.writes = bool(written or left)
         if self._ways:
             self.fill(state)
-            first = _leaves(self.run(*args, **kwargs))
+            first = output_leaves(self.run(*args, **kwargs))
         if eras:
             self._refuse_memory(state, first, args, kwargs)
         self.examined = True
@@ -252,11 +239,11 @@ class Replica:
         return {*differing(before, contents(self.module)), *self._ways, *self._left}
 
     def _versions(self) -> dict[str, int]:
-        return {name: _version(t) for name, t in registered_once(self.module)}
+        return {name: version(t) for name, t in saved_once(self.module)}
 
     def _refuse_reads_of_callers(self, reads: Reads) -> None:
-        theirs = {storage_key(t): name for name, t in _saved(self.source)}
-        mine = {storage_key(t) for _, t in _saved(self.module)}
+        theirs = {storage_key(t): name for name, t in saved(self.source)}
+        mine = {storage_key(t) for _, t in saved(self.module)}
         for key in reads.found:
             if key in theirs and key not in mine:
                 raise ModelError(
@@ -327,9 +314,9 @@ class Replica:
     def _refuse_memory(self, state: Mapping[str, Tensor], first: list[Any], args: Any, kwargs: Any) -> None:
         """See that a state which comes second gives what it gives in a copy that never held another."""
         self.fill(state)
-        if _differ(first, _leaves(self.run(*args, **kwargs))):
+        if differ(first, output_leaves(self.run(*args, **kwargs))):
             return  # random: whoever needs the same outputs twice checks that
-        own = dict(registered_once(self.module))
+        own = dict(saved_once(self.module))
         other = {n: t * 1.5 + 0.25 if t.is_floating_point() else t.clone() for n, t in own.items()}
         with torch.no_grad():
             self.fill(other)
@@ -338,10 +325,10 @@ class Replica:
         for module in (self.module, newcomer):
             try:
                 with self._own_random_numbers(), _no_shared_parametrizations(), torch.no_grad():
-                    found.append(_leaves(module(*args, **kwargs)))
+                    found.append(output_leaves(module(*args, **kwargs)))
             except Exception:  # other weights may break the network
                 return
-        if _differ(*found):
+        if differ(*found):
             raise ModelError(
                 f"{type(self.source).__name__} keeps something computed from weights outside its module (a method with "
                 "functools.lru_cache, a dictionary keyed by module?): after other weights had been run, a state gave "
@@ -361,221 +348,6 @@ class _OnDevice:
 
     def set_rng_state(self, state: Tensor) -> None:
         torch.cuda.set_rng_state(state, self._device)
-
-
-def rebuild(model: nn.Module) -> None:
-    """Send a module through ``train()`` and ``eval()`` and give every part its mode back.
-
-    Modules that keep something in evaluation (a bias laid out, merged weights) drop it in ``train()`` and make it in
-    ``eval()``. A module whose ``train`` refuses, as exported programs do, keeps nothing of this kind.
-
-    Args:
-        model: changed in place.
-    """
-    modes = [(m, m.training) for m in model.modules()]
-    with torch.no_grad():
-        for method in (model.train, model.eval):
-            with contextlib.suppress(NotImplementedError):
-                method()
-    for module, mode in modes:
-        if module.training != mode:
-            module.training = mode
-
-
-def empty(model: nn.Module, caches: Mapping[Place, str]) -> None:
-    """Take caches, as an examination found them, away from a module of that architecture, in place."""
-    modules = dict(model.named_modules())
-    held = {(h.module, h.attribute) for h in hidden_tensors(model)}
-    for (path, attribute), way in caches.items():
-        if (path, attribute) in held:
-            take_away(modules[path], attribute, way)
-
-
-def with_state(
-    model: _Module, state: Mapping[str, Tensor], caches: Mapping[Place, str] | None = None
-) -> _Module:
-    """Return a private copy of a module that holds a state, with what it keeps in evaluation made anew.
-
-    Args:
-        model: any module; not changed.
-        state: its tensors by name; cast to the module's dtypes.
-        caches: what an examination found to be computed from weights, and not made anew by ``train()`` and ``eval()``.
-
-    Raises:
-        CheckpointError: tensors that share memory in the module differ in the state.
-        RuntimeError: other keys or shapes.
-    """
-    filled = private_copy(model)
-    filled.load_state_dict(dict(state))
-    own = dict(_saved(filled))
-    refuse_torn(own, state, _sharing(own))
-    empty(filled, caches or {})
-    rebuild(filled)
-    return filled
-
-
-def in_double(model: _Module) -> _Module:
-    """Return a private copy of a module in double precision, with what it keeps in evaluation made anew."""
-    copied = private_copy(model, lambda t: torch.float64)
-    rebuild(copied)
-    return copied
-
-
-def differences(one: nn.Module, two: nn.Module) -> list[str]:
-    """Name what two networks of one architecture hold differently besides their states: settings and tensors."""
-    first, second = (private_copy(m) for m in (one, two))
-    for module in (first, second):
-        rebuild(module)
-    found = list(differing(contents(first), contents(second)).values())
-    kinds = zip(first.named_modules(), second.named_modules(), strict=False)
-    classes = [
-        f"{path or 'the network'} ({type(m).__name__} against {type(n).__name__})"
-        for (path, m), (_, n) in kinds
-        if type(m) is not type(n)
-    ]
-    return classes + found
-
-
-def require_same_code(
-    model_a: nn.Module, model_b: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> None:
-    """Check that B's tensors compute in A's code what they compute in B's.
-
-    Raises:
-        ModelError: they do not; what the two modules hold differently besides their states is named.
-    """
-    a, b = Replica(model_a), Replica(model_b)
-    state = b.own_state()
-    a.check(state)
-    outputs = []
-    for replica in (b, a):
-        replica.examine(state, args, kwargs, eras=False)
-        outputs.append(_leaves(replica.run_on(state, args, kwargs)))
-    if _differ(*outputs, tolerance=SAME_CODE):
-        raise ModelError(different_code(model_a, model_b, "outputs differ"))
-
-
-def different_code(model_a: nn.Module, model_b: nn.Module, how: str, limit: int = 4) -> str:
-    """Return the words on a B that computes something else than its tensors do in A's code."""
-    found = differences(model_a, model_b)
-    more = f" and {len(found) - limit} more" if len(found) > limit else ""
-    what = (
-        f"What A and B hold differently besides their states: {', '.join(found[:limit])}{more}."
-        if found
-        else "Their modules hold the same values besides the state, so the code differs."
-    )
-    return (
-        f"Model B computes something else than its tensors do in model A's code: {how}. {what} Both must be built by "
-        "the same code with the same settings."
-    )
-
-
-def refuse_torn(own: Mapping[str, Tensor], state: Mapping[str, Tensor], groups: list[list[str]]) -> None:
-    """Refuse a state whose tensors differ where those of a module, which holds it, share memory.
-
-    Raises:
-        CheckpointError: naming two of them.
-    """
-    for names in groups:
-        torn = [
-            n for n in names if n in state and not same_values(own[n].detach(), state[n].detach().to(own[n]))
-        ]
-        if not torn:
-            continue
-        other = next(n for n in names if n != torn[0])
-        one = own[other] is own[torn[0]]
-        pair = " and ".join(repr(n) for n in names if n in (other, torn[0]))
-        raise CheckpointError(
-            f"{pair} {'are one tensor' if one else 'share memory'} in the model but differ in the state. "
-            "Give both the same values, or untie them in the model."
-        )
-
-
-def registered_once(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the saved tensors under their first name."""
-    done: set[int] = set()
-    for name, tensor in _saved(model):
-        if id(tensor) not in done:
-            done.add(id(tensor))
-            yield name, tensor
-
-
-def _saved(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield parameters and saved buffers under all their names."""
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        start = f"{prefix}." if prefix else ""
-        for leaf, tensor in module._parameters.items():
-            if tensor is not None:
-                yield start + leaf, tensor
-        for leaf, tensor in module._buffers.items():
-            if tensor is not None and leaf not in module._non_persistent_buffers_set:
-                yield start + leaf, tensor
-
-
-def _sharing(own: Mapping[str, Tensor]) -> list[list[str]]:
-    """Return the names of saved tensors that share memory, in groups."""
-    groups: dict[int, list[str]] = {}
-    for name, tensor in own.items():
-        key = storage_key(tensor)
-        if key is not None:
-            groups.setdefault(key, []).append(name)
-    return [names for names in groups.values() if len(names) > 1]
-
-
-class _Stamp:
-    """Tells whether a state is the one that was put in, and unchanged since."""
-
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
-        self._tensors = list(state.values())  # held, so that no other tensor gets the identity of one of them
-        self._versions = [_version(t) for t in self._tensors]
-
-    def is_of(self, state: Mapping[str, Tensor]) -> bool:
-        if len(state) != len(self._tensors):
-            return False
-        pairs = zip(state.values(), self._tensors, strict=True)
-        return all(a is b for a, b in pairs) and self._versions == [_version(t) for t in self._tensors]
-
-
-def _version(tensor: Tensor) -> int:
-    """Return how often a tensor was written; tensors that do not count are taken to change all the time."""
-    try:
-        return tensor._version
-    except RuntimeError:
-        return next(_changes)
-
-
-def _leaves(output: Any) -> list[Any]:
-    if isinstance(output, Mapping) and not isinstance(output, dict):
-        output = dict(output)
-    return [t.detach().clone() if isinstance(t, Tensor) else t for t in pytree.tree_leaves(output)]
-
-
-def _differ(one: list[Any], two: list[Any], tolerance: float = 0.0) -> bool:
-    """Tell whether outputs differ by more than the root of the machine precision, or ``tolerance``, of the largest."""
-    tensors = [[t for t in leaves if isinstance(t, Tensor)] for leaves in (one, two)]
-    if [t.shape for t in tensors[0]] != [t.shape for t in tensors[1]]:
-        return True
-    return not all(_close(a, b, tolerance) for a, b in zip(*tensors, strict=True))
-
-
-def _close(one: Tensor, two: Tensor, tolerance: float) -> bool:
-    if not (one.is_floating_point() or one.is_complex()):
-        return torch.equal(one, two)
-    allowed = max(torch.finfo(one.dtype).eps ** 0.5, tolerance)
-    largest = one[one.isfinite()].abs().max() if one.isfinite().any() else torch.tensor(0.0)
-    return torch.allclose(one, two, rtol=0.0, atol=allowed * float(largest), equal_nan=True)
-
-
-def other_inputs(inputs: Any) -> Any:
-    """Return inputs of the same form with other values: examples in reverse order, real numbers changed too."""
-
-    def other(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.ndim == 0:
-            return value
-        flipped = value.flip(0)
-        return flipped * 0.75 + 0.125 if value.is_floating_point() else flipped
-
-    return pytree.tree_map(other, inputs)
 
 
 def _joined(place: Place) -> str:
