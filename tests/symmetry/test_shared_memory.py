@@ -10,7 +10,7 @@ from symmetry_helpers import build, described, group, normal, seeded
 from torch import Tensor, nn
 
 import isthmus
-from isthmus.errors import CheckpointError
+from isthmus.errors import CheckpointError, ModelError
 from isthmus.evaluation import bind, combine_states
 from isthmus.replica import with_state
 from isthmus.states import state_of
@@ -238,3 +238,5 @@ def test_a_constant_of_equal_entries_that_changes_is_pinned() -> None:
     spec = discover(model, X)
     assert spec.groups == {}
     assert any("'laid', which the model keeps outside its state" in p.reason for p in spec.pinned)
+    with pytest.raises(ModelError, match=r"The trace keeps 'laid', which the module computes from its weights"):
+        isthmus.dimension(model, [X])

@@ -231,12 +231,16 @@ class Replica:
         self.examined = True
         self.fill(state)
 
-    def changing(self) -> set[Place]:
-        """Return the attributes, of an examined copy, that depend on weights or that runs change."""
+    def computed(self) -> set[Place]:
+        """Return the attributes, of an examined copy, that ``train()`` and ``eval()`` compute from weights."""
         self.fill(self.own_state())
         before = contents(self.module)
         self.poison()
-        return {*differing(before, contents(self.module)), *self._ways, *self._left}
+        return set(differing(before, contents(self.module)))
+
+    def written(self) -> set[Place]:
+        """Return the attributes, of an examined copy, that runs fill or change."""
+        return {*self._ways, *self._left}
 
     def _versions(self) -> dict[str, int]:
         return {name: version(t) for name, t in saved_once(self.module)}

@@ -53,7 +53,8 @@ class Trace:
         held: places (path and attribute) of tensors that the module holds outside its state, by the placeholder of the
             constant that they became.
         caches: places of what the module computed from weights and keeps, and how it is taken away.
-        changing: placeholders of constants that depend on weights, or change from call to call.
+        computed: placeholders of constants that the module computes from weights in a way that could not be traced.
+        changing: placeholders of these, and of constants that change from call to call.
         staying: nodes of what a call leaves behind for the next one: final values of buffers that it writes, and
             tensors that it puts on modules; each by a name.
         inputs: names of the placeholders of user inputs, in order.
@@ -67,6 +68,7 @@ class Trace:
     constants: Mapping[str, Tensor]
     held: Mapping[str, tuple[str, str]]
     caches: Mapping[tuple[str, str], str]
+    computed: frozenset[str]
     changing: frozenset[str]
     staying: Mapping[str, fx.Node]
     inputs: tuple[str, ...]
@@ -90,6 +92,21 @@ class Trace:
             SymmetryError: nothing has that name or position.
         """
         return select_named(self.outputs, wanted)
+
+    def require_of_state(self) -> Trace:
+        """Return this trace, if it computes from any state what the module does.
+
+        Raises:
+            ModelError: a constant holds what was computed from the traced module's weights.
+        """
+        for name in sorted(self.computed):
+            place = ".".join(part for part in self.held[name] if part)
+            raise ModelError(
+                f"The trace keeps {place!r}, which the module computes from its weights in train() or eval() in a way "
+                "that cannot be traced, so with other weights it would compute something else. Compute it in forward, "
+                "or with PyTorch's functions."
+            )
+        return self
 
     def run(
         self,
@@ -196,10 +213,12 @@ def trace(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = N
             empty(shell, replica.caches)
             with contextlib.suppress(ModelError):  # then they stay the constants that they were
                 found = _build(shell, *_export(shell, args, kwargs))
-        changing = replica.changing() if found.held else set()
+        computed = replica.computed() if found.held else set()
+        changing = computed | replica.written()
         return replace(
             found,
             caches=replica.caches,
+            computed=frozenset(n for n, place in found.held.items() if place in computed),
             changing=frozenset(n for n, place in found.held.items() if place in changing),
         )
     return found
@@ -325,6 +344,7 @@ def _build(shell: nn.Module, program: ExportedProgram, left: tuple[str, ...]) ->
         constants=constants,
         held=held,
         caches={},
+        computed=frozenset(),
         changing=frozenset(),
         staying=_staying(program, left, state),
         inputs=tuple(inputs),

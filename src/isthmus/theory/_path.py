@@ -68,7 +68,7 @@ class Path:
         flat, _ = pytree.tree_flatten((batch.args, dict(batch.kwargs)))
         key = tuple((tuple(t.shape), t.dtype) if isinstance(t, Tensor) else t for t in flat)
         if key not in self._traces:
-            self._traces[key] = trace(self.model, batch.args, batch.kwargs)
+            self._traces[key] = trace(self.model, batch.args, batch.kwargs).require_of_state()
             self._prepare(self._traces[key], batch)
         return self._traces[key]
 

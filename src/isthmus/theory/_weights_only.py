@@ -107,7 +107,7 @@ def certify_weights_only(
             )
         shape = tuple(batch.args[0].shape)
         if shape not in traces:
-            traces[shape] = trace(model, batch.args)
+            traces[shape] = trace(model, batch.args).require_of_state()
         layers = _layers(traces[shape])
         found = _matching(traces[shape], layers, a, b, batch)
         squares = [s + f for s, f in zip(squares or [0.0] * len(found), found, strict=True)]
