@@ -14,7 +14,18 @@ import isthmus
 ROOT = Path(isthmus.__file__).parent
 
 # Each package may import those listed before it in the text below, and itself.
-LOW = {"errors", "files", "coupling", "batches", "streams", "states", "losses", "evaluation", "checkpoints"}
+LOW = {
+    "errors",
+    "files",
+    "coupling",
+    "batches",
+    "streams",
+    "states",
+    "losses",
+    "replica",
+    "evaluation",
+    "checkpoints",
+}
 ALLOWED = {
     "symmetry": LOW,
     "transport": LOW,

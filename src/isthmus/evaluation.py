@@ -5,30 +5,31 @@ Nothing here changes a module or a state. Outputs are scored in at least float32
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from isthmus.batches import Batch, Batches, device_of, iterate
-from isthmus.errors import CheckpointError, DataError, IsthmusError, IsthmusWarning, ModelError
+from isthmus.errors import DataError, IsthmusError, IsthmusWarning, ModelError
 from isthmus.losses import Loss, Scores, completed, configs_kept, outputs_to_score, scorer_for
+from isthmus.replica import Replica
 from isthmus.states import (
     State,
     check_finite,
     check_same_architecture,
     equal_entries,
-    state_of,
     with_versions_of,
 )
 
 __all__ = [
+    "Bound",
     "Evaluation",
     "Relabelling",
     "bind",
@@ -50,6 +51,9 @@ class Relabelling(Protocol):
         """Return the relabelled state."""
         ...
 
+
+EXAMINED = 8
+"""Examples on which a private copy is examined."""
 
 _DROPOUT = (
     nn.Dropout,
@@ -91,51 +95,90 @@ class Evaluation:
         return math.exp(min(self.loss, 700.0)) if self.unit == "nats per token" else None
 
 
+class Bound:
+    """A network's code with the tensors of one state, as a function of batches; see :func:`bind`."""
+
+    def __init__(self, replica: Replica, state: State, read: Callable[[Any], Any] | None = None) -> None:
+        self._replica, self._state = replica, state
+        self._read = outputs_to_score if read is None else read
+        self._device, self._dtype = device_of(replica.module), floating_dtype(state)
+
+    def __call__(self, batch: Batch) -> Any:
+        """Return what is read from the outputs of a batch, without gradients.
+
+        Raises:
+            ModelError: the model cannot run on the batch, reads tensors that are neither its own nor the state's,
+                or its outputs are no floating tensor.
+        """
+        moved = self._prepared(batch)
+        with self._naming(moved):
+            output = self._replica.run_on(self._state, moved.args, moved.kwargs)
+        return self._read(output)
+
+    def prepare(self, batch: Batch) -> None:
+        """Examine the private copy on a batch, if that was not done yet, and put the state in."""
+        self._prepared(batch)
+        self._replica.fill(self._state)
+
+    def _prepared(self, batch: Batch) -> Batch:
+        moved = batch.to(self._device, self._dtype)
+        if not self._replica.examined:
+            with self._naming(moved):
+                self._examine(moved)
+        return moved
+
+    def _examine(self, batch: Batch) -> None:
+        """Examine on some examples, or on the whole batch where the network does not run on a part."""
+        try:
+            part = batch.head(EXAMINED)
+            self._replica.examine(self._state, part.args, part.kwargs)
+        except (ModelError, torch.OutOfMemoryError):
+            raise
+        except Exception:  # whatever a network raises on a part of a batch
+            self._replica.examine(self._state, batch.args, batch.kwargs)
+
+    @contextlib.contextmanager
+    def _naming(self, batch: Batch) -> Iterator[None]:
+        try:
+            yield
+        except (IsthmusError, torch.OutOfMemoryError):
+            raise
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+            raise ModelError(
+                f"Running {type(self._replica.source).__name__} on a batch with {_shapes(batch)} failed with "
+                f"{type(error).__name__}: {error}. Do the data fit the model?"
+            ) from error
+
+
 def bind(
-    model: nn.Module,
+    model: nn.Module | Replica,
     state: Mapping[str, Tensor] | None = None,
     read: Callable[[Any], Any] | None = None,
-) -> Callable[[Batch], Any]:
+) -> Bound:
     """Return a function that runs ``model`` with the tensors of ``state`` on a batch.
 
     The batch is moved to the model's device, and its floating inputs to the dtype of the state's first
-    floating tensor. The function returns :func:`isthmus.batches.main_output`, without gradients.
-    Neither the module nor the state is changed, also where a module is used under two names (a plain
-    ``torch.func.functional_call`` leaves such a module with the wrong tensors).
+    floating tensor. The function runs without gradients.
+    A private copy runs (:class:`isthmus.replica.Replica`): neither the module nor the state is changed, and what
+    the module keeps besides its state (attributes computed in evaluation, say) is made anew from the state.
 
     Args:
-        model: the module whose code is run.
-        state: its tensors by name; None runs the module as it is.
+        model: the module whose code is run, or a copy of it that several states share.
+        state: its tensors by name; None takes the module's own.
         read: from all that the module returns to what the function returns; default:
             :func:`isthmus.losses.outputs_to_score`.
 
     Raises:
         CheckpointError: the state's keys are not the module's, or tensors that the module ties differ.
         ShapeError: a tensor has another shape than in the module.
-        ModelError: (from the returned function) the model cannot run on the batch, or its outputs are no
-            floating tensor.
+        ModelError: no module was given; the function's own errors are those of :class:`Bound`.
     """
-    tensors = None if state is None else _assignable(model, state)
-    dtype = floating_dtype(state_of(model) if state is None else state)
-
-    @torch.no_grad()
-    def call(batch: Batch) -> Tensor:
-        moved = batch.to(device_of(model), dtype)
-        try:
-            if tensors is None:
-                output = model(*moved.args, **moved.kwargs)
-            else:
-                output = functional_call(model, tensors, moved.args, dict(moved.kwargs), tie_weights=False)
-        except (IsthmusError, torch.OutOfMemoryError):
-            raise
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-            raise ModelError(
-                f"Running {type(model).__name__} on a batch with {_shapes(moved)} failed with "
-                f"{type(error).__name__}: {error}. Do the data fit the model?"
-            ) from error
-        return outputs_to_score(output) if read is None else read(output)
-
-    return call
+    replica = Replica.of(model)
+    if state is None:
+        return Bound(replica, replica.own_state(), read)
+    tensors = {name: tensor.detach() for name, tensor in state.items()}
+    replica.check(tensors)
+    return Bound(replica, tensors, read)
 
 
 def evaluate(
@@ -161,10 +204,11 @@ def evaluate(
     require_evaluation(model)
     data = (completed(model, batch) for batch in iterate(batches))
     first = next(data)
+    replica = Replica(model)
     with configs_kept(model):
-        whole = bind(model, state, read=lambda output: output)
+        whole = bind(replica, state, read=lambda output: output)
         scorer = scorer_for(loss, model, first, whole)
-        run = bind(model, state, read=scorer.read)
+        run = bind(replica, state, read=scorer.read)
         parts, examples = list[Scores](), 0
         for batch in chain((first,), data):
             moved = scorer.prepare(batch).to(device_of(model))
@@ -206,19 +250,20 @@ def require_evaluation(model: nn.Module, name: str = "The model") -> None:
 
 
 def require_deterministic(
-    model: nn.Module, batch: Batch, state: Mapping[str, Tensor] | None = None, name: str = "The model"
+    model: nn.Module | Replica,
+    batch: Batch,
+    state: Mapping[str, Tensor] | None = None,
+    name: str = "The model",
 ) -> None:
     """Check that two runs on one batch give the same outputs, up to the root of the machine precision.
 
-    The global random state is put back afterwards.
+    The global random state stays where it is.
 
     Raises:
         ModelError: the outputs differ.
     """
     run = bind(model, state)
-    device = device_of(model)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        first, second = run(batch), run(batch)
+    first, second = run(batch), run(batch)
     difference = relative_difference(first, second)
     if difference > torch.finfo(first.dtype).eps ** 0.5:
         raise ModelError(
@@ -319,40 +364,6 @@ def _shapes(batch: Batch) -> str:
         for name, x in named
     ]
     return "inputs " + ", ".join(words)
-
-
-def _assignable(model: nn.Module, state: Mapping[str, Tensor]) -> State:
-    """Check a state against a module; return its tensors, one name for each place in the module.
-
-    A module reached by two names keeps one: ``functional_call`` would restore it wrongly.
-    """
-    check_same_architecture(state_of(model), state, "the model", "the state")
-    places: State = {}
-    seen: dict[tuple[int, str], str] = {}
-    ties: dict[int, str] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for leaf, own in (*module._parameters.items(), *module._buffers.items()):
-            name = f"{prefix}.{leaf}" if prefix else leaf
-            if own is None or name not in state:
-                continue
-            twin = ties.setdefault(id(own), name)
-            if state[twin] is not state[name] and not torch.equal(state[twin], state[name]):
-                raise CheckpointError(
-                    f"{twin!r} and {name!r} are one tensor in the model but differ in the state. "
-                    "Give both the same values, or untie them in the model."
-                )
-            if (id(module), leaf) not in seen:
-                places[name] = state[name].to(own.device)
-            seen.setdefault((id(module), leaf), name)
-    named = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    named |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
-    unknown = [name for name in state if name not in named]
-    if unknown:
-        raise CheckpointError(
-            f"The state's key {unknown[0]!r} is no parameter or buffer of the model (a hook renames keys in "
-            "its state_dict?), so it cannot be put in place. Pass a model without such hooks."
-        )
-    return places
 
 
 def _memory(key: str, tensor: Tensor) -> tuple[object, ...]:

@@ -312,7 +312,7 @@ def hooked() -> nn.Module:
     ("factory", "reason"),
     [
         (Branching, "Cannot trace Branching: TraceError|Cannot trace Branching: TypeError"),
-        (Baked, "its trace computes something else"),
+        (Baked, "computes something from its weights that a trace would keep"),
         (OverTheBatch, "its trace computes something else"),
         (Overwriting, "'sub_' overwrites a value"),
         (hooked, "0 has forward hooks"),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from isthmus.batches import Batch, device_of, main_output
 from isthmus.connectivity._graph import SHORT_SUM, Add, Other, Program, Relu, Site, input_leaves, trace_steps
 from isthmus.errors import ModelError
+from isthmus.replica import Replica
 
 __all__ = ["Engine", "Point", "autocast"]
 
@@ -46,7 +47,7 @@ class Engine:
     """A network as steps, sorted by what they need.
 
     Args:
-        model: in evaluation mode; not changed.
+        model: in evaluation mode, or a private copy of it; the module itself is not changed.
         example: a batch that shows the form of the inputs.
         straight: whether the state at ``t`` is the mix of the ends' states (not so after an arbitrary repair).
 
@@ -58,10 +59,11 @@ class Engine:
         ModelError: the network cannot be traced.
     """
 
-    def __init__(self, model: nn.Module, example: Batch, *, straight: bool = True) -> None:
-        program = trace_steps(model, example)
+    def __init__(self, model: nn.Module | Replica, example: Batch, *, straight: bool = True) -> None:
+        replica = Replica.of(model)
+        program = trace_steps(replica, example)
         _, self._form = input_leaves(example)
-        self._program, self._low, self._device = program, False, device_of(model)
+        self._program, self._low, self._device = program, False, device_of(replica.module)
         self._shared = [s for s in program.steps if s.slot in program.fixed]
         self._mixed = [s for s in program.steps if isinstance(s, Site) and straight and _mixes(s, program)]
         self._cast = _only_mixed(program, self._mixed)

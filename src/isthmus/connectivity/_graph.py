@@ -7,6 +7,7 @@ uses one compares it with the module first.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from isthmus.batches import Batch
 from isthmus.errors import ModelError
+from isthmus.replica import Replica, hollow_copy
 
 __all__ = ["Add", "Norm", "Other", "Program", "Relu", "Site", "Step", "input_leaves", "trace_steps"]
 
@@ -169,12 +171,18 @@ def input_leaves(batch: Batch) -> tuple[list[Tensor], str]:
     return [v for v in leaves if isinstance(v, Tensor)], f"{structure} {plain}"
 
 
-def trace_steps(model: nn.Module, batch: Batch) -> Program:
-    """Trace a module in evaluation mode on the inputs of a batch; nothing is run or changed.
+def trace_steps(network: nn.Module | Replica, batch: Batch) -> Program:
+    """Trace a module in evaluation mode, or a private copy of it, on the inputs of a batch.
+
+    Its tensors are NaN meanwhile, so that a constant made from weights while tracing is seen.
 
     Raises:
-        ModelError: the module has hooks, or :mod:`torch.fx` cannot follow its code.
+        ModelError: the module has hooks, :mod:`torch.fx` cannot follow its code, or the trace would hold values
+            computed from weights.
     """
+    replica = Replica.of(network)
+    replica.poison()
+    model = hollow_copy(replica.module)  # tracing may leave its placeholders on the module
     for path, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             raise ModelError(f"{path or type(model).__name__} has forward hooks, which a trace would skip.")
@@ -184,7 +192,19 @@ def trace_steps(model: nn.Module, batch: Batch) -> Program:
     except Exception as error:  # torch.fx raises many unrelated types
         first = (str(error).strip().splitlines() or ["no message"])[0]
         raise ModelError(f"Cannot trace {type(model).__name__}: {type(error).__name__}: {first}") from error
+    _refuse_frozen(tracer, graph)
     return _Builder(model, tracer, graph).program()
+
+
+def _refuse_frozen(tracer: _Tracer, graph: fx.Graph) -> None:
+    """Refuse constants that were computed from the NaN which stood for the weights."""
+    numbers: list[Any] = []
+    for node in graph.nodes:
+        pytree.tree_map(numbers.append, (node.args, node.kwargs))
+    frozen = any(isinstance(n, float) and math.isnan(n) for n in numbers)
+    frozen |= any(t.is_floating_point() and bool(t.isnan().any()) for t in tracer.constants.values())
+    if frozen:
+        raise ModelError("The network computes something from its weights that a trace would keep.")
 
 
 class _Tracer(fx.Tracer):

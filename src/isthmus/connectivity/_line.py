@@ -34,6 +34,7 @@ from isthmus.moments._normalisation import (
     refresher,
     some_layers,
 )
+from isthmus.replica import Replica, differences, different_code
 from isthmus.states import State, check_finite, check_same_architecture, equal_states, state_of
 
 __all__ = ["line"]
@@ -133,18 +134,20 @@ def line(
     low = _low(precision, states[0])
     if refresh_batches is not None:
         refresh_batches = completed_batches(model_a, refresh_batches)
-    repair, used, notes = _repair(refresh, model_a, data, refresh_batches)
+    replica_a = Replica(model_a)
+    replica_b = Replica(model_b) if isinstance(model_b, nn.Module) else None
+    repair, used, notes = _repair(refresh, replica_a, data, refresh_batches)
     if equal_states(states[0], states[2]):  # every point is the network as it was trained
         notes.clear()
         repair, used = (None, None) if refresh == "auto" else (repair, used)
     data, examples = _with_examples(data)
-    for letter, model in zip("AB", (model_a, model_b), strict=True):
-        if isinstance(model, nn.Module):
+    for letter, replica in (("A", replica_a), ("B", replica_b)):
+        if replica is not None:
             require_deterministic(
-                model, next(iter(examples.values())).head(EXAMPLES_CHECKED), name=f"Model {letter}"
+                replica, next(iter(examples.values())).head(EXAMPLES_CHECKED), name=f"Model {letter}"
             )
     endpoint_error = max(
-        _compared_ends(model_a, model_b, states, e, alignment is not None) for e in examples.values()
+        _compared_ends(replica_a, replica_b, states, e, alignment is not None) for e in examples.values()
     )
 
     def repaired(t: float) -> State:
@@ -153,10 +156,10 @@ def line(
 
     example = next(iter(examples.values()))
     with configs_kept(model_a, model_b):
-        scorer = scorer_for(loss, model_a, example, bind(model_a, read=lambda output: output))
+        scorer = scorer_for(loss, model_a, example, bind(replica_a, read=lambda output: output))
         networks, evaluation = traced_or_plain(
-            model_a,
-            model_b,
+            replica_a,
+            replica_b,
             states,
             None if repair is None else repaired,
             not callable(used),
@@ -193,7 +196,7 @@ def line(
 
 
 def _repair(
-    refresh: Refresh, model: nn.Module, data: dict[str, Batches], given: Batches | None
+    refresh: Refresh, replica: Replica, data: dict[str, Batches], given: Batches | None
 ) -> tuple[Callable[[State], State] | None, Refresh, list[str]]:
     """Return what repairs an interior state, by which name, and what a reader should know of it.
 
@@ -202,11 +205,12 @@ def _repair(
     chosen = next(
         (name for name in ("train", *data) if name in data and not _is_test(name)), next(iter(data))
     )
+    model = replica.source
     used = chosen_refresh(refresh, model, data[chosen])
     if used != "batchnorm":
         if given is not None and refresh != "auto":
             raise DataError('refresh_batches was given, but only refresh="batchnorm" uses it.')
-        repair = refresher(used, model, None)
+        repair = refresher(used, replica, None)
         left = averaged_statistics(model, recomputed=False) if used is None else []
         return repair, used, [_left_note(left)] if left else []
     notes: list[str] = []
@@ -218,7 +222,7 @@ def _repair(
                 "also judged by. Give the training data as refresh_batches=..., or as a data set named 'train'."
             )
     left = averaged_statistics(model, recomputed=True)
-    return refresher(refresh, model, given), used, notes + ([_left_note(left)] if left else [])
+    return refresher(refresh, replica, given), used, notes + ([_left_note(left)] if left else [])
 
 
 def _left_note(layers: Sequence[str]) -> str:
@@ -286,18 +290,29 @@ def _refined(
 
 
 def _compared_ends(
-    model_a: nn.Module,
-    model_b: nn.Module | Mapping[str, Tensor],
+    replica_a: Replica,
+    replica_b: Replica | None,
     states: tuple[State, State, State],
     examples: Batch,
     aligned: bool,
 ) -> float:
     """Return how far the original B and the path's end differ, or raise if that is no rounding error."""
     _, state_b, end = states
-    if end is state_b and not isinstance(model_b, nn.Module):
+    if end is state_b and replica_b is None:
         return 0.0
-    original = bind(model_b) if isinstance(model_b, nn.Module) else bind(model_a, state_b)
-    return _endpoint_error(original(examples), bind(model_a, end)(examples), aligned)
+    original = bind(replica_a, state_b) if replica_b is None else bind(replica_b)
+    reached = bind(replica_a, end)(examples)
+    error = relative_difference(original(examples), reached)
+    if error <= max(ENDPOINT_TOLERANCE, 16 * torch.finfo(reached.dtype).eps):
+        return error
+    if replica_b is None or (aligned and not differences(replica_a.source, replica_b.source)):
+        raise VerificationError(
+            f"The alignment changes the function of B: outputs differ by {error:.2g} of the largest one. "
+            "A barrier measured with it would be wrong. Was the spec discovered on this architecture, and "
+            "verified?"
+        )
+    how = f"outputs differ by {error:.2g} of the largest one"
+    raise ModelError(different_code(replica_a.source, replica_b.source, how))
 
 
 def _named(batches: Batches | Mapping[str, Batches]) -> dict[str, Batches]:
@@ -336,24 +351,6 @@ def _checked_states(
     check_same_architecture(state_a, end, "A", "aligned B")
     check_finite(end, "aligned B")
     return state_a, state_b, end
-
-
-def _endpoint_error(original: Tensor, reached: Tensor, aligned: bool) -> float:
-    """Return the relative difference between B and the path's end, or raise if it is no rounding error."""
-    error = relative_difference(original, reached)
-    if error <= max(ENDPOINT_TOLERANCE, 16 * torch.finfo(reached.dtype).eps):
-        return error
-    if aligned:
-        raise VerificationError(
-            f"The alignment changes the function of B: outputs differ by {error:.2g} of the largest one. "
-            "A barrier measured with it would be wrong. Was the spec discovered on this architecture, and "
-            "verified?"
-        )
-    raise ModelError(
-        f"Model B computes something else than its tensors do in model A's code: outputs differ by "
-        f"{error:.2g} of the largest one. Both must be built by the same code with the same settings "
-        "(activation, strides, heads)."
-    )
 
 
 def _name(value: object) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from isthmus.batches import Batch, device_of
 from isthmus.connectivity._curve import MIDPOINT
@@ -14,7 +14,8 @@ from isthmus.connectivity._engine import Engine, Point, autocast
 from isthmus.connectivity._path import interpolate, mixed
 from isthmus.errors import IsthmusError
 from isthmus.evaluation import bind, floating_dtype, relative_difference
-from isthmus.states import State, state_of
+from isthmus.replica import Replica
+from isthmus.states import State
 
 __all__ = ["Networks", "PlainNetworks", "Run", "StateAt", "TracedNetworks", "traced_or_plain"]
 
@@ -72,7 +73,7 @@ class PlainNetworks:
     """Every network run by its own code.
 
     Args:
-        model_a: runs A and the points.
+        a: runs A and the points.
         run_b: runs B.
         state_at: gives the state at ``t``.
         costly: whether making a state is.
@@ -82,17 +83,17 @@ class PlainNetworks:
 
     def __init__(
         self,
-        model_a: nn.Module,
+        a: Replica,
         run_b: Run,
         state_at: StateAt,
         costly: bool,
         low: bool,
         read: Callable[[Any], Any] | None = None,
     ) -> None:
-        state = state_of(model_a)
-        self._run_a, self._run_b, self._low = bind(model_a, read=read), run_b, low
-        self._device, self._dtype = device_of(model_a), floating_dtype(state)
-        self._points = _Points(lambda t: bind(model_a, state_at(t), read), _bytes(state), costly)
+        state = a.own_state()
+        self._run_a, self._run_b, self._low = bind(a, read=read), run_b, low
+        self._device, self._dtype = device_of(a.module), floating_dtype(state)
+        self._points = _Points(lambda t: bind(a, state_at(t), read), _bytes(state), costly)
 
     def begin(self, ts: Sequence[float]) -> None:
         """Take the points."""
@@ -192,8 +193,8 @@ class TracedNetworks:
 
 
 def traced_or_plain(
-    model_a: nn.Module,
-    model_b: nn.Module | Mapping[str, Tensor],
+    replica_a: Replica,
+    replica_b: Replica | None,
     states: tuple[State, State, State],
     state_at: StateAt | None,
     straight: bool,
@@ -205,8 +206,8 @@ def traced_or_plain(
     """Return networks that run by engines if these agree with the networks' code on an example.
 
     Args:
-        model_a: A, in evaluation mode.
-        model_b: B, or its state.
+        replica_a: A, in evaluation mode.
+        replica_b: B, if it has code of its own.
         states: of A, of B, and of the path's end.
         state_at: gives a repaired state at ``t``; None for the mix of the ends.
         straight: whether repairs leave weights as they are.
@@ -222,18 +223,16 @@ def traced_or_plain(
     if state_at is not None:
         state_at = _remembering(state_at, MIDPOINT)
     made = state_at or (lambda t: interpolate(state_a, end, t, check=False))
-    run_b = bind(model_b, read=read) if isinstance(model_b, nn.Module) else bind(model_a, state_b, read)
-    plain = PlainNetworks(model_a, run_b, made, state_at is not None, low, read)
+    run_b = bind(replica_a, state_b, read) if replica_b is None else bind(replica_b, read=read)
+    plain = PlainNetworks(replica_a, run_b, made, state_at is not None, low, read)
     if read is not None:
         return plain, "plain (the loss reads more than a tensor)"
-    exact = PlainNetworks(model_a, run_b, made, state_at is not None, low=False)
+    exact = PlainNetworks(replica_a, run_b, made, state_at is not None, low=False)
     try:
-        moved = example.to(device_of(model_a), floating_dtype(state_a))
-        a = Engine(model_a, moved, straight=straight)
-        b = None if same_b else Engine(model_b, moved) if isinstance(model_b, nn.Module) else a
-        if (
-            example.size > 1
-        ):  # one example cannot show whether outputs depend on the batch: then nothing is regrouped
+        moved = example.to(device_of(replica_a.module), floating_dtype(state_a))
+        a = Engine(replica_a, moved, straight=straight)
+        b = None if same_b else a if replica_b is None else Engine(replica_b, moved)
+        if example.size > 1:  # one cannot show whether outputs depend on the batch: then nothing is regrouped
             a.measure(moved, a.point(state_a, end=True))
         traced = TracedNetworks(a, b, states, state_at, exact)
         difference = _largest_difference(traced, exact, moved)

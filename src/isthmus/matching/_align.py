@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +34,7 @@ from isthmus.matching._schedules import (
     assignment_solver,
 )
 from isthmus.moments import SiteRunner, find_sites, input_statistics
+from isthmus.replica import require_same_code, with_state
 from isthmus.states import check_finite, check_same_architecture, digest_of, state_of
 from isthmus.symmetry import SymmetrySpec, Trace, discover_from_trace, function_change, trace, verify
 from isthmus.symmetry._discover import Outputs
@@ -90,7 +90,8 @@ def align(
 
     Raises:
         DataError: unknown method, a method that needs data was given none, or an option of another method.
-        ModelError: a model is in training mode, random, or cannot be traced.
+        ModelError: a model is in training mode, random, or cannot be traced, or B computes something else than its
+            tensors do in A's code.
         CheckpointError: different architectures, NaN or infinite weights.
         VerificationError: the spec changes the function of A.
 
@@ -123,6 +124,8 @@ def align(
     spec = discover_from_trace(traced, outputs=outputs) if spec is None else spec
     if check:
         verify(spec, model_a, example.args, example.kwargs, outputs=outputs, generator=generator).require()
+        if isinstance(model_b, nn.Module):
+            require_same_code(model_a, model_b, example.args, example.kwargs)
     layers = Layers(spec, find_sites(traced), tuple(name for name, _ in model_a.named_parameters()))
     pair = Pair(layers, state_a, state_b)
     if method in ("activations", "correlation"):
@@ -144,6 +147,7 @@ def align(
             "tie_outgoing": tie_outgoing,
             "check": check,
             "constant_units": CONSTANT_UNITS,
+            "caches": [[*place, way] for place, way in traced.caches.items()],
         },
         seed=seed,
         verification_error=_change(spec, permutations, model_a, state_b, example, outputs) if check else None,
@@ -238,6 +242,5 @@ def _change(
     outputs: Outputs,
 ) -> float:
     """Return how far relabelling moves the outputs of the architecture with another state."""
-    other = copy.deepcopy(model)
-    other.load_state_dict(dict(state))
+    other = with_state(model, state)
     return function_change(spec, permutations, other, example.args, example.kwargs, outputs=outputs)

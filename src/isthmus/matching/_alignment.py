@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import warnings
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from isthmus.checkpoints import load_metadata, load_state, save_state
 from isthmus.coupling import moved_fraction
 from isthmus.errors import CheckpointError, IsthmusWarning, SymmetryError
+from isthmus.replica import with_state
 from isthmus.states import digest_of, state_of
 from isthmus.symmetry import SymmetrySpec, apply
 from isthmus.symmetry._apply import check_permutations
@@ -74,6 +74,8 @@ class Alignment:
     def apply(self, network: _Network, *, check: bool = True) -> _Network:
         """Return B relabelled: a new module for a module, a new state for a state; the input stays untouched.
 
+        What a module keeps besides its state, such as biases laid out in evaluation, is made anew in the new one.
+
         Args:
             network: B. A state that is neither A nor B, such as a later checkpoint or an average of B's weights, is
                 relabelled like B, with a warning.
@@ -91,9 +93,8 @@ class Alignment:
             self._check_network(state)
         if not isinstance(network, nn.Module):
             return cast(_Network, relabelled)
-        moved = copy.deepcopy(network)
-        moved.load_state_dict(relabelled)
-        return moved
+        caches = {(path, name): way for path, name, way in self.settings.get("caches", ())}
+        return with_state(network, relabelled, caches)
 
     def _check_network(self, state: Mapping[str, Tensor]) -> None:
         if not (self.digest_a or self.digest_b):

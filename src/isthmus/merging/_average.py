@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from isthmus.moments._normalisation import (
     refresher,
     some_layers,
 )
+from isthmus.replica import with_state
 from isthmus.states import State, equal_states, state_of
 
 __all__ = [
@@ -251,9 +251,7 @@ def _align_all(
 
     frame = models[0]
     if not isinstance(frame, nn.Module):
-        state = dict(frame)
-        frame = copy.deepcopy(architecture)
-        frame.load_state_dict(state)
+        frame = with_state(architecture, frame)
     return [
         matching.align(frame, other, batches=batches, args=args, kwargs=kwargs, method=method)
         for other in models[1:]

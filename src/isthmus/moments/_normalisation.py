@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from isthmus.batches import Batch, Batches, iterate, reusable
 from isthmus.errors import DataError, ModelError, printable
 from isthmus.evaluation import bind
+from isthmus.replica import Replica
 from isthmus.states import State, check_finite, check_same_architecture, state_of, with_versions_of
 
 __all__ = [
@@ -77,7 +78,7 @@ class _Layer:
                     state[name] = value.to(device=old.device, dtype=old.dtype, copy=True)
 
 
-def refresh_batchnorm(model: nn.Module, state: Mapping[str, Tensor], batches: Batches) -> State:
+def refresh_batchnorm(model: nn.Module | Replica, state: Mapping[str, Tensor], batches: Batches) -> State:
     r"""Recompute running means and variances of every BatchNorm layer for the weights in ``state``.
 
     An average of two trained networks has other activations than either, so the averaged running statistics
@@ -90,7 +91,7 @@ def refresh_batchnorm(model: nn.Module, state: Mapping[str, Tensor], batches: Ba
     Use shuffled batches of training data: class-sorted or tiny batches have other statistics than the data.
 
     Args:
-        model: the architecture. Its modes and tensors are as before afterwards; do not run it meanwhile.
+        model: the architecture, or a private copy of it; the module itself is neither run nor changed.
         state: the weights to run, by name; not changed.
         batches: see :mod:`isthmus.batches`; targets are not used.
 
@@ -104,13 +105,18 @@ def refresh_batchnorm(model: nn.Module, state: Mapping[str, Tensor], batches: Ba
         DataError: no batches, or one with a single value per channel at some layer.
         CheckpointError, ShapeError: the state is not one of the model.
     """
-    layers = _tracking_layers(model)
+    replica = Replica.of(model)
+    layers = _tracking_layers(replica.module)
     if not layers:
         return dict(state)
     scratch = {_join(path, leaf) for entry in layers.values() for path in entry.paths for leaf in _STATISTICS}
-    run = bind(model, {n: torch.zeros_like(t) if n in scratch else t for n, t in state.items()})
-    with _batch_statistics(model, layers):
-        for batch in iterate(batches):
+    run = bind(replica, {n: torch.zeros_like(t) if n in scratch else t for n, t in state.items()})
+    with ExitStack() as undoing:
+        for count, batch in enumerate(iterate(batches)):
+            if count == 0:
+                run.prepare(batch)
+                layers = _tracking_layers(replica.module)
+                undoing.enter_context(_batch_statistics(replica.module, layers))
             run(batch)
     refreshed = dict(state)
     for entry in layers.values():
@@ -143,7 +149,7 @@ class _Larger:
 
 
 def refresher(
-    refresh: Refresh, model: nn.Module | None, batches: Batches | None
+    refresh: Refresh, model: nn.Module | Replica | None, batches: Batches | None
 ) -> Callable[[State], State] | None:
     """Return the checked function that ``refresh`` stands for, or None.
 
@@ -159,7 +165,7 @@ def refresher(
     """
     if refresh == "auto" and batches is not None:
         batches = _Larger(reusable(batches))
-    refresh = chosen_refresh(refresh, model, batches)
+    refresh = chosen_refresh(refresh, model.source if isinstance(model, Replica) else model, batches)
     if refresh is None:
         return None
     if callable(refresh):
@@ -173,7 +179,8 @@ def refresher(
     if model is None:
         raise ModelError('refresh="batchnorm" runs the network: pass its architecture as model=, a module.')
     data = reusable(batches)
-    return lambda state: refresh_batchnorm(model, state, data)
+    replica = Replica.of(model)
+    return lambda state: refresh_batchnorm(replica, state, data)
 
 
 def _checked(refresh: Callable[[State], Mapping[str, Tensor]], state: State) -> State:

@@ -33,7 +33,7 @@ class SiteRunner:
         sites: by name, in the order of computation.
 
     Raises:
-        ModelError: the model cannot be traced.
+        ModelError: the model cannot be traced, or its trace would keep what was computed from its weights.
     """
 
     def __init__(self, model: nn.Module, example: Batch) -> None:
@@ -97,7 +97,7 @@ class SiteRunner:
         flat, structure = pytree.tree_flatten((batch.args, dict(batch.kwargs)))
         key = (str(structure), tuple((tuple(v.shape), v.dtype) if isinstance(v, Tensor) else v for v in flat))
         if key not in self._traces:
-            traced = trace(self._model, batch.args, batch.kwargs)
+            traced = trace(self._model, batch.args, batch.kwargs).require_of_state()
             if self._traces and tuple(s.name for s in find_sites(traced)) != tuple(self.sites):
                 raise ModelError(
                     f"{type(self._model).__name__} computes through other layers for inputs of shapes {key[1]} "

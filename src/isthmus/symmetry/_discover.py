@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from isthmus.symmetry import _axes, _rules
 from isthmus.symmetry._axes import Pin
@@ -89,9 +89,13 @@ def discover_from_trace(
             _pin_value(interpreter.values[node], Pin(f"the model's output {name!r}"))
         for node in way.asked:
             _pin_value(interpreter.values[node], Pin("its values are read by Python"))
+        for (
+            name,
+            node,
+        ) in way.staying.items():  # later calls may look at it in ways that this trace does not show
+            _pin_value(interpreter.values[node], Pin(f"kept for later calls in {name!r}"))
     used = used_atoms(interpreter.steps)
     names = {tensor: traced.aliases.get(tensor, (tensor,)) for tensor in labels}
-    labels = _without_idle_twins(labels, names, traced)
     for value in labels.values():
         for axis in value.axes:
             for atom in _axes.atoms_of(axis):
@@ -120,20 +124,6 @@ def activation_name(node: str) -> str:
     return f"@{node}"
 
 
-def _without_idle_twins(
-    labels: dict[str, Value], names: Mapping[str, tuple[str, ...]], traced: Trace
-) -> dict[str, Value]:
-    """Drop tied parameters that the graph takes twice and reads under one name only: that name speaks for all."""
-    read = {
-        way.tensors[n.name]
-        for way in (traced, *traced.others)
-        for n in way.graph.find_nodes(op="placeholder")
-        if n.name in way.tensors and n.users
-    }
-    spoken = {names[tensor] for tensor in read}
-    return {t: value for t, value in labels.items() if t in read or names[t] not in spoken}
-
-
 def _ties(traced: Trace) -> Ties:
     """Return a prover for the graph: parameters are in general position, buffers and inputs may hold anything."""
     first = {name: names[0] for name, names in traced.aliases.items()}
@@ -147,7 +137,8 @@ def _ties(traced: Trace) -> Ties:
 def _interpret(traced: Trace, cuts: Cuts) -> tuple[dict[str, Value], SegmentingInterpreter]:
     """Return the labels of every state tensor, and the interpreter with those of every node of every graph.
 
-    All ways through the code share the labels of the state, so what any of them demands holds for all.
+    All ways through the code share the labels of the state, so what any of them demands holds for all. Tensors that
+    are one memory have one label, under the first of their names.
     """
     assert _rules.__all__, "importing the package registers the rules"
     labels: dict[str, Value] = {}
@@ -158,19 +149,43 @@ def _interpret(traced: Trace, cuts: Cuts) -> tuple[dict[str, Value], SegmentingI
         for node in way.graph.find_nodes(op="placeholder"):
             shape = tuple(int(s) for s in getattr(node.meta.get("val"), "shape", ()))
             if node.name in way.tensors:
-                value = labels.setdefault(way.tensors[node.name], _free(shape))
+                name = way.tensors[node.name]
+                value = labels.setdefault(
+                    _first(name, way), _parameter_value(shape, way.overlapping.get(name))
+                )
             elif node.name in way.constants:
+                value = _constant_value(node.name, shape, way)
                 constant = way.constants[node.name]
-                value = constant_value(constant, Pin(f"constant {node.name!r} of the model"))
-                if not constant.is_meta:
+                if isinstance(constant, Tensor) and not constant.is_meta and node.name not in way.changing:
                     interpreter.known[node] = constant.detach().cpu()
             else:
                 why = Pin(f"the model's input {node.name!r}")
                 value = Value(tuple(_axes.immovable(s, why) for s in shape))
             inputs[node.name] = value
+        for name in way.staying:
+            written = labels.get(_first(name, way))
+            for axis in () if written is None else written.axes:
+                _axes.pin(axis, Pin("written by the model for later calls"))
         interpreter.run(way.graph, inputs, way.program.graph_module)
     return labels, interpreter
 
 
-def _free(shape: Sequence[int]) -> Value:
+def _first(name: str, traced: Trace) -> str:
+    """Return the name under which the memory of a tensor is labelled."""
+    return traced.aliases.get(name, (name,))[0]
+
+
+def _parameter_value(shape: tuple[int, ...], other: str | None) -> Value:
+    if other is not None:
+        why = Pin(f"shares a part of its memory with {other!r}")
+        return Value(tuple(_axes.immovable(s, why) for s in shape))
     return Value(tuple(_axes.fresh(s) if s else _axes.immovable(0, Pin("empty")) for s in shape))
+
+
+def _constant_value(name: str, shape: tuple[int, ...], traced: Trace) -> Value:
+    """Return the labels of a constant; one that changes may have other entries later, equal ones or not."""
+    found = constant_value(traced.constants[name], Pin(f"constant {name!r} of the model"))
+    if name not in traced.changing:
+        return found
+    why = Pin(f"{'.'.join(filter(None, traced.held[name]))!r}, which the model keeps outside its state")
+    return replace(found, axes=tuple(_axes.immovable(s, why) for s in shape), uniform=False)

@@ -8,12 +8,11 @@ traced too, so that nothing is claimed that holds on one way only.
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,10 +23,12 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from isthmus.errors import ModelError
+from isthmus.replica import empty, hollow_copy, private_copy
 from isthmus.symmetry._outputs import returning_opened
 from isthmus.symmetry._reading import Line, Read, Recorder, Replayer, TooManyReadsError, line_of_error
+from isthmus.symmetry._staying import WhatStays
 
-__all__ = ["Way", "export_ways", "without_caches"]
+__all__ = ["Way", "export_ways", "shell_of"]
 
 _MOST_WAYS = 8
 _WRAPPERS: dict[type[nn.Module], str] = {
@@ -38,10 +39,21 @@ _WRAPPERS: dict[type[nn.Module], str] = {
 
 @dataclass(frozen=True)
 class Way:
-    """A graph, and the values that Python read on this way through the code (none for a plain export)."""
+    """A graph of one way through the code.
+
+    Attributes:
+        program: the graph, in which the module makes anew what it keeps in evaluation; if ``train()`` or ``eval()``
+            cannot be traced, what they made is a constant.
+        left: names of what a call leaves on the module; these tensors are the last outputs.
+        reads: the values that Python read, none for a plain export.
+    """
 
     program: ExportedProgram
+    left: tuple[str, ...] = ()
     reads: tuple[Read, ...] = ()
+
+
+Caches = Mapping[tuple[str, str], str]
 
 
 class _Unwrapped(nn.Module):
@@ -57,22 +69,15 @@ class _Unwrapped(nn.Module):
         return next(self.children())(*args, **kwargs)
 
 
-def without_caches(model: nn.Module) -> nn.Module:
-    """Return a copy of the module tree that shares all parameters and buffers.
+def shell_of(model: nn.Module, caches: Caches) -> nn.Module:
+    """Return a copy of the module tree that shares all its tensors, without caches.
 
-    What a forward pass stores on modules (cached biases, masks) stays out of the model and of later runs. Wrappers
-    that spread a batch over devices are replaced by what they hold, under the same names. A module that cannot be
-    copied is returned as it is.
+    What a forward pass stores on modules stays out of the caller's model. Wrappers that spread a batch over devices
+    are replaced by what they hold, under the same names.
     """
-    return _copied(model, (*model.parameters(), *model.buffers()))
-
-
-def _copied(model: nn.Module, shared: Iterable[Tensor]) -> nn.Module:
-    """Return a copy that shares some tensors, or the model itself if it cannot be copied."""
-    try:
-        return _unwrapped(copy.deepcopy(model, {id(t): t for t in shared}))
-    except (TypeError, RuntimeError, AttributeError, NotImplementedError):
-        return model
+    shell = hollow_copy(model)
+    empty(shell, caches)
+    return _unwrapped(shell)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -87,17 +92,23 @@ def _single(module: nn.Module) -> nn.Module:
     return module if held is None else _Unwrapped(held, getattr(module, held))
 
 
-def export_ways(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Way]:
+def export_ways(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], caches: Caches) -> list[Way]:
     """Return one graph for each way through the code that the values of tensors choose; the first is the example's.
+
+    Args:
+        model: not changed.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        caches: what is taken away from the module first (see :func:`isthmus.replica.empty`).
 
     Raises:
         ModelError: the model cannot be traced; the message names the line of its code.
     """
     try:
-        program = _exported(without_caches(model), args, kwargs)
-        unknown = _unknown_shape(program)
+        way = _exported(shell_of(model, caches), args, kwargs)
+        unknown = _unknown_shape(way.program)
         if unknown is None:
-            return [Way(program)]
+            return [way]
         error: Exception = ModelError(unknown)
     except Exception as plain:  # torch.export raises many unrelated types
         error = plain
@@ -106,14 +117,19 @@ def export_ways(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     if isinstance(reads, TooManyReadsError):
         raise _endless(model, line_of_error(reads)[0])
     if isinstance(reads, list) and reads:
-        return _followed(model, args, kwargs, reads)
+        return _followed(model, args, kwargs, reads, caches)
     raise _untraceable(model, args, kwargs, error, meta=meta) from error
 
 
-def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
-    with warnings.catch_warnings(), torch.no_grad(), returning_opened(model):
+def _exported(shell: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Way:
+    with warnings.catch_warnings(), torch.no_grad(), returning_opened(shell):
         warnings.simplefilter("ignore")
-        return torch.export.export(model, args, kwargs, strict=False)
+        watch = WhatStays(shell)
+        try:
+            with watch:
+                return Way(torch.export.export(shell, args, kwargs, strict=False), watch.names)
+        except Exception:  # tried without, so that the error is about the module itself
+            return Way(torch.export.export(shell, args, kwargs, strict=False))
 
 
 def _recorded(
@@ -122,7 +138,7 @@ def _recorded(
     """Run a copy of the model on copies of the inputs; return what it read, or what it raised."""
     args, kwargs = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, (args, kwargs))
     recorder = Recorder(forced)
-    private = _copied(model, model.parameters())
+    private = _unwrapped(private_copy(model))
     try:
         with warnings.catch_warnings(), torch.no_grad(), recorder:
             warnings.simplefilter("ignore")
@@ -133,7 +149,7 @@ def _recorded(
 
 
 def _followed(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], first: list[Read]
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], first: list[Read], caches: Caches
 ) -> list[Way]:
     """Trace the way of the example, and every other one that does not end in an exception."""
     ways: list[Way] = []
@@ -146,7 +162,7 @@ def _followed(
                 f"more than {_MOST_WAYS} ways lead through its code, too many to look at each. Decide by shapes or "
                 "settings, or compute both and choose with torch.where."
             )
-        ways.append(_replayed(model, args, kwargs, reads))
+        ways.append(_replayed(model, args, kwargs, reads, caches))
         settled = _settled(ways[-1])
         for number in range(max(forced, default=-1) + 1, len(reads)):
             if reads[number].decides and number not in settled:
@@ -163,7 +179,8 @@ def _settled(way: Way) -> set[int]:
     """Return the reads whose answer is a setting: it depends on flags and constants, not on inputs or weights."""
     program, total = way.program, sum(read.count for read in way.reads)
     outputs: Any = program.graph.output_node().args[0]
-    asked = list(outputs)[len(outputs) - total :]
+    end = len(outputs) - len(way.left)
+    asked = list(outputs)[end - total : end]
     variable = {
         spec.arg.name
         for spec in program.graph_signature.input_specs
@@ -202,8 +219,10 @@ def _endless(model: nn.Module, line: Line) -> ModelError:
     )
 
 
-def _replayed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], reads: Sequence[Read]) -> Way:
-    private = without_caches(model)
+def _replayed(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], reads: Sequence[Read], caches: Caches
+) -> Way:
+    private = shell_of(model, caches)
     forward = private.forward
     replayer: list[Replayer] = []
 
@@ -216,15 +235,15 @@ def _replayed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], r
     reading.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
     private.forward = reading
     try:
-        program = _exported(private, args, kwargs)
+        way = _exported(private, args, kwargs)
     except Exception as error:  # torch.export raises many unrelated types
         raise _untraceable(model, args, kwargs, error) from error
     finally:
         del private.forward
-    unknown = _unknown_shape(program)
+    unknown = _unknown_shape(way.program)
     if unknown is not None:
         raise ModelError(f"Cannot trace {type(model).__name__}: {unknown}")
-    return Way(program, tuple(reads))
+    return replace(way, reads=tuple(reads))
 
 
 def _unknown_shape(program: ExportedProgram) -> str | None:

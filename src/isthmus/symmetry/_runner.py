@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from isthmus.errors import ModelError
+from isthmus.errors import CheckpointError, ModelError
 from isthmus.evaluation import require_evaluation
+from isthmus.replica import Replica, other_inputs, registered
 from isthmus.symmetry._apply import apply
+from isthmus.symmetry._memory import saved_tensors
 from isthmus.symmetry._outputs import named_outputs
 from isthmus.symmetry._spec import SymmetrySpec
-from isthmus.symmetry._trace import without_caches
 from isthmus.symmetry._trials import TRIALS, RankingSeen, nudged
 
 __all__ = ["Runner"]
@@ -62,7 +62,10 @@ def _widened(value: Any) -> Any:
 
 
 class Runner:
-    """A model with a state in float64, run under relabellings of that state.
+    """A private copy of a model in float64, run under relabellings of its state.
+
+    A network that leaves something behind is called four times in a row, on two different inputs, each time a state
+    is put in; all outputs count.
 
     Args:
         model: in evaluation mode; not mutated.
@@ -73,7 +76,8 @@ class Runner:
             entries are all equal.
 
     Raises:
-        ModelError: the model is in training mode, on the meta device, fails, is random or returns nothing finite.
+        ModelError: the model is in training mode, on the meta device, fails, is random, reads tensors that are not
+            its own, or returns nothing finite.
     """
 
     def __init__(
@@ -85,11 +89,13 @@ class Runner:
         generator: torch.Generator | None,
     ) -> None:
         require_evaluation(model)
+        _refuse_meta(model)
         self._model, self._wanted = model, outputs
-        self._places, self._ties = _places(model)
-        self._state = _double_state(model, generator)
         self._inputs = (args, dict(kwargs))
+        self._calls = 1
         self.dtype = torch.float64
+        self._replica = Replica(model, lambda t: torch.float64)
+        self._state = _changed_state(self._replica, generator)
         self._reference = self._first_run(generator)
         if not self._reference:
             raise ModelError(
@@ -97,7 +103,7 @@ class Runner:
                 "lists, mappings or dataclasses of them."
             )
         with RankingSeen() as ranking:
-            again = self._run(self._state)
+            again = self._run(self._state, fresh=self._replica.writes)
         differing = [k for k, v in self._reference.items() if _relative_error(v, again[k]) > 0]
         if differing:
             raise ModelError(
@@ -133,9 +139,10 @@ class Runner:
         reference: Mapping[str, Tensor],
     ) -> dict[str, float]:
         state = apply(spec, permutations, original)
-        for name, twin in self._ties.items():
-            if state[name] is not state[twin] and not torch.equal(state[name], state[twin]):
-                return dict.fromkeys(reference, float("inf"))
+        try:
+            self._replica.check(state)
+        except CheckpointError:
+            return dict.fromkeys(reference, float("inf"))
         moved = self._run(state, inputs)
         return {name: _relative_error(value, moved[name]) for name, value in reference.items()}
 
@@ -158,30 +165,53 @@ class Runner:
             given = self._inputs
             self._inputs = pytree.tree_map(lambda v: _noisy(v, generator), given)
             with contextlib.suppress(*_FAILURES):
-                found = self._run(self._state)
+                found = self._examined_run()
                 if all(bool(torch.isfinite(v).all()) for v in found.values()):
                     return found
-            self._inputs = given
+            self._inputs, self._calls = given, 1
         try:
-            return self._run(self._state)
+            return self._examined_run()
         except _FAILURES as error:
+            if isinstance(error, ModelError):
+                raise
             first = error
         self.dtype = next((p.dtype for p in self._model.parameters() if p.is_floating_point()), torch.float32)
         if self.dtype != torch.float64:  # some operators exist in lower precision only
             self._state = {
                 k: v.to(self.dtype) if v.is_floating_point() else v for k, v in self._state.items()
             }
+            self._replica, self._calls = Replica(self._model), 1
             with contextlib.suppress(*_FAILURES):
-                return self._run(self._state)
+                return self._examined_run()
         raise ModelError(_FAILED.format(type(self._model).__name__, first)) from first
 
-    def _run(self, state: Mapping[str, Tensor], inputs: Any = None) -> dict[str, Tensor]:
-        args, kwargs = pytree.tree_map(self._prepare, self._inputs if inputs is None else inputs)
-        placed = {name: state[name] for name in self._places}
-        mode = _Double() if self.dtype == torch.float64 else contextlib.nullcontext()
-        with torch.no_grad(), mode:
-            output = functional_call(without_caches(self._model), placed, args, kwargs, tie_weights=False)
-        return named_outputs(output, Tensor).select(self._wanted)
+    def _examined_run(self) -> dict[str, Tensor]:
+        args, kwargs = pytree.tree_map(self._prepare, self._inputs)
+        with self._precision():
+            self._replica.examine(self._state, args, kwargs, eras=False)
+        self._calls = 4 if self._replica.writes else 1
+        return self._run(self._state)
+
+    def _run(
+        self, state: Mapping[str, Tensor], inputs: Any = None, *, fresh: bool = True
+    ) -> dict[str, Tensor]:
+        """Run one call or several in a row; if not ``fresh``, after those before."""
+        if fresh:
+            self._replica.fill(state)
+        found: dict[str, Tensor] = {}
+        for call in range(self._calls):
+            args, kwargs = pytree.tree_map(self._prepare, self._inputs if inputs is None else inputs)
+            if call % 2:
+                args, kwargs = other_inputs((args, kwargs))
+            with self._precision():
+                output = named_outputs(self._replica.run(*args, **kwargs), Tensor).select(self._wanted)
+            found.update(
+                {name if not call else f"{name} of call {call + 1}": v for name, v in output.items()}
+            )
+        return found
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        return _Double() if self.dtype == torch.float64 else contextlib.nullcontext()
 
     def _prepare(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -193,52 +223,31 @@ _GAINS = ("weight", "gamma", "gain", "scale")
 _FAILED = "Running {} on the example inputs failed: {}. Check that model(*args, **kwargs) runs."
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, tuple[int, str]]]:
-    """Yield name, tensor and place (module and attribute) of all parameters and buffers, under every name."""
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None:
-                yield (f"{prefix}.{leaf}" if prefix else leaf), tensor, (id(module), leaf)
+def _refuse_meta(model: nn.Module) -> None:
+    name = next((name for name, tensor, _ in registered(model) if tensor.is_meta), None)
+    if name is not None:
+        raise ModelError(
+            f"Cannot run {type(model).__name__}: {name!r} is on the meta device and has no values. "
+            "Load the weights first; discovery alone works without them."
+        )
 
 
-def _places(model: nn.Module) -> tuple[list[str], dict[str, str]]:
-    """Return one name for each place in the module, and for each further name of a tensor its first one.
+def _changed_state(replica: Replica, generator: torch.Generator | None) -> dict[str, Tensor]:
+    """Return a copy of a private copy's state; with a generator, every floating entry is changed.
 
-    A module reached by two names keeps one: ``functional_call`` would restore it wrongly.
+    Names of one tensor keep one, and tensors that share memory agree. The change is a positive factor plus a positive
+    shift, so that running variances stay positive.
     """
-    names: dict[tuple[int, str], str] = {}
-    first: dict[int, str] = {}
-    ties: dict[str, str] = {}
-    for name, tensor, place in _tensors(model):
-        names.setdefault(place, name)
-        if first.setdefault(id(tensor), name) != name:
-            ties[name] = first[id(tensor)]
-    return list(names.values()), ties
-
-
-def _double_state(model: nn.Module, generator: torch.Generator | None) -> dict[str, Tensor]:
-    """Return a copy of all tensors in float64; with a generator, every floating entry of the state is changed.
-
-    Tied tensors stay tied, and buffers that are not saved are constants of the model. The change is a positive
-    factor plus a positive shift, so that running variances stay positive.
-    """
-    saved = model.state_dict().keys()
-    state: dict[str, Tensor] = {}
-    done: dict[int, Tensor] = {}
-    for name, tensor, _ in _tensors(model):
-        if tensor.is_meta:
-            raise ModelError(
-                f"Cannot run {type(model).__name__}: {name!r} is on the meta device and has no values. "
-                "Load the weights first; discovery alone works without them."
-            )
-        if id(tensor) not in done:
-            floating = tensor.is_floating_point()
-            values = tensor.detach().to(torch.float64 if floating else tensor.dtype, copy=True)
-            if generator is not None and name in saved:
-                values = _perturbed(values, name, generator)
-            done[id(tensor)] = values
-        state[name] = done[id(tensor)]
-    return state
+    own = dict(saved_tensors(replica.module))
+    if generator is not None:
+        changed: set[int] = set()
+        with torch.no_grad():
+            for name, tensor in own.items():
+                if id(tensor) not in changed:
+                    changed.add(id(tensor))
+                    tensor.copy_(_perturbed(tensor.detach().clone(), name, generator))
+    copies = {id(tensor): tensor.detach().clone() for tensor in own.values()}
+    return {name: copies[id(tensor)] for name, tensor in own.items()}
 
 
 def _perturbed(values: Tensor, name: str, generator: torch.Generator) -> Tensor:

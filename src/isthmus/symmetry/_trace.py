@@ -7,6 +7,7 @@ of the graph under the names of ``state_dict``; nothing is copied, and models on
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -19,9 +20,12 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from isthmus.errors import ModelError
-from isthmus.symmetry._export import export_ways, without_caches
+from isthmus.replica import Replica, hidden_tensors, storage_key
+from isthmus.symmetry._export import Way, export_ways, shell_of
+from isthmus.symmetry._memory import aliases_of, overlaps, saved_tensors, view_key
 from isthmus.symmetry._outputs import NamedOutputs, named_outputs
 from isthmus.symmetry._reading import Read, require_same_answers
+from isthmus.symmetry._staying import WithStaying
 
 __all__ = [
     "NodeCallback",
@@ -30,7 +34,6 @@ __all__ = [
     "module_of",
     "operator_of",
     "trace",
-    "without_caches",
 ]
 
 NodeCallback = Callable[[fx.Node, Callable[[fx.Node], Any], Any], None]
@@ -46,10 +49,18 @@ class Trace:
         tensors: from placeholder name to parameter or buffer name, for every tensor of the state.
         constants: from placeholder name to tensor, for what is not part of the state (lifted constants and
             non-persistent buffers).
+        held: places (path and attribute) of tensors that the module holds outside its state, by the placeholder of the
+            constant that they became.
+        caches: places of what the module computed from weights and keeps, and how it is taken away.
+        computed: placeholders of constants that the module computes from weights in a way that could not be traced.
+        changing: placeholders of these, and of constants that change from call to call.
+        staying: nodes of what a call leaves behind for the next one: final values of buffers that it writes, and
+            tensors that it puts on modules; each by a name.
         inputs: names of the placeholders of user inputs, in order.
         outputs: from output name to the node that computes it; names are paths such as ``logits`` or ``0``, written as
             ``['a']['b']`` where another output has the same words.
-        aliases: from each state name to all names that share its storage (tied parameters), itself included.
+        aliases: from each state name to all names that are the same view of the same memory, itself included.
+        overlapping: from state names to another tensor of the module that covers a part of its memory.
         reads: the values that Python read from tensors on this way through the code.
         asked: the nodes whose values were read, in order; like outputs, they must be preserved.
         others: traces of the other ways through the code that such values can choose.
@@ -58,9 +69,15 @@ class Trace:
     program: ExportedProgram
     tensors: Mapping[str, str]
     constants: Mapping[str, Tensor]
+    held: Mapping[str, tuple[str, str]]
+    caches: Mapping[tuple[str, str], str]
+    computed: frozenset[str]
+    changing: frozenset[str]
+    staying: Mapping[str, fx.Node]
     inputs: tuple[str, ...]
     outputs: NamedOutputs[fx.Node]
     aliases: Mapping[str, tuple[str, ...]]
+    overlapping: Mapping[str, str]
     reads: tuple[Read, ...] = ()
     asked: tuple[fx.Node, ...] = ()
     others: tuple[Trace, ...] = ()
@@ -81,6 +98,21 @@ class Trace:
             SymmetryError: nothing has that name or position, or several outputs have that name.
         """
         return self.outputs.select(wanted)
+
+    def require_of_state(self) -> Trace:
+        """Return this trace, if it computes from any state what the module does.
+
+        Raises:
+            ModelError: a constant holds what was computed from the traced module's weights.
+        """
+        for name in sorted(self.computed):
+            place = ".".join(part for part in self.held[name] if part)
+            raise ModelError(
+                f"The trace keeps {place!r}, which the module computes from its weights in train() or eval() in a way "
+                "that cannot be traced, so with other weights it would compute something else. Compute it in forward, "
+                "or with PyTorch's functions."
+            )
+        return self
 
     def run(
         self,
@@ -114,7 +146,10 @@ class Trace:
             )
         with torch.no_grad():
             flat = _Runner(self, on_node).run(*self._placeholder_values(state, given))
-        result: Any = pytree.tree_unflatten(list(flat), self.program.call_spec.out_spec)  # type: ignore[arg-type]
+        specs = self.program.graph_signature.output_specs
+        returned = [v for v, s in zip(flat, specs, strict=True) if s.kind == OutputKind.USER_OUTPUT]
+        result: Any = pytree.tree_unflatten(returned, self.program.call_spec.out_spec)  # type: ignore[arg-type]
+        result = result.output if isinstance(result, WithStaying) else result
         if self.reads:
             result, asked = result
             require_same_answers(self.reads, asked)
@@ -177,13 +212,59 @@ def trace(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = N
     if not isinstance(model, nn.Module):
         raise ModelError(f"Expected a torch.nn.Module to trace, found {type(model).__name__}.")
     args = (args,) if isinstance(args, Tensor) else tuple(args)
+    kwargs = dict(kwargs or {})
+    found = _traced(model, args, kwargs, {})
+    ways = (found, *found.others)
+    meta = any(t.is_meta for t in (*model.parameters(), *model.buffers()))
+    if meta or not any(way.held or way.staying for way in ways):
+        return found
+    replica = _examined(model, args, kwargs)
+    if replica is None:
+        return _marked(found, lambda way: {"changing": frozenset(way.held)})
+    if replica.caches:
+        with contextlib.suppress(ModelError):  # then they stay the constants that they were
+            found = _traced(model, args, kwargs, replica.caches)
+    computed = replica.computed() if any(way.held for way in (found, *found.others)) else set()
+    changing = computed | replica.written()
+    return _marked(
+        found,
+        lambda way: {
+            "caches": replica.caches,
+            "computed": frozenset(n for n, place in way.held.items() if place in computed),
+            "changing": frozenset(n for n, place in way.held.items() if place in changing),
+        },
+    )
+
+
+def _traced(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], caches: Mapping[tuple[str, str], str]
+) -> Trace:
+    """Trace every way through the code of a module without its caches."""
+    shell = shell_of(model, caches)
     traces: list[Trace] = []
-    for way in export_ways(model, args, dict(kwargs or {})):
+    for way in export_ways(model, args, kwargs, caches):
         _refuse_randomness(way.program, model)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            traces.append(_build(model, way.program.run_decompositions({}), way.reads))
+            traces.append(_build(shell, way.program.run_decompositions({}), way))
     return replace(traces[0], others=tuple(traces[1:]))
+
+
+def _marked(found: Trace, marks: Callable[[Trace], dict[str, Any]]) -> Trace:
+    """Return a trace and those of its other ways, each with what an examination found."""
+    return replace(found, **marks(found), others=tuple(replace(way, **marks(way)) for way in found.others))
+
+
+def _examined(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Replica | None:
+    """Return a private copy that knows what the module computes from weights and keeps, if it runs on the inputs."""
+    replica = Replica(model)
+    try:
+        replica.examine(replica.own_state(), args, kwargs, eras=False)
+    except ModelError:
+        raise
+    except Exception:  # it can be traced on inputs that it cannot run on, such as those of another device
+        return None
+    return replica
 
 
 def _refuse_randomness(program: ExportedProgram, model: nn.Module) -> None:
@@ -222,47 +303,97 @@ def bound_arguments(node: fx.Node) -> dict[str, Any]:
     return bound
 
 
-def _build(model: nn.Module, program: ExportedProgram, reads: tuple[Read, ...]) -> Trace:
+def _build(shell: nn.Module, program: ExportedProgram, way: Way) -> Trace:
     tensors: dict[str, str] = {}
-    constants: dict[str, Tensor] = {}
+    constants: dict[str, Any] = {}
     inputs: list[str] = []
-    state_names = set(model.state_dict().keys())
+    state = dict(saved_tensors(shell))
+    views = {view_key(tensor): name for name, tensor in reversed(state.items())}
     for spec in program.graph_signature.input_specs:
         name = spec.arg.name
         if spec.kind == InputKind.USER_INPUT:
             inputs.append(name)
-        elif spec.target in state_names:
+        elif spec.target in state:
             tensors[name] = str(spec.target)
-        elif spec.target in program.constants:
-            constants[name] = program.constants[spec.target]  # type: ignore[assignment]
         else:
-            constants[name] = program.state_dict[spec.target]  # type: ignore[index]
-    outputs, asked = _outputs(program, reads)
-    return Trace(program, tensors, constants, tuple(inputs), outputs, _aliases(model), reads, asked)
+            source = program.constants if spec.target in program.constants else program.state_dict
+            constants[name] = source[spec.target]  # type: ignore[index]
+    for name, constant in _tensors_of(constants).items():
+        key = view_key(constant)
+        if key is not None and key in views:  # a tensor of the state, reached through a list or a function
+            tensors[name] = views[key]
+            del constants[name]
+    hidden = {storage_key(h.tensor): (h.module, h.attribute) for h in hidden_tensors(shell)}
+    keys = {name: storage_key(constant) for name, constant in _tensors_of(constants).items()}
+    held = {name: hidden[key] for name, key in keys.items() if key in hidden}
+    outputs, asked = _outputs(program, way.reads)
+    return Trace(
+        program=program,
+        tensors=tensors,
+        constants=constants,
+        held=held,
+        caches={},
+        computed=frozenset(),
+        changing=frozenset(),
+        staying=_staying(program, way.left, state),
+        inputs=tuple(inputs),
+        outputs=outputs,
+        aliases=aliases_of(state),
+        overlapping=overlaps(state, _tensors_of(constants)),
+        reads=way.reads,
+        asked=asked,
+    )
+
+
+def _tensors_of(values: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def _staying(program: ExportedProgram, left: tuple[str, ...], saved: Iterable[str]) -> dict[str, fx.Node]:
+    """Return the nodes of what a call leaves for the next one.
+
+    What is computed from weights alone and kept outside the state is no memory: every call finds the same.
+    """
+    by_name = {n.name: n for n in program.graph.nodes}
+    written = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
+    specs = [s for s in program.graph_signature.output_specs if s.kind in written]
+    found = {str(spec.target): by_name[spec.arg.name] for spec in specs}
+    tree = _output_tree(program)
+    if isinstance(tree, WithStaying):
+        nodes = zip(left, tree.staying, strict=True)
+        found.update({name: node for name, node in nodes if isinstance(node, fx.Node)})
+    users = {s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT}
+    return {name: node for name, node in found.items() if name in saved or _depends(node, users)}
+
+
+def _depends(node: fx.Node, names: set[str]) -> bool:
+    """Tell whether a node is computed from one of the named placeholders."""
+    waiting, seen = [node], {node}
+    while waiting:
+        current = waiting.pop()
+        if current.name in names:
+            return True
+        fresh = [n for n in current.all_input_nodes if n not in seen]
+        seen.update(fresh)
+        waiting.extend(fresh)
+    return False
+
+
+def _output_tree(program: ExportedProgram) -> Any:
+    """Return the structure of what the program returns, with nodes in place of tensors."""
+    by_name = {n.name: n for n in program.graph.nodes}
+    flat: list[fx.Node | None] = []
+    for spec in program.graph_signature.output_specs:
+        if spec.kind == OutputKind.USER_OUTPUT:
+            flat.append(by_name.get(getattr(spec.arg, "name", "") or ""))
+    return pytree.tree_unflatten(flat, program.call_spec.out_spec)  # type: ignore[arg-type]
 
 
 def _outputs(
     program: ExportedProgram, reads: tuple[Read, ...]
 ) -> tuple[NamedOutputs[fx.Node], tuple[fx.Node, ...]]:
     """Return the outputs by name, and the nodes whose values Python read (which the export appends)."""
-    by_name = {n.name: n for n in program.graph.nodes}
-    flat: list[fx.Node | None] = []
-    for spec in program.graph_signature.output_specs:
-        if spec.kind == OutputKind.USER_OUTPUT:
-            flat.append(by_name.get(getattr(spec.arg, "name", "") or ""))
-    tree: Any = pytree.tree_unflatten(flat, program.call_spec.out_spec)  # type: ignore[arg-type]
+    tree = _output_tree(program)
+    tree = tree.output if isinstance(tree, WithStaying) else tree
     tree, asked = tree if reads else (tree, ())
     return named_outputs(tree, fx.Node), tuple(n for n in asked if isinstance(n, fx.Node))
-
-
-def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    by_identity: dict[int, list[str]] = {}
-    persistent = set(model.state_dict().keys())
-    named = (
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    )
-    for name, tensor in named:
-        if name in persistent:
-            by_identity.setdefault(id(tensor), []).append(name)
-    return {name: tuple(names) for names in by_identity.values() for name in names}

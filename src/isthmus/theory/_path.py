@@ -2,7 +2,6 @@ r"""The networks along the path that a certificate speaks of: folded, in float64
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from torch.utils import _pytree as pytree
 from isthmus.batches import Batch, device_of
 from isthmus.errors import CheckpointError, ModelError
 from isthmus.evaluation import bind, combine_states, relative_difference
+from isthmus.replica import in_double
 from isthmus.symmetry import Trace, trace
 from isthmus.theory._fold import fold_normalisation
 from isthmus.theory._layers import Magnitude, is_layer, layer_magnitudes, layer_norms
@@ -50,7 +50,7 @@ class Path:
         knots: int = _KNOTS,
     ) -> None:
         """Keep double precision copies; ``model_b`` is only run once, to see that it is the same function."""
-        self.model = copy.deepcopy(model_a).double()
+        self.model = in_double(model_a)
         self.folded = False
         self._other = model_b
         self._ends = (_double(state_a), _double(state_b))
@@ -68,7 +68,7 @@ class Path:
         flat, _ = pytree.tree_flatten((batch.args, dict(batch.kwargs)))
         key = tuple((tuple(t.shape), t.dtype) if isinstance(t, Tensor) else t for t in flat)
         if key not in self._traces:
-            self._traces[key] = trace(self.model, batch.args, batch.kwargs)
+            self._traces[key] = trace(self.model, batch.args, batch.kwargs).require_of_state()
             self._prepare(self._traces[key], batch)
         return self._traces[key]
 
@@ -117,7 +117,7 @@ class Path:
         """
         if self._other is None:
             return
-        other = copy.deepcopy(self._other).double().eval()
+        other = in_double(self._other).eval()
         self._other = None
         own = bind(other)(batch.to(device_of(other)))
         difference = relative_difference(bind(self.model, self._ends[1])(batch), own)

@@ -2,7 +2,6 @@ r"""A certificate from weights alone: what covariance-weighted matching minimise
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor, fx, nn
 from isthmus.batches import Batch, Batches, device_of, iterate, reusable
 from isthmus.errors import ModelError
 from isthmus.evaluation import require_evaluation
+from isthmus.replica import in_double
 from isthmus.states import check_finite, check_same_architecture, state_of
 from isthmus.symmetry import Trace, trace
 from isthmus.symmetry._trace import bound_arguments, module_of, operator_of
@@ -103,7 +103,7 @@ def certify_weights_only(
     check_same_architecture(a, b)
     check_finite(a, "A")
     check_finite(b, "B")
-    model = copy.deepcopy(model_a).double()
+    model = in_double(model_a)
     a, b = ({k: v.double() if v.is_floating_point() else v for k, v in s.items()} for s in (a, b))
     squares: list[tuple[float, float]] = []
     layers: list[_Layer] = []
@@ -117,7 +117,7 @@ def certify_weights_only(
             )
         shape = tuple(batch.args[0].shape)
         if shape not in traces:
-            traces[shape] = trace(model, batch.args)
+            traces[shape] = trace(model, batch.args).require_of_state()
         layers = _layers(traces[shape])
         found = _matching(traces[shape], layers, a, b, batch)
         known = squares or [(0.0, 0.0)] * len(found)
