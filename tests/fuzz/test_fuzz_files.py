@@ -107,7 +107,7 @@ def damaged(content: bytes, seed: int) -> bytes:
     draw = random.Random(seed)
     data = bytearray(content)
     for _ in range(draw.choice((1, 1, 2, 3))):
-        if data:
+        if len(data) > 1:
             draw.choice(DAMAGE)(data, draw)
     return bytes(data)
 

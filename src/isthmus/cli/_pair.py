@@ -71,7 +71,7 @@ def _folder_target(folder: str, trust_remote_code: bool) -> Target:
 
 
 def _loaded(model: nn.Module, path: Path) -> nn.Module:
-    state = state_of(LazyState.open(path), str(path)) if path.is_dir() else load_state(path)
+    state = state_of(LazyState.open(path), str(path)) if path.is_dir() else load_state(path, like=model)
     check_same_architecture(state_of(model), state, "the TARGET", str(path))
     check_finite(state, str(path))
     filled = copy.deepcopy(model)
