@@ -65,6 +65,32 @@ def test_the_same_alignment_whatever_holds_the_network(
     assert all(torch.equal(p, second.permutations[n]) for n, p in first.permutations.items())
 
 
+def test_mixed_widths_run_in_the_widest(isthmus: Cli, project: Path) -> None:
+    """The first tensor's would round the others."""
+    for seed, name in enumerate(("x.pt", "y.pt")):
+        state = network(seed).state_dict()
+        first = next(iter(state))
+        torch.save({k: v.to(torch.bfloat16) if k == first else v for k, v in state.items()}, name)
+    command = ("merge", "x.pt", "y.pt", "--model", "mynet:with_inputs", "--align", "weights", "--out")
+    assert isthmus(*command, "m.pt").code == 0
+    for name in ("x.pt", "y.pt"):
+        torch.save({k: v.float() for k, v in load_state(name).items()}, name)
+    assert isthmus(*command, "n.pt").code == 0
+    found, expected = load_state("m.pt"), load_state("n.pt")
+    assert all(torch.equal(v.float(), expected[k]) for k, v in found.items() if v.dtype == torch.float32)
+
+
+def test_folders_of_shards_with_a_prefix(isthmus: Cli, project: Path) -> None:
+    Path("b").mkdir()
+    save_state("b/model.safetensors", prefixed("module.", network(1).state_dict()))
+    arguments = ("--model", "mynet:with_inputs", "--method", "weights", "--out")
+    for path, out in (("b", "one.safetensors"), ("b.pt", "two.safetensors")):
+        result = isthmus("align", "a.safetensors", path, *arguments, out)
+        assert result.code == 0, result.err
+    one, two = (Alignment.load(f).permutations for f in ("one.safetensors", "two.safetensors"))
+    assert all(torch.equal(p, two[n]) for n, p in one.items())
+
+
 def test_what_is_unclear_is_asked(isthmus: Cli, project: Path) -> None:
     torch.save({"model": network(0).state_dict(), "ema": network(1).state_dict()}, "both.pt")
     result = isthmus("merge", "a.safetensors", "both.pt", "--model", "mynet:build", "--out", "m.pt")
