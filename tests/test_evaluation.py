@@ -11,15 +11,14 @@ from isthmus.batches import Batch, as_batch
 from isthmus.errors import CheckpointError, DataError, ModelError, ShapeError
 from isthmus.evaluation import (
     bind,
-    class_axis_last,
     combine_states,
     evaluate,
     relative_difference,
     require_deterministic,
     require_evaluation,
     require_finite,
-    score,
 )
+from isthmus.losses import class_axis_last, score
 from isthmus.states import state_of
 
 

@@ -14,7 +14,7 @@ import isthmus
 ROOT = Path(isthmus.__file__).parent
 
 # Each package may import those listed before it in the text below, and itself.
-LOW = {"errors", "files", "coupling", "batches", "states", "evaluation", "checkpoints"}
+LOW = {"errors", "files", "coupling", "batches", "streams", "states", "losses", "evaluation", "checkpoints"}
 ALLOWED = {
     "symmetry": LOW,
     "transport": LOW,

@@ -3,23 +3,40 @@
 Everything that runs a model takes ``batches``: any iterable (a list, a ``DataLoader``, a generator) of
 
 * a tensor: the single positional input;
-* a pair ``(inputs, targets)``, where ``inputs`` is a tensor, a tuple of positional inputs or a mapping;
-* a mapping of keyword inputs, whose ``labels`` or ``targets`` entry, if there, is the target;
+* a pair ``(inputs, targets)``, tuple or list, where ``inputs`` is a tensor, a tuple or list of positional inputs, or
+  a mapping of keyword inputs, and ``targets`` are anything that the loss reads: a tensor, numbers, or a tuple, list
+  or mapping of tensors;
+* ``(inputs, targets, index, ...)``: a pair followed by what a data set says *about* each example, one whole number
+  or text each (an index, a path); these are left out. Other triples are refused: two inputs are ``((x1, x2), y)``;
+* a mapping of keyword inputs, whose ``labels`` or ``targets`` entry, if there, holds the targets;
 * a :class:`Batch`.
+
+NumPy arrays count as tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from numbers import Number
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from isthmus.errors import DataError, ModelError
 
-__all__ = ["Batch", "Batches", "as_batch", "first_batch", "iterate", "main_output", "reusable"]
+__all__ = [
+    "Batch",
+    "Batches",
+    "as_batch",
+    "first_batch",
+    "iterate",
+    "main_output",
+    "reusable",
+]
 
 Batches = Iterable[Any]
 
@@ -28,30 +45,51 @@ _TARGET_KEYS = ("labels", "targets", "label", "target")
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch: positional inputs, keyword inputs and, if known, targets (examples on axis 0)."""
+    """One batch: examples on axis 0.
+
+    Attributes:
+        args: positional inputs.
+        kwargs: keyword inputs.
+        targets: what the loss reads beside the outputs, if known; a tensor for the losses that have a name.
+        target_key: the entry of the mapping that held the targets, if the batch was one.
+    """
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    targets: Tensor | None = None
+    targets: Any = None
+    target_key: str | None = None
 
     @property
     def size(self) -> int:
-        """Number of examples: the length of axis 0 of the first tensor input."""
-        for value in (*self.args, *self.kwargs.values()):
+        """Number of examples: the length of axis 0 of ``input_ids``, else of the first tensor input."""
+        leaves = pytree.tree_leaves((self.kwargs.get("input_ids"), self.args, dict(self.kwargs)))
+        for value in leaves:
             if isinstance(value, Tensor) and value.ndim > 0:
                 return value.shape[0]
         raise DataError("A batch holds no tensor input, so its number of examples is unknown.")
 
     def head(self, examples: int) -> Batch:
-        """Return the batch with only its first examples (tensors whose axis 0 lists the examples are cut)."""
+        """Return the batch with only its first examples."""
+        return self.rows(0, examples)
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Return the batch with some of its examples: tensors and lists that list the examples are cut."""
         size = self.size
 
         def cut(value: Any) -> Any:
             listed = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == size
-            return value[:examples] if listed else value
+            return value[start:stop] if listed else value
 
-        return Batch(
-            tuple(cut(a) for a in self.args), {k: cut(v) for k, v in self.kwargs.items()}, cut(self.targets)
+        def cut_tree(value: Any) -> Any:
+            if isinstance(value, list) and len(value) == size and not _all_list(value, size):
+                return value[start:stop]
+            return pytree.tree_map(cut, value)
+
+        return replace(
+            self,
+            args=tuple(cut_tree(a) for a in self.args),
+            kwargs={k: cut_tree(v) for k, v in self.kwargs.items()},
+            targets=cut_tree(self.targets),
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Batch:
@@ -62,8 +100,15 @@ class Batch:
                 return value
             return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
 
-        targets = self.targets if self.targets is None else self.targets.to(device=device)
-        return Batch(tuple(move(a) for a in self.args), {k: move(v) for k, v in self.kwargs.items()}, targets)
+        def carry(value: Any) -> Any:
+            return value.to(device=device) if isinstance(value, Tensor) else value
+
+        return replace(
+            self,
+            args=pytree.tree_map(move, self.args),
+            kwargs={k: pytree.tree_map(move, v) for k, v in self.kwargs.items()},
+            targets=pytree.tree_map(carry, self.targets),
+        )
 
 
 def as_batch(item: Any) -> Batch:
@@ -74,43 +119,138 @@ def as_batch(item: Any) -> Batch:
     """
     if isinstance(item, Batch):
         return item
-    if isinstance(item, Tensor):
-        return Batch((item,))
+    if isinstance(item, (Tensor, np.ndarray)):
+        return Batch((_tensor(item),))
     if isinstance(item, Mapping):
-        targets = next((item[k] for k in _TARGET_KEYS if k in item), None)
-        return Batch((), {k: v for k, v in item.items() if k not in _TARGET_KEYS}, targets)
-    if isinstance(item, Sequence) and not isinstance(item, str) and 1 <= len(item) <= 2:
-        inputs, targets = item[0], (item[1] if len(item) == 2 else None)
-        if targets is not None:
-            targets = torch.as_tensor(targets)
+        key = next((k for k in _TARGET_KEYS if k in item), None)
+        inputs = {k: _inputs(v) for k, v in item.items() if k not in _TARGET_KEYS}
+        return Batch((), inputs, None if key is None else _targets(item[key]), key)
+    if isinstance(item, Sequence) and not isinstance(item, str) and len(item) > 0:
+        if len(item) > 2:
+            _check_extras(item)
+        targets = _targets(item[1]) if len(item) > 1 else None
+        inputs = _inputs(item[0])
         if isinstance(inputs, Tensor):
             return Batch((inputs,), {}, targets)
         if isinstance(inputs, Mapping):
             return Batch((), dict(inputs), targets)
-        if isinstance(inputs, tuple):
-            return Batch(inputs, {}, targets)
-    raise DataError(
-        f"Cannot read a {type(item).__name__} as a batch. Give a tensor, an (inputs, targets) pair, "
-        "a mapping of keyword inputs, or an isthmus.batches.Batch."
+        if isinstance(inputs, tuple) or (isinstance(inputs, list) and _has_tensors(inputs)):
+            return Batch(tuple(inputs), {}, targets)
+    raise DataError(f"Cannot read {_word(item)} as a batch. {_FORMS}{_hint(item)}")
+
+
+_FORMS = "Give a tensor, an (inputs, targets) pair, a mapping of keyword inputs, or an isthmus.batches.Batch."
+
+
+def _check_extras(item: Sequence[Any]) -> None:
+    """Refuse entries after a pair unless they say something about each example that no network reads."""
+    targets, extras = item[1], item[2:]
+    size = next((len(v) for v in pytree.tree_leaves(item[0]) if isinstance(v, (Tensor, np.ndarray))), None)
+    labels = not isinstance(targets, (Tensor, np.ndarray)) or not _is_floating(targets) or targets.ndim < 2
+    if size is None or not labels or not all(_names_examples(e, size) for e in extras):
+        raise DataError(
+            f"Cannot read a batch of {len(item)} entries: after inputs and targets, expected only whole numbers or "
+            "text, one for each example, such as an index, which are left out. Give several inputs as "
+            "((x1, x2), targets), and what the loss needs beside the targets as (inputs, (targets, more))."
+        )
+
+
+def _names_examples(value: Any, size: int) -> bool:
+    if isinstance(value, (Tensor, np.ndarray)):
+        return not _is_floating(value) and tuple(value.shape) in ((size,), (size, 1))
+    return (
+        isinstance(value, (tuple, list))
+        and len(value) == size
+        and all(isinstance(v, (int, str)) for v in value)
     )
+
+
+def _is_floating(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.is_floating_point() or value.is_complex()
+    return not np.issubdtype(value.dtype, np.integer) and value.dtype != np.bool_
+
+
+def _tensor(value: Any) -> Any:
+    """Turn NumPy arrays and numbers into tensors; leave anything else."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        try:
+            return torch.tensor(value)  # a copy: the array may be read-only
+        except TypeError as error:
+            raise DataError(f"Cannot read an array of {value.dtype} as a tensor. Give numbers.") from error
+    return value
+
+
+def _inputs(value: Any) -> Any:
+    """Return inputs with arrays as tensors."""
+    if isinstance(value, Mapping):
+        return {k: _inputs(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_inputs(v) for v in value) if type(value) in (tuple, list) else value
+    return _tensor(value)
+
+
+def _targets(value: Any) -> Any:
+    """Return targets: numbers as one tensor, arrays as tensors, anything else as it is."""
+    found = _inputs(value)
+    if isinstance(found, Number):
+        return torch.as_tensor(found)
+    if isinstance(found, (tuple, list)) and not _has_tensors(found):
+        try:
+            return torch.as_tensor(found)
+        except (TypeError, ValueError, RuntimeError):  # ragged, text, or mappings
+            return found
+    return found
+
+
+def _has_tensors(value: Any) -> bool:
+    return any(isinstance(v, Tensor) for v in pytree.tree_leaves(value))
+
+
+def _all_list(value: Sequence[Any], size: int) -> bool:
+    """Tell whether every entry is a tensor that lists all examples itself."""
+    return all(isinstance(v, Tensor) and v.ndim > 0 and v.shape[0] == size for v in value)
+
+
+def _word(item: Any) -> str:
+    if isinstance(item, (tuple, list)):
+        return f"a {type(item).__name__} of {', '.join(type(v).__name__ for v in item[:4]) or 'nothing'}"
+    return f"a {type(item).__name__}"
+
+
+def _hint(item: Any) -> str:
+    leaves = item if isinstance(item, (tuple, list)) else [item]
+    inner = [v for leaf in leaves for v in (leaf if isinstance(leaf, (tuple, list)) else [leaf])]
+    if any(type(v).__module__.startswith("PIL.") for v in inner):
+        return " Pictures must be tensors first: let the data set's transform end in ToTensor()."
+    if any(isinstance(v, str) for v in inner):
+        return " Text must be tokens first: let the collator call the tokenizer."
+    return ""
 
 
 def iterate(batches: Batches, name: str = "batches") -> Iterator[Batch]:
     """Yield every batch, checked; raise :class:`DataError` when there is none or one is empty."""
-    count = 0
+    found = 0
     for item in batches:
         batch = as_batch(item)
         if batch.size == 0:
-            raise DataError(f"{name}: batch {count} holds no examples. Drop empty batches.")
-        if batch.targets is not None and batch.targets.ndim and len(batch.targets) != batch.size:
+            raise DataError(f"{name}: batch {found} holds no examples. Drop empty batches.")
+        targets = batch.targets
+        if isinstance(targets, Tensor) and targets.ndim and len(targets) != batch.size:
             raise DataError(
-                f"{name}: batch {count} has {batch.size} inputs but {len(batch.targets)} targets. "
+                f"{name}: batch {found} has {batch.size} inputs but {len(targets)} targets. "
                 "Inputs and targets must list the same examples."
             )
-        count += 1
+        found += 1
         yield batch
-    if count == 0:
-        raise DataError(f"{name}: expected at least one batch, found none. Is the data set empty?")
+    if found == 0:
+        why = (
+            f"This {type(batches).__name__} can be read once only and has perhaps been read before: give a list or a "
+            "DataLoader, or make it anew."
+            if isinstance(batches, Iterator)
+            else "Is the data set empty?"
+        )
+        raise DataError(f"{name}: expected at least one batch, found none. {why}")
 
 
 def reusable(batches: Batches) -> Batches:
@@ -126,16 +266,24 @@ def first_batch(batches: Batches, name: str = "batches") -> Batch:
 def main_output(output: Any) -> Tensor:
     """Return the tensor that is scored: the output itself, ``.logits``, ``["logits"]`` or the first entry.
 
+    The first entry of a mapping or a dataclass is its first tensor not called ``loss``: networks that compute their
+    own loss put it first.
+
     Raises:
         ModelError: no tensor is found there.
     """
     found = output
-    if not isinstance(found, Tensor) and getattr(found, "logits", None) is not None:
-        found = found.logits
+    if is_dataclass(found) and not isinstance(found, (type, Mapping)):
+        found = {f.name: getattr(found, f.name) for f in fields(found)}
+    if not isinstance(found, Tensor) and isinstance(getattr(found, "logits", None), Tensor):
+        found = found.logits  # type: ignore[union-attr]
     elif isinstance(found, Mapping):
-        found = found["logits"] if "logits" in found else next(iter(found.values()), None)
+        named = (v for k, v in found.items() if k != "loss" and v is not None)
+        found = found["logits"] if found.get("logits") is not None else next(named, None)
     elif isinstance(found, (tuple, list)):
         found = found[0] if found else None
+    if isinstance(found, (tuple, list, Mapping)) and found is not output and found:
+        return main_output(found)
     if not isinstance(found, Tensor):
         raise ModelError(
             f"Expected the model to return a tensor, a mapping with 'logits' or a tuple of tensors; "

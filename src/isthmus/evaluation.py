@@ -1,20 +1,24 @@
-r"""Running a model on a state, scoring its outputs, combining states: shared by lines, merges and studies.
+r"""Running a model on a state, evaluating it, combining states: shared by lines, merges and studies.
 
 Nothing here changes a module or a state. Outputs are scored in at least float32, sums are float64.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from isthmus.batches import Batch, Batches, device_of, iterate, main_output
-from isthmus.errors import CheckpointError, DataError, IsthmusError, ModelError, ShapeError
+from isthmus.batches import Batch, Batches, device_of, iterate
+from isthmus.errors import CheckpointError, DataError, IsthmusError, IsthmusWarning, ModelError
+from isthmus.losses import Loss, Scores, completed, configs_kept, outputs_to_score, scorer_for
 from isthmus.states import (
     State,
     check_finite,
@@ -26,24 +30,17 @@ from isthmus.states import (
 
 __all__ = [
     "Evaluation",
-    "Loss",
     "Relabelling",
-    "Scores",
     "bind",
-    "class_axis_last",
     "combine_states",
     "evaluate",
     "floating_dtype",
     "relative_difference",
+    "require_counted",
     "require_deterministic",
     "require_evaluation",
     "require_finite",
-    "score",
-    "unit_of",
 ]
-
-Loss = str | Callable[[Tensor, Tensor], Tensor]
-"""``"cross_entropy"``, ``"mse"``, or a function of outputs and targets giving one loss per example."""
 
 
 class Relabelling(Protocol):
@@ -71,23 +68,34 @@ _NORMALISATION = (
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Scores of a batch: ``losses`` float64 ``(n,)``, and ``correct`` float64 ``(n,)`` or None."""
-
-    losses: Tensor
-    correct: Tensor | None
-
-
-@dataclass(frozen=True)
 class Evaluation:
-    """Mean ``loss`` (nats or squared units per example), ``accuracy`` (a fraction, or None), ``examples``."""
+    """How well a network does on data.
+
+    Attributes:
+        loss: mean loss, in ``unit``.
+        accuracy: share of right predictions, or None where there is no right or wrong.
+        examples: number of examples.
+        unit: what the loss is measured in.
+        notes: what a reader of the numbers should know.
+    """
 
     loss: float
     accuracy: float | None
     examples: int
+    unit: str = "nats per example"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def perplexity(self) -> float | None:
+        """The exponential of a loss in nats per token; None for any other."""
+        return math.exp(min(self.loss, 700.0)) if self.unit == "nats per token" else None
 
 
-def bind(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> Callable[[Batch], Tensor]:
+def bind(
+    model: nn.Module,
+    state: Mapping[str, Tensor] | None = None,
+    read: Callable[[Any], Any] | None = None,
+) -> Callable[[Batch], Any]:
     """Return a function that runs ``model`` with the tensors of ``state`` on a batch.
 
     The batch is moved to the model's device, and its floating inputs to the dtype of the state's first
@@ -98,6 +106,8 @@ def bind(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> Callabl
     Args:
         model: the module whose code is run.
         state: its tensors by name; None runs the module as it is.
+        read: from all that the module returns to what the function returns; default:
+            :func:`isthmus.losses.outputs_to_score`.
 
     Raises:
         CheckpointError: the state's keys are not the module's, or tensors that the module ties differ.
@@ -118,69 +128,14 @@ def bind(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> Callabl
                 output = functional_call(model, tensors, moved.args, dict(moved.kwargs), tie_weights=False)
         except (IsthmusError, torch.OutOfMemoryError):
             raise
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
             raise ModelError(
                 f"Running {type(model).__name__} on a batch with {_shapes(moved)} failed with "
                 f"{type(error).__name__}: {error}. Do the data fit the model?"
             ) from error
-        found = main_output(output)
-        if not found.is_floating_point():
-            raise ModelError(
-                f"Expected the model to return floating outputs to be scored, found {found.dtype}. "
-                "Return logits or predictions, not labels."
-            )
-        return found
+        return outputs_to_score(output) if read is None else read(output)
 
     return call
-
-
-def score(outputs: Tensor, targets: Tensor | None, loss: Loss = "cross_entropy") -> Scores:
-    """Score the outputs of one batch.
-
-    Args:
-        outputs: shape ``(n, ...)``. For classes: ``(n, classes)``, ``(n, positions, classes)`` or, as
-            convolutions give them, ``(n, classes, height, width)``: the mean over positions counts.
-        targets: class indices ``(n,)`` or ``(n, positions...)``; for ``"mse"`` the shape of the outputs.
-        loss: ``"cross_entropy"`` (nats), ``"mse"`` (squared error, mean over an example's outputs), or a
-            function of ``(outputs, targets)`` returning shape ``(n,)``.
-
-    Returns:
-        Losses and, where the targets are class indices that fit the outputs, the share of right positions.
-
-    Raises:
-        DataError: no targets, labels that are no class indices or lie outside the outputs' range.
-        ShapeError: outputs and targets, or the values of a loss function, do not fit together.
-    """
-    if targets is None:
-        raise DataError(
-            "Cannot compute a loss: the batch has no targets. Give batches of (inputs, targets); "
-            "to pass a single batch, put it in a list."
-        )
-    targets = targets.to(outputs.device)
-    scored = outputs.detach().to(torch.promote_types(outputs.dtype, torch.float32))
-    if callable(loss):
-        return Scores(_called(loss, scored, targets), _correct_if_classes(scored, targets))
-    if loss == "cross_entropy":
-        logits = class_axis_last(scored, targets)
-        if logits is None:
-            raise ShapeError(
-                f"Cross-entropy of outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}: "
-                "expected targets of shape (n,) or (n, positions), and one more axis, of classes, in the "
-                'outputs. Use "mse" or a function for other targets.'
-            )
-        _check_labels(targets, logits.shape[-1])
-        chosen = logits.log_softmax(-1).gather(-1, targets.long().unsqueeze(-1)).squeeze(-1)
-        return Scores(_per_example(-chosen), _correct(logits, targets))
-    if loss == "mse":
-        single = targets.shape == scored.shape[:1] and targets.numel() == scored.numel()
-        wanted = targets.reshape(scored.shape) if single else targets
-        if wanted.shape != scored.shape:
-            raise ShapeError(
-                f"Squared error of outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}: "
-                "expected equal shapes."
-            )
-        return Scores(_per_example((scored - wanted).square()), None)
-    raise DataError(f'Unknown loss {loss!r}: expected "cross_entropy", "mse" or a function.')
 
 
 def evaluate(
@@ -188,7 +143,7 @@ def evaluate(
     batches: Batches,
     *,
     state: Mapping[str, Tensor] | None = None,
-    loss: Loss = "cross_entropy",
+    loss: Loss | None = None,
 ) -> Evaluation:
     """Return the mean loss and accuracy of a model over all examples of ``batches``.
 
@@ -196,20 +151,31 @@ def evaluate(
         model: a module in evaluation mode.
         batches: see :mod:`isthmus.batches`, with targets.
         state: tensors to run the module with; None takes its own.
-        loss: see :func:`score`.
+        loss: see :data:`isthmus.losses.Loss`; by default the network's own for a network of transformers with labels
+            among its inputs, else cross-entropy.
 
     Raises:
         ModelError: the model is in training mode, or a loss is NaN or infinite.
-        DataError: no batches, no targets, or labels out of range.
+        DataError: no batches, no targets, labels out of range, or none that counts.
     """
     require_evaluation(model)
-    run = bind(model, state)
-    found = [score(run(batch), batch.targets, loss) for batch in iterate(batches)]
-    losses = torch.cat([s.losses for s in found])
-    require_finite(losses, "The loss of the model")
-    correct = [s.correct for s in found if s.correct is not None]
-    accuracy = float(torch.cat(correct).mean()) if len(correct) == len(found) else None
-    return Evaluation(float(losses.mean()), accuracy, len(losses))
+    data = (completed(model, batch) for batch in iterate(batches))
+    first = next(data)
+    with configs_kept(model):
+        whole = bind(model, state, read=lambda output: output)
+        scorer = scorer_for(loss, model, first, whole)
+        run = bind(model, state, read=scorer.read)
+        parts, examples = list[Scores](), 0
+        for batch in chain((first,), data):
+            moved = scorer.prepare(batch).to(device_of(model))
+            parts.append(scorer.score(run(moved), moved))
+            examples += batch.size
+    found = Scores.cat(parts)
+    require_finite(found.losses, "The loss of the model")
+    require_counted(found, "The loss of the model")
+    for note in scorer.notes:
+        warnings.warn(note, IsthmusWarning, stacklevel=2)
+    return Evaluation(found.loss, found.accuracy, examples, scorer.unit(first), scorer.notes)
 
 
 def require_evaluation(model: nn.Module, name: str = "The model") -> None:
@@ -276,6 +242,19 @@ def require_finite(losses: Tensor, what: str) -> None:
         )
 
 
+def require_counted(scores: Scores, what: str) -> None:
+    """Check that some labels count; ``what`` names their loss in the message.
+
+    Raises:
+        DataError: all of them are ignored.
+    """
+    if float(scores.weights.sum()) == 0:
+        raise DataError(
+            f"{what} is a mean over nothing: every label is one that is ignored. Give data with labels, or name the "
+            'ignored one, as in loss="cross_entropy(ignore_index=255)".'
+        )
+
+
 def relative_difference(reference: Tensor, other: Tensor) -> float:
     """Return the largest absolute difference over the largest entry of ``reference``.
 
@@ -330,25 +309,6 @@ def combine_states(
         else:
             combined[key] = _combined([state[key] for state in states], function)
     return with_versions_of(states[0], combined)
-
-
-def unit_of(loss: str) -> str:
-    """Return the unit of a loss, given its name: nats only for cross-entropy, the name of a function of one's own."""
-    return {"cross_entropy": "nats per example", "mse": "squared error"}.get(loss, loss)
-
-
-def class_axis_last(outputs: Tensor, targets: Tensor) -> Tensor | None:
-    """Return the outputs with their axis of classes last, or None when the targets are no labels of them.
-
-    The axis of classes is the last one, or axis 1 where only that fits (the layout of convolutions).
-    """
-    if outputs.ndim < 2 or outputs.ndim != targets.ndim + 1:
-        return None
-    if outputs.shape[:-1] == targets.shape:
-        return outputs
-    if outputs.shape[:1] + outputs.shape[2:] == targets.shape:
-        return outputs.movedim(1, -1)
-    return None
 
 
 def _shapes(batch: Batch) -> str:
@@ -427,47 +387,3 @@ def _mode_matters(module: nn.Module) -> bool:
     if isinstance(module, _NORMALISATION):
         return module.track_running_stats
     return False
-
-
-def _called(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
-    with torch.no_grad():
-        losses = loss(outputs, targets)
-    if not isinstance(losses, Tensor) or losses.shape != outputs.shape[:1]:
-        found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-        raise ShapeError(
-            f"The loss function returned {found} for {len(outputs)} examples; expected one value per "
-            f'example, shape ({len(outputs)},). Use reduction="none" and average over positions.'
-        )
-    return losses.cpu().double()
-
-
-def _check_labels(targets: Tensor, classes: int) -> None:
-    if targets.is_floating_point() or targets.is_complex():
-        raise DataError(
-            f"Cross-entropy needs class indices, found targets of {targets.dtype}. "
-            'Pass integer labels, or use loss="mse".'
-        )
-    low, high = int(targets.min()), int(targets.max())
-    if low < 0 or high >= classes:
-        raise DataError(
-            f"Labels run from {low} to {high}, but the model has {classes} outputs: expected "
-            f"0..{classes - 1}. Is this the right data set for this model?"
-        )
-
-
-def _correct(logits: Tensor, targets: Tensor) -> Tensor:
-    return _per_example((logits.argmax(-1) == targets).float())
-
-
-def _correct_if_classes(outputs: Tensor, targets: Tensor) -> Tensor | None:
-    logits = class_axis_last(outputs, targets)
-    if logits is None or targets.is_floating_point() or targets.is_complex():
-        return None
-    if int(targets.min()) < 0 or int(targets.max()) >= logits.shape[-1]:
-        return None
-    return _correct(logits, targets)
-
-
-def _per_example(values: Tensor) -> Tensor:
-    """Average everything but axis 0, in float64 on the CPU; shape ``(n,)``."""
-    return values.reshape(len(values), -1).mean(1, dtype=torch.float64).cpu()

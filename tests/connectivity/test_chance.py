@@ -134,13 +134,13 @@ def test_one_class_alone_says_nothing() -> None:
     assert noted(Reading(1.0), Reading(2.0), (x, y)) == ()
 
 
-def test_positions_count_within_their_example() -> None:
+def test_labels_count_alike_as_in_the_loss() -> None:
     tally = TargetTally("cross_entropy")
-    tally.update(torch.zeros(2, 3, 2), torch.tensor([[0, 0, 1], [1, -100, -100]]))
+    tally.update(torch.zeros(2, 3, 2), torch.tensor([[0, 1, 1], [1, -100, -100]]))
     constant = tally.constant()
     assert constant is not None
-    assert constant.accuracy == pytest.approx(2 / 3)  # (1/3 + 1) / 2 of the second class
-    p = torch.tensor([1 / 3, 2 / 3])
+    assert constant.accuracy == pytest.approx(3 / 4)  # three of the four labels that count
+    p = torch.tensor([1 / 4, 3 / 4])
     assert constant.loss == pytest.approx(float(-(p * p.log()).sum()))
 
 

@@ -132,8 +132,9 @@ def test_without_running_statistics_nothing_is_run() -> None:
 # --- Strangers --------------------------------------------------------------------------------------------------
 
 
-def test_strangers_are_named() -> None:
-    a, b = seeded(0, norm=False), seeded(1, norm=False)
+@pytest.mark.parametrize("width", [6, 24, 300])
+def test_strangers_are_named(width: int) -> None:
+    a, b = seeded(0, norm=False, width=width), seeded(1, norm=False, width=width)
     _, told = merged([a, near_plain(a), b])
     assert len(told) == 1
     assert told[0].startswith("The weights of model 2 (")

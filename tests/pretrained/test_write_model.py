@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,9 @@ from isthmus.errors import CheckpointError, DataError, OutputError, ShapeError, 
 from isthmus.matching import Alignment
 from isthmus.pretrained import _gather, _write, open_model
 from isthmus.symmetry import AxisGroup, IndexMap, Slot, SymmetrySpec
+
+# Most networks here are random; that strangers are named has a test of its own.
+pytestmark = pytest.mark.filterwarnings("ignore:The weights of model")
 
 
 def random_alignment(spec: SymmetrySpec, seed: int = 0) -> Alignment:
@@ -117,6 +121,19 @@ def test_three_networks_and_different_dtypes(tmp_path: Path) -> None:
     expected = isthmus.merge([m.load() for m in opened], alignments=alignments)
     found = open_model(tmp_path / "out").load().state_dict()
     assert all(v.dtype == torch.float32 and torch.equal(found[n], v) for n, v in expected.items())
+
+
+def test_strangers_are_named(pair_of: Callable[..., Any], tmp_path: Path) -> None:
+    pair = pair_of("bert")
+    with pytest.warns(
+        isthmus.errors.IsthmusWarning, match=r"weights of model 1 \([+-]0\.\d\d\) have almost nothing"
+    ):
+        pretrained.merge([pair.a, pair.b], tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pretrained.merge([pair.a, pair.a], tmp_path / "same")
+        pretrained.merge([pair.a, pair.b], tmp_path / "moved", alignments=[random_alignment(pair.spec)])
 
 
 def test_tensors_that_the_network_does_not_know_are_the_first_ones(

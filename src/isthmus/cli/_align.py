@@ -29,7 +29,7 @@ def align(
     shape: options.Shape = None,
     outputs: options.OutputNames = None,
     limit: options.Limit = 10_000,
-    batch_size: options.BatchSize = 500,
+    batch_size: options.BatchSize = None,
     apply: Annotated[
         Path | None, typer.Option(help="Also write B relabelled, as a checkpoint or model folder.")
     ] = None,

@@ -36,14 +36,24 @@ def line(
     shape: options.Shape = None,
     outputs: options.OutputNames = None,
     limit: options.Limit = None,
-    batch_size: options.BatchSize = 500,
+    batch_size: options.BatchSize = None,
     points: Annotated[
         str, typer.Option(help="Positions on the line, 2 or more, or `adaptive`: more where the loss rises.")
     ] = "11",
     tolerance: Annotated[
         float, typer.Option(help="For adaptive points: how much higher the loss may rise between them.")
     ] = 1e-3,
-    loss: Annotated[str, typer.Option(help="`cross_entropy` or `mse`.")] = "cross_entropy",
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="`cross_entropy`, `mse`, `bce` or `model`: the network's own. Default: the network's own for model "
+            "folders, else cross-entropy."
+        ),
+    ] = None,
+    ignore_index: Annotated[
+        int | None,
+        typer.Option(help="Label of what does not count in cross-entropy, such as 255; -100 never does."),
+    ] = None,
     refresh: options.RefreshChoice = "auto",
     refresh_data: Annotated[
         str | None,
@@ -76,7 +86,7 @@ def line(
             found,
             points=count,
             tolerance=tolerance,
-            loss=loss,
+            loss=_ignoring(loss, ignore_index),
             refresh=options.refresh_of(refresh),
             refresh_batches=None if refresh_data is None else _part(found, refresh_data),
             alignment=relabelling,
@@ -96,6 +106,15 @@ def _write(measured: Line, folder: Path, relabelling: Alignment | None) -> None:
     )
     console.write_json(folder / "line.json", measured.to_dict())
     (folder / "line.png").write_bytes(picture)
+
+
+def _ignoring(loss: str | None, ignore_index: int | None) -> str | None:
+    """Return a loss in which a label does not count."""
+    if ignore_index is None:
+        return loss
+    if loss not in (None, "cross_entropy"):
+        raise DataError(f"--ignore-index is an option of cross-entropy, found --loss {loss}.")
+    return f"cross_entropy(ignore_index={ignore_index})"
 
 
 def _points(text: str) -> int | str:

@@ -34,7 +34,7 @@ def merge(
     shape: options.Shape = None,
     outputs: options.OutputNames = None,
     limit: options.Limit = 10_000,
-    batch_size: options.BatchSize = 500,
+    batch_size: options.BatchSize = None,
     refresh: options.RefreshChoice = "auto",
     max_shard_size: options.MaxShardSize = "5GB",
     trust_remote_code: options.TrustRemoteCode = False,

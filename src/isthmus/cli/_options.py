@@ -73,8 +73,15 @@ Shape = Annotated[
     list[str] | None,
     typer.Option(help="Shape of an example input such as `1,3,32,32`; repeat for several inputs."),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use only so many examples.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Examples per batch.")]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Use only so many examples: of a named data set drawn at random, of your own the first."
+    ),
+]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Examples per batch. Default: yours as they come, else 500.")
+]
 OutputNames = Annotated[
     list[str] | None,
     typer.Option(

@@ -113,7 +113,7 @@ def align_pair(
 
 
 def data_for(
-    name: str | None, data_dir: Path | None, *, batch_size: int, limit: int | None, bar: Any
+    name: str | None, data_dir: Path | None, *, batch_size: int | None, limit: int | None, bar: Any
 ) -> dict[str, Batches]:
     """Return the named data, or nothing where no name was given; a bar moves as they are used."""
     if name is None:

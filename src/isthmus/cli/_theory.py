@@ -151,7 +151,7 @@ def certify(
     data_dir: options.DataDir = None,
     shape: options.Shape = None,
     limit: options.Limit = 1000,
-    batch_size: options.BatchSize = 500,
+    batch_size: options.BatchSize = None,
     seed: Seed = 0,
     out: Out = None,
     json: options.Json = False,

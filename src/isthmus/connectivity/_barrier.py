@@ -70,20 +70,32 @@ def chord_of(losses: Tensor, ts: Tensor) -> Tensor:
     return torch.lerp(losses[..., :1], losses[..., -1:], ts)
 
 
-def bootstrap_means(rows: Tensor, replicates: int, generator: torch.Generator) -> Tensor:
-    """Average each row over examples drawn with replacement, the same draw for all rows of a replicate.
+def bootstrap_means(
+    rows: Tensor, replicates: int, generator: torch.Generator, weights: Tensor | None = None
+) -> Tensor:
+    r"""Average each row over examples drawn with replacement, the same draw for all rows of a replicate.
+
+    With weights each mean is the ratio :math:`\sum_i w_i v_i / \sum_i w_i` over the examples drawn, so that its spread
+    includes that of the weights (the bootstrap of a ratio estimator).
 
     Args:
         rows: values per example, float64, shape ``(rows, examples)``.
         replicates: number of draws.
         generator: source of the draws.
+        weights: of the values, of the same shape; all 1 by default.
 
     Returns:
-        Means, shape ``(replicates, rows)``.
+        Means, shape ``(replicates, rows)``; where none of the examples drawn counts, the mean over all.
     """
     examples = rows.shape[1]
     means = rows.new_empty(replicates, rows.shape[0])
     for replicate in range(replicates):
         drawn = torch.randint(examples, (examples,), generator=generator, device=generator.device)
-        means[replicate] = rows @ drawn.bincount(minlength=examples).to(rows) / examples
+        counts = drawn.bincount(minlength=examples).to(rows)
+        if weights is None:
+            means[replicate] = rows @ counts / examples
+        else:
+            total = weights @ counts
+            whole = (rows * weights).sum(1) / weights.sum(1)
+            means[replicate] = torch.where(total > 0, (rows * weights) @ counts / total, whole)
     return means

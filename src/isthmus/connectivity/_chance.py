@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isthmus.evaluation import Loss, class_axis_last
+from isthmus.losses import Scores, class_axis_last
 
 __all__ = ["Constant", "TargetTally", "chance_note"]
 
@@ -45,10 +45,10 @@ class TargetTally:
     """Collects what the best constant prediction needs, over the targets of a data set.
 
     Args:
-        loss: see :func:`isthmus.evaluation.score`.
+        loss: ``"cross_entropy"``, ``"mse"``, or anything else for a loss whose constant is not known.
     """
 
-    def __init__(self, loss: Loss) -> None:
+    def __init__(self, loss: object) -> None:
         self._loss = loss
         self._shares: Tensor | None = None
         self._count, self._mean, self._scatter = 0, torch.zeros(()), torch.zeros(())
@@ -85,9 +85,7 @@ class TargetTally:
         classes = logits.shape[-1]
         labels = targets.detach().reshape(len(targets), -1).long().cpu()
         counted = (labels >= 0) & (labels < classes)  # others are ignored, or refused where they are scored
-        weights = counted / counted.sum(1, keepdim=True).clamp(min=1)
-        shares = torch.zeros(classes, dtype=torch.float64)
-        shares.index_add_(0, labels[counted], weights[counted].double())
+        shares = labels[counted].bincount(minlength=classes).double()
         if self._shares is not None and len(self._shares) != classes:
             self._known = False
             return
@@ -112,54 +110,60 @@ class TargetTally:
 def chance_note(
     name: str,
     constant: Constant | None,
-    losses: Sequence[Tensor],
-    correct: Sequence[Tensor | None],
+    ends: Sequence[Scores],
 ) -> str | None:
     """Return what a reader should know of endpoints near chance, or None.
 
     Args:
         name: of the data set.
         constant: the best constant prediction on it.
-        losses: per example, of A and of B.
-        correct: shares of right predictions per example, of A and of B, or None.
+        ends: scores of A and of B.
     """
-    if constant is None or len(losses[0]) < 2:
+    if constant is None or len(ends[0].losses) < 2:
         return None
-    found = [_verdict(constant, *end) for end in zip(losses, correct, strict=True)]
+    found = [_verdict(constant, end) for end in ends]
     told = [(letter, *v) for letter, v in zip("AB", found, strict=True) if v is not None]
     if not told:
         return None
     chance = any(v[1] == "near chance" for v in told)
-    ends = "; ".join(f"network {letter} is {what}: {numbers}" for letter, what, numbers in told)
+    words = "; ".join(f"network {letter} is {what}: {numbers}" for letter, what, numbers in told)
     means = (
         "A barrier between networks at chance means nothing."
         if chance
         else "A barrier in this loss says little."
     )
-    return f"On {name!r} {ends}. {means} {_ADVICE}"
+    return f"On {name!r} {words}. {means} {_ADVICE}"
 
 
-def _verdict(constant: Constant, losses: Tensor, correct: Tensor | None) -> tuple[str, str] | None:
+def _verdict(constant: Constant, end: Scores) -> tuple[str, str] | None:
     """Return what a network is, and the numbers, or None for one that is better than a constant."""
     numbers: list[str] = []
     loss_near = loss_clear = False
     if constant.loss is not None:
-        gap = constant.loss - float(losses.mean())
-        error = _ERRORS * float(losses.std()) / math.sqrt(len(losses))
+        gap = constant.loss - end.loss
+        error = _ERRORS * _standard_error(end.losses, end.weights, end.loss)
         loss_near = gap <= max(error, NEAR * constant.loss)
         loss_clear = gap > max(error, CLEAR * constant.loss)
-        numbers.append(
-            f"loss {float(losses.mean()):.4g}, {constant.loss:.4g} for the best constant prediction"
-        )
+        numbers.append(f"loss {end.loss:.4g}, {constant.loss:.4g} for the best constant prediction")
     skill, accuracy_clear = 0.0, False
-    if correct is not None and constant.accuracy is not None:
-        accuracy, room = float(correct.mean()), 1 - constant.accuracy
+    accuracy = end.accuracy
+    if accuracy is not None and constant.accuracy is not None:
+        assert end.correct is not None
+        assert end.counts is not None
+        room = 1 - constant.accuracy
         gained = accuracy - constant.accuracy
         skill = gained / room
-        accuracy_clear = gained > max(_ERRORS * float(correct.std()) / math.sqrt(len(correct)), CLEAR * room)
+        error = _ERRORS * _standard_error(end.correct, end.counts, accuracy)
+        accuracy_clear = gained > max(error, CLEAR * room)
         numbers.append(f"accuracy {accuracy:.1%}, {constant.accuracy:.1%} for the most frequent class")
     told = "; ".join(numbers)
     if loss_near and skill > SKILLED and accuracy_clear:
         return "overconfident", told
-    unclear = correct is not None and not (loss_clear or accuracy_clear)
+    unclear = accuracy is not None and not (loss_clear or accuracy_clear)
     return ("near chance", told) if loss_near or unclear else None
+
+
+def _standard_error(values: Tensor, weights: Tensor, mean: float) -> float:
+    """Return the standard error of a weighted mean, by the residuals of the ratio."""
+    residuals = weights * (values - mean) / weights.mean()
+    return float(residuals.std()) / math.sqrt(len(values))

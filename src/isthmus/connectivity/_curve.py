@@ -11,7 +11,7 @@ from torch import Tensor
 
 from isthmus.connectivity._adaptive import ceiling
 from isthmus.connectivity._barrier import bootstrap_means, chord_of, loss_barrier
-from isthmus.evaluation import unit_of
+from isthmus.losses import Scores, mean_over_rows
 
 __all__ = ["Curve", "Line", "PerExample", "curve_from"]
 
@@ -24,19 +24,25 @@ class PerExample:
 
     Attributes:
         positions: the grid, and 0.5 if it was not in it, rising.
-        losses: float64 ``(positions, examples)``.
-        correct: the same shape, or None.
-        errors: norm of the error of linear connectivity, the same shape.
-        ensemble_losses: of the mean of the endpoints' outputs, ``(examples,)``.
-        ensemble_correct: ``(examples,)`` or None.
+        examples: number of examples.
+        losses: float64 ``(positions, rows)``; a row is an example, or a batch (:class:`isthmus.losses.Scores`).
+        weights: what each loss counts for, the same shape; None where all count alike.
+        correct: share of right predictions, the same shape, or None.
+        counts: what it counts for, or None as for weights.
+        errors: norm of the error of linear connectivity, ``(positions, examples)``.
+        error_weights: what it counts for, or None.
+        ensemble: scores of the mean of the endpoints' outputs, or None where it has no loss.
     """
 
     positions: tuple[float, ...]
+    examples: int
     losses: Tensor
+    weights: Tensor | None
     correct: Tensor | None
+    counts: Tensor | None
     errors: Tensor
-    ensemble_losses: Tensor
-    ensemble_correct: Tensor | None
+    error_weights: Tensor | None
+    ensemble: Scores | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +72,7 @@ class Curve:
         lmc_error: mean over data of :math:`\|f_t - [(1-t) f_A + t f_B]\|_2`, the error of linear mode
             connectivity of Ferbach et al. 2024 (arXiv:2310.19103); the norm is over the outputs of an
             example, or over the classes at each position and then averaged over positions.
-        ensemble_loss: loss of the mean of the two networks' outputs.
+        ensemble_loss: loss of the mean of the two networks' outputs; None where only a network can compute one.
         ensemble_accuracy: its accuracy.
     """
 
@@ -86,7 +92,7 @@ class Curve:
     midpoint_loss_error: float | None
     midpoint_accuracy: float | None
     lmc_error: Tensor
-    ensemble_loss: float
+    ensemble_loss: float | None
     ensemble_accuracy: float | None
 
     @property
@@ -127,17 +133,14 @@ class Line:
             ``t = 1`` (B aligned, in A's code), relative to B's largest output in the batch.
         settings: how it was measured.
         notes: what makes the numbers easy to misread, such as endpoints near chance; each is a warning too.
+        unit: of losses and barriers, such as ``"nats per example"``.
     """
 
     curves: Mapping[str, Curve]
     endpoint_error: float
     settings: Mapping[str, Any]
     notes: tuple[str, ...] = ()
-
-    @property
-    def unit(self) -> str:
-        """Unit of losses and barriers, such as ``"nats per example"`` (:func:`isthmus.evaluation.unit_of`)."""
-        return unit_of(str(self.settings.get("loss", "cross_entropy")))
+    unit: str = "nats per example"
 
     @property
     def curve(self) -> Curve:
@@ -205,7 +208,7 @@ class Line:
         return self.curve.lmc_error_sup
 
     @property
-    def ensemble_loss(self) -> float:
+    def ensemble_loss(self) -> float | None:
         """Loss of the mean of the outputs."""
         return self.curve.ensemble_loss
 
@@ -231,7 +234,8 @@ class Line:
             error = "" if curve.barrier_error is None else f" ± {curve.barrier_error:.2g}"
             losses = [*curve.endpoint_losses, curve.midpoint_loss, curve.ensemble_loss]
             barrier = [f"{curve.barrier:.4g}{error}", f"{curve.barrier_at:.3g}", f"{curve.lmc_error_sup:.4g}"]
-            rows.append((name, str(curve.examples), *(f"{value:.4g}" for value in losses), *barrier))
+            shown = ("–" if value is None else f"{value:.4g}" for value in losses)
+            rows.append((name, str(curve.examples), *shown, *barrier))
             if curve.endpoint_accuracies is not None:
                 shares = [*curve.endpoint_accuracies, curve.midpoint_accuracy, curve.ensemble_accuracy]
                 rows.append(("", "accuracy", *(f"{s:.2%}" for s in shares if s is not None), "", "", ""))
@@ -253,14 +257,15 @@ def curve_from(
     """Average what was measured, with bootstrap standard errors where there are two examples or more."""
     on_grid = [measured.positions.index(t) for t in ts.tolist()]
     middle = measured.positions.index(MIDPOINT)
-    losses = measured.losses.mean(1)
-    accuracies = None if measured.correct is None else measured.correct.mean(1)
+    losses = mean_over_rows(measured.losses, measured.weights)
+    accuracies = None if measured.correct is None else mean_over_rows(measured.correct, measured.counts)
+    ensemble = measured.ensemble
     errors = _standard_errors(measured, on_grid, ts, replicates, generator)
     loss = losses[on_grid]
     barrier = loss_barrier(loss, ts)
     above = ceiling(loss, ts, lipschitz)
     return Curve(
-        examples=measured.losses.shape[1],
+        examples=measured.examples,
         ts=ts,
         loss=loss,
         loss_error=None if errors is None else errors[0][on_grid],
@@ -275,9 +280,9 @@ def curve_from(
         midpoint_loss=float(losses[middle]),
         midpoint_loss_error=None if errors is None else float(errors[0][middle]),
         midpoint_accuracy=None if accuracies is None else float(accuracies[middle]),
-        lmc_error=measured.errors.mean(1)[on_grid],
-        ensemble_loss=float(measured.ensemble_losses.mean()),
-        ensemble_accuracy=_mean_or_none(measured.ensemble_correct),
+        lmc_error=mean_over_rows(measured.errors, measured.error_weights)[on_grid],
+        ensemble_loss=None if ensemble is None else ensemble.loss,
+        ensemble_accuracy=None if ensemble is None else ensemble.accuracy,
     )
 
 
@@ -285,16 +290,26 @@ def _standard_errors(
     measured: PerExample, on_grid: list[int], ts: Tensor, replicates: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor | None, float] | None:
     """Return standard errors of losses, of accuracies, and of the barrier."""
-    count, examples = measured.losses.shape
-    if replicates == 0 or examples < 2:
-        return None
     rows = measured.losses if measured.correct is None else torch.cat([measured.losses, measured.correct])
-    means = bootstrap_means(rows, replicates, generator)
+    weights = _row_weights(measured)
+    if weights is not None:  # rows without a label that counts are no sample of anything
+        counted = (weights > 0).any(0)
+        rows, weights = rows[:, counted], weights[:, counted]
+    count = len(measured.losses)
+    if replicates == 0 or rows.shape[1] < 2:
+        return None
+    means = bootstrap_means(rows, replicates, generator, weights)
     loss_means = means[:, on_grid]
     barriers = (loss_means - chord_of(loss_means, ts)).amax(1)
     spread = means.std(0)
     return spread[:count], None if measured.correct is None else spread[count:], float(barriers.std())
 
 
-def _mean_or_none(values: Tensor | None) -> float | None:
-    return None if values is None else float(values.mean())
+def _row_weights(measured: PerExample) -> Tensor | None:
+    """Return what losses, then shares of right predictions, count for; None where all count alike."""
+    if measured.weights is None and measured.counts is None:
+        return None
+    columns = [(measured.losses, measured.weights)]
+    if measured.correct is not None:
+        columns.append((measured.correct, measured.counts))
+    return torch.cat([torch.ones_like(values) if w is None else w for values, w in columns])

@@ -19,7 +19,6 @@ from isthmus.connectivity._networks import Networks, traced_or_plain
 from isthmus.connectivity._path import interpolate, path_positions
 from isthmus.errors import DataError, IsthmusWarning, ModelError, VerificationError
 from isthmus.evaluation import (
-    Loss,
     Relabelling,
     bind,
     floating_dtype,
@@ -27,6 +26,7 @@ from isthmus.evaluation import (
     require_deterministic,
     require_evaluation,
 )
+from isthmus.losses import Loss, completed_batches, configs_kept, scorer_for
 from isthmus.moments._normalisation import (
     Refresh,
     averaged_statistics,
@@ -52,7 +52,7 @@ def line(
     points: int | Sequence[float] | Tensor | str = 11,
     tolerance: float = 1e-3,
     lipschitz: float | None = None,
-    loss: Loss = "cross_entropy",
+    loss: Loss | None = None,
     refresh: Refresh = "auto",
     refresh_batches: Batches | None = None,
     alignment: Relabelling | None = None,
@@ -86,7 +86,9 @@ def line(
         tolerance: for adaptive points, in units of the loss.
         lipschitz: a bound, per unit of ``t``, on the slope of the loss minus its chord, if one is known; it turns
             ``barrier_uncertainty`` from an estimate into a bound.
-        loss: ``"cross_entropy"``, ``"mse"`` or a function, see :func:`isthmus.evaluation.score`.
+        loss: see :data:`isthmus.losses.Loss`. By default a network of transformers whose batches have labels is
+            measured by the loss that it computes itself, and any other by cross-entropy. A loss that is not that of
+            each example by itself gets the batches as they are given, at every point.
         refresh: what happens to the state of an *interior* point before it is run. ``"batchnorm"`` recomputes
             running statistics, and ``"auto"`` does so for networks with BatchNorm; a function takes a state and
             returns one; None or ``"none"`` leaves it. The ends stay as they were trained.
@@ -122,11 +124,15 @@ def line(
         )
     ts = path_positions(FIRST_POINTS if adaptive else points)
     _check_options(bootstrap, tolerance, lipschitz)
-    data = {
-        name: list(iterate(items, name)) if adaptive else items for name, items in _named(batches).items()
+    data: dict[str, Batches] = {
+        name: completed_batches(model_a, items) for name, items in _named(batches).items()
     }
+    if adaptive:
+        data = {name: list(iterate(items, name)) for name, items in data.items()}
     states = _checked_states(model_a, model_b, alignment)
     low = _low(precision, states[0])
+    if refresh_batches is not None:
+        refresh_batches = completed_batches(model_a, refresh_batches)
     repair, used, notes = _repair(refresh, model_a, data, refresh_batches)
     if equal_states(states[0], states[2]):  # every point is the network as it was trained
         notes.clear()
@@ -145,24 +151,28 @@ def line(
         state = interpolate(states[0], states[2], t, check=False)
         return state if repair is None else repair(state)
 
-    networks, evaluation = traced_or_plain(
-        model_a,
-        model_b,
-        states,
-        None if repair is None else repaired,
-        not callable(used),
-        low,
-        states[2] is states[1] and endpoint_error == 0.0,
-        next(iter(examples.values())).head(EXAMPLES_CHECKED),
-    )
-    sweeps = {name: Sweep(name, items, loss) for name, items in data.items()}
-    _run(sweeps, networks, {*ts.tolist(), MIDPOINT})
-    if adaptive:
-        ts = _refined(sweeps, networks, tolerance, lipschitz)
+    example = next(iter(examples.values()))
+    with configs_kept(model_a, model_b):
+        scorer = scorer_for(loss, model_a, example, bind(model_a, read=lambda output: output))
+        networks, evaluation = traced_or_plain(
+            model_a,
+            model_b,
+            states,
+            None if repair is None else repaired,
+            not callable(used),
+            low,
+            states[2] is states[1] and endpoint_error == 0.0,
+            example.head(EXAMPLES_CHECKED),
+            scorer.read,
+        )
+        sweeps = {name: Sweep(name, items, scorer) for name, items in data.items()}
+        _run(sweeps, networks, {*ts.tolist(), MIDPOINT})
+        if adaptive:
+            ts = _refined(sweeps, networks, tolerance, lipschitz)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     settings = {
         "points": f"adaptive ({len(ts)})" if adaptive else len(ts),
-        "loss": _name(loss),
+        "loss": scorer.name,
         "refresh": "none" if used is None else _name(used),
         "alignment": "none" if alignment is None else getattr(alignment, "method", type(alignment).__name__),
         "bootstrap": bootstrap,
@@ -175,10 +185,11 @@ def line(
         name: curve_from(sweep.per_example(), ts, bootstrap, generator, lipschitz)
         for name, sweep in sweeps.items()
     }
+    notes += scorer.notes
     notes += [note for note in (sweep.chance_note() for sweep in sweeps.values()) if note is not None]
     for note in notes:
         warnings.warn(note, IsthmusWarning, stacklevel=2)
-    return Line(curves, endpoint_error, settings, tuple(notes))
+    return Line(curves, endpoint_error, settings, tuple(notes), scorer.unit(example))
 
 
 def _repair(
@@ -249,7 +260,7 @@ def _with_examples(data: Mapping[str, Batches]) -> tuple[dict[str, Batches], dic
     for name, items in data.items():
         rest = iter(items)
         first = list(islice(rest, 1))
-        examples[name] = first_batch(first, name).head(ENDPOINT_EXAMPLES)
+        examples[name] = first_batch(first or items, name).head(ENDPOINT_EXAMPLES)
         whole[name] = items if isinstance(items, (list, tuple)) else chain(first, rest)
     return whole, examples
 

@@ -1,18 +1,21 @@
-"""One data set's share of a line: running all points on it and collecting values per example."""
+"""One data set's share of a line: running all points on it and collecting scores of its rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from isthmus.batches import Batches, iterate
+from isthmus.batches import Batch, Batches, iterate
 from isthmus.connectivity._chance import TargetTally, chance_note
 from isthmus.connectivity._curve import PerExample
 from isthmus.connectivity._networks import Networks
-from isthmus.evaluation import Loss, Scores, class_axis_last, require_finite, score
+from isthmus.evaluation import require_counted, require_finite
+from isthmus.losses import Scorer, Scores, averaged, mean_over_rows, unless_equal
 
 __all__ = ["Sweep"]
 
@@ -22,35 +25,37 @@ ENDS_BYTES = 2**28
 
 @dataclass
 class _Row:
-    """What is known at one position, or of the ensemble: a tensor for each piece of the data."""
+    """What is known at one position: scores for each piece of the data, errors and what these count for."""
 
-    losses: list[Tensor] = field(default_factory=list[Tensor])
-    correct: list[Tensor | None] = field(default_factory=list[Tensor | None])
+    scores: list[Scores] = field(default_factory=list[Scores])
     errors: list[Tensor] = field(default_factory=list[Tensor])
+    error_weights: list[Tensor] = field(default_factory=list[Tensor])
 
-    def shares(self) -> Tensor | None:
-        known = [c for c in self.correct if c is not None]
-        return torch.cat(known) if len(known) == len(self.correct) else None
+    def mean_loss(self) -> Tensor:
+        found = Scores.cat(self.scores)
+        return mean_over_rows(found.losses, unless_equal(found.weights))
 
 
 class Sweep:
-    """Values per example at a growing set of positions of a line.
+    """Scores at a growing set of positions of a line.
 
-    Outputs are scored for many points together, in groups below 32 MiB. The outputs of the two ends are kept for later
-    positions while they fit in 256 MiB.
+    Where a loss is that of each example by itself, outputs are scored for many points together, in groups below 32 MiB,
+    and batches may be regrouped. Any other loss gets the batches as they come, one point after another. The outputs of
+    the two ends are kept for later positions while they fit in 256 MiB.
 
     Args:
         name: of the data set, for messages.
         batches: the data; iterated once for each call of :meth:`run`.
-        loss: see :func:`isthmus.evaluation.score`.
+        scorer: how outputs are scored.
     """
 
-    def __init__(self, name: str, batches: Batches, loss: Loss) -> None:
-        self._name, self._batches, self._loss = name, batches, loss
+    def __init__(self, name: str, batches: Batches, scorer: Scorer) -> None:
+        self._name, self._batches, self._scorer = name, batches, scorer
         self._rows: dict[float, _Row] = {}
-        self._ensemble = _Row()
-        self._targets = TargetTally(loss)
-        self._ends: list[tuple[Tensor, Tensor]] = []
+        self._ensemble: list[Scores] | None = []
+        self._targets = TargetTally(scorer.kind)
+        self._examples = 0
+        self._ends: list[tuple[Any, Any]] = []
         self._ends_bytes = 0
 
     @property
@@ -63,93 +68,106 @@ class Sweep:
         """Run the interior positions ``ts``, and the ends the first time."""
         networks.begin(ts)
         first = not self._rows
-        for index, piece in enumerate(networks.pieces(iterate(self._batches, self._name))):
+        prepared = (self._scorer.prepare(batch) for batch in iterate(self._batches, self._name))
+        for index, piece in enumerate(networks.pieces(prepared, whole=not self._scorer.by_example)):
             kept = None if first or index >= len(self._ends) else self._ends[index]
             outputs = networks.outputs(piece, ends=kept is None)
-            f_a, f_b = kept or self._both(outputs)
+            ends = kept or self._both(outputs)
             if first:
-                self._keep(f_a, f_b)
-                self._targets.update(f_a, piece.targets)
-                self._score([0.0, 1.0], [f_a, f_b], (f_a, f_b), piece.targets)
-                ensemble = score(_chord(f_a, f_b, [0.5])[0], piece.targets, self._loss)
-                self._ensemble.losses.append(ensemble.losses)
-                self._ensemble.correct.append(ensemble.correct)
-            self._score_groups(ts, outputs, (f_a, f_b), piece.targets)
+                self._examples += piece.size
+                self._keep(ends)
+                self._targets.update(*self._scorer.judged(ends[0], piece))
+                self._score([0.0, 1.0], list(ends), ends, piece)
+                self._score_ensemble(ends, piece)
+            self._score_groups(ts, outputs, ends, piece)
 
     def per_example(self) -> PerExample:
-        """Return all that was measured."""
+        """Return all that was measured.
+
+        Raises:
+            DataError: no label counts.
+        """
         positions = sorted(self._rows)
         rows = [self._rows[t] for t in positions]
-        correct = [share for share in (row.shares() for row in rows) if share is not None]
+        scores = [Scores.cat(row.scores) for row in rows]
+        require_counted(scores[0], f"The loss on {self._name!r}")
         return PerExample(
             positions=tuple(positions),
-            losses=torch.stack([torch.cat(row.losses) for row in rows]),
-            correct=torch.stack(correct) if len(correct) == len(rows) else None,
+            examples=self._examples,
+            losses=torch.stack([s.losses for s in scores]),
+            weights=unless_equal(torch.stack([s.weights for s in scores])),
+            correct=_stacked([s.correct for s in scores]),
+            counts=_unless_equal_or_none(_stacked([s.counts for s in scores])),
             errors=torch.stack([torch.cat(row.errors) for row in rows]),
-            ensemble_losses=torch.cat(self._ensemble.losses),
-            ensemble_correct=self._ensemble.shares(),
+            error_weights=unless_equal(torch.stack([torch.cat(row.error_weights) for row in rows])),
+            ensemble=None if self._ensemble is None else Scores.cat(self._ensemble),
         )
 
     def chance_note(self) -> str | None:
         """Return what a reader should know of ends near chance (see :mod:`isthmus.connectivity._chance`)."""
-        ends = [self._rows[0.0], self._rows[1.0]]
-        losses = [torch.cat(row.losses) for row in ends]
-        return chance_note(self._name, self._targets.constant(), losses, [row.shares() for row in ends])
+        ends = [Scores.cat(self._rows[t].scores) for t in (0.0, 1.0)]
+        return chance_note(self._name, self._targets.constant(), ends)
 
     def mean_losses(self) -> Tensor:
         """Return the mean loss at each position, rising, float64."""
-        return torch.stack([torch.cat(self._rows[t].losses).mean() for t in sorted(self._rows)])
+        return torch.stack([self._rows[t].mean_loss() for t in sorted(self._rows)])
 
-    def _both(self, outputs: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
-        f_a = next(outputs)
-        return f_a, next(outputs).to(f_a)
+    def _both(self, outputs: Iterator[Any]) -> tuple[Any, Any]:
+        f_a, f_b = next(outputs), next(outputs)
+        like = self._scorer.tensor(f_a)
 
-    def _keep(self, f_a: Tensor, f_b: Tensor) -> None:
+        def move(value: Any) -> Any:
+            return value.to(like.device) if isinstance(value, Tensor) else value
+
+        return f_a, f_b.to(f_a) if isinstance(f_b, Tensor) else pytree.tree_map(move, f_b)
+
+    def _keep(self, ends: tuple[Any, Any]) -> None:
         """Keep the outputs of the ends as long as all so far were kept and there is room."""
-        self._ends_bytes += 2 * f_a.numel() * f_a.element_size()
+        self._ends_bytes += _bytes(ends)
         if self._ends_bytes <= ENDS_BYTES:
-            self._ends.append((f_a, f_b))
+            self._ends.append(ends)
+
+    def _score_ensemble(self, ends: tuple[Any, Any], piece: Batch) -> None:
+        middle = self._scorer.mean(*ends)
+        if middle is None or self._ensemble is None:
+            self._ensemble = None
+        else:
+            self._ensemble.append(self._scorer.score(middle, piece))
 
     def _score_groups(
-        self,
-        ts: Sequence[float],
-        outputs: Iterator[Tensor],
-        ends: tuple[Tensor, Tensor],
-        targets: Tensor | None,
+        self, ts: Sequence[float], outputs: Iterator[Any], ends: tuple[Any, Any], piece: Batch
     ) -> None:
-        size = max(1, GROUP_BYTES // max(1, ends[0].numel() * ends[0].element_size()))
+        size = max(1, GROUP_BYTES // max(1, _bytes(ends[0]))) if self._scorer.by_example else 1
         for start in range(0, len(ts), size):
             group = ts[start : start + size]
-            self._score(group, [next(outputs) for _ in group], ends, targets)
+            self._score(group, [next(outputs) for _ in group], ends, piece)
 
-    def _score(
-        self,
-        ts: Sequence[float],
-        outputs: list[Tensor],
-        ends: tuple[Tensor, Tensor],
-        targets: Tensor | None,
+    def _score(self, ts: Sequence[float], kept: list[Any], ends: tuple[Any, Any], piece: Batch) -> None:
+        """Score the outputs at several positions, together if the loss allows it."""
+        if not self._scorer.by_example:
+            for t, one in zip(ts, kept, strict=True):
+                self._add([t], self._scorer.score(one, piece), [one], ends, piece)
+            return
+        stacked = torch.stack(kept)
+        repeated = _repeated(piece, len(ts))
+        self._add(ts, self._scorer.score(stacked.flatten(0, 1), repeated), kept, ends, repeated)
+
+    def _add(
+        self, ts: Sequence[float], scores: Scores, kept: list[Any], ends: tuple[Any, Any], batch: Batch
     ) -> None:
-        """Score the outputs at several positions together."""
-        stacked = torch.stack(outputs)
-        examples = stacked.shape[1]
-        repeated = None if targets is None else targets.repeat(len(ts), *[1] * (targets.ndim - 1))
-        if callable(self._loss):
-            scored = [score(f, targets, self._loss) for f in outputs]
-            shares = [s.correct for s in scored if s.correct is not None]
-            together = Scores(
-                torch.cat([s.losses for s in scored]), torch.cat(shares) if len(shares) == len(ts) else None
-            )
-        else:
-            together = score(stacked.flatten(0, 1), repeated, self._loss)
-        chords = _chord(*ends, ts)
-        errors = _error_norms((stacked.to(chords.dtype) - chords).flatten(0, 1), repeated, self._loss)
+        """Take the scores of several positions, and the errors of what was kept there."""
+        outputs = torch.stack([self._scorer.tensor(one) for one in kept])
+        chords = _chord(self._scorer.tensor(ends[0]), self._scorer.tensor(ends[1]), ts)
+        difference = (outputs.to(chords.dtype) - chords).flatten(0, 1)
+        vectors, counted = self._scorer.vectors(difference, batch)
+        errors, weights = averaged(torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64), counted)
+        rows, examples = len(scores.losses) // len(ts), len(errors) // len(ts)
         for k, t in enumerate(ts):
-            part = slice(k * examples, (k + 1) * examples)
             row = self._rows.setdefault(t, _Row())
-            row.losses.append(together.losses[part])
-            require_finite(row.losses[-1], f"The loss on {self._name!r} at t = {t:g}")
-            row.correct.append(None if together.correct is None else together.correct[part])
-            row.errors.append(errors[part])
+            row.scores.append(scores.part(k * rows, (k + 1) * rows))
+            require_finite(row.scores[-1].losses, f"The loss on {self._name!r} at t = {t:g}")
+            row.errors.append(errors[k * examples : (k + 1) * examples])
+            row.error_weights.append(weights[k * examples : (k + 1) * examples])
 
 
 def _chord(f_a: Tensor, f_b: Tensor, ts: Sequence[float]) -> Tensor:
@@ -159,10 +177,22 @@ def _chord(f_a: Tensor, f_b: Tensor, ts: Sequence[float]) -> Tensor:
     return torch.stack([torch.lerp(start, end, t) for t in ts])
 
 
-def _error_norms(difference: Tensor, targets: Tensor | None, loss: Loss) -> Tensor:
-    """Return the norm of the difference for each example, float64 ``(n,)``; a mean over positions if any."""
-    by_class = None if loss == "mse" or targets is None else class_axis_last(difference, targets)
-    if by_class is None:
-        by_class = difference.reshape(len(difference), 1, -1)
-    norms = torch.linalg.vector_norm(by_class, dim=-1, dtype=torch.float64)
-    return norms.reshape(len(norms), -1).mean(1).cpu()
+def _repeated(piece: Batch, times: int) -> Batch:
+    """Return the targets of a piece for the outputs of several networks on it."""
+    targets = piece.targets
+    if isinstance(targets, Tensor):
+        targets = targets.repeat(times, *[1] * (targets.ndim - 1))
+    return Batch((), {}, targets)
+
+
+def _bytes(kept: Any) -> int:
+    return sum(v.numel() * v.element_size() for v in pytree.tree_leaves(kept) if isinstance(v, Tensor))
+
+
+def _stacked(columns: Sequence[Tensor | None]) -> Tensor | None:
+    known = [c for c in columns if c is not None]
+    return torch.stack(known) if len(known) == len(columns) else None
+
+
+def _unless_equal_or_none(weights: Tensor | None) -> Tensor | None:
+    return None if weights is None else unless_equal(weights)

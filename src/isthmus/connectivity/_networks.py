@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from isthmus.states import State, state_of
 
 __all__ = ["Networks", "PlainNetworks", "Run", "StateAt", "TracedNetworks", "traced_or_plain"]
 
-Run = Callable[[Batch], Tensor]
+Run = Callable[[Batch], Any]
 StateAt = Callable[[float], State]
 T = TypeVar("T")
 
@@ -34,11 +34,14 @@ class Networks(Protocol):
         """Take the points that are run from now on, ``0 < t < 1``."""
         ...
 
-    def pieces(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the data on the right device and in the right dtype, in pieces that are run at once."""
+    def pieces(self, batches: Iterable[Batch], *, whole: bool) -> Iterator[Batch]:
+        """Yield the data on the right device and in the right dtype, in pieces that are run at once.
+
+        ``whole`` keeps the batches as they are, for losses that depend on them.
+        """
         ...
 
-    def outputs(self, batch: Batch, *, ends: bool) -> Iterator[Tensor]:
+    def outputs(self, batch: Batch, *, ends: bool) -> Iterator[Any]:
         """Yield the outputs of A and of B, if ``ends``, and those at each point."""
         ...
 
@@ -74,31 +77,40 @@ class PlainNetworks:
         state_at: gives the state at ``t``.
         costly: whether making a state is.
         low: whether products are in bfloat16.
+        read: from all that a network returns to what is scored (see :func:`isthmus.evaluation.bind`).
     """
 
-    def __init__(self, model_a: nn.Module, run_b: Run, state_at: StateAt, costly: bool, low: bool) -> None:
+    def __init__(
+        self,
+        model_a: nn.Module,
+        run_b: Run,
+        state_at: StateAt,
+        costly: bool,
+        low: bool,
+        read: Callable[[Any], Any] | None = None,
+    ) -> None:
         state = state_of(model_a)
-        self._run_a, self._run_b, self._low = bind(model_a), run_b, low
+        self._run_a, self._run_b, self._low = bind(model_a, read=read), run_b, low
         self._device, self._dtype = device_of(model_a), floating_dtype(state)
-        self._points = _Points(lambda t: bind(model_a, state_at(t)), _bytes(state), costly)
+        self._points = _Points(lambda t: bind(model_a, state_at(t), read), _bytes(state), costly)
 
     def begin(self, ts: Sequence[float]) -> None:
         """Take the points."""
         self._points.begin(ts)
 
-    def pieces(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def pieces(self, batches: Iterable[Batch], *, whole: bool = True) -> Iterator[Batch]:
         """Yield the batches as they are."""
         for batch in batches:
             yield batch.to(self._device, self._dtype)
 
-    def outputs(self, batch: Batch, *, ends: bool) -> Iterator[Tensor]:
+    def outputs(self, batch: Batch, *, ends: bool) -> Iterator[Any]:
         """Yield the outputs, one network after another."""
         for run in (self._run_a, self._run_b) if ends else ():
             yield self._called(run, batch)
         for t in self._points.ts:
             yield self._called(self._points.at(t), batch)
 
-    def _called(self, run: Run, batch: Batch) -> Tensor:
+    def _called(self, run: Run, batch: Batch) -> Any:
         with autocast(self._device, self._low):
             return run(batch)
 
@@ -142,11 +154,11 @@ class TracedNetworks:
         self._points.begin(ts)
         self._plain.begin(ts)
 
-    def pieces(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the data regrouped: few enough examples for the cache, enough for fast products."""
+    def pieces(self, batches: Iterable[Batch], *, whole: bool = False) -> Iterator[Batch]:
+        """Yield the data, if allowed regrouped: few enough examples for the cache, enough for fast products."""
         moved = self._plain.pieces(batches)
         piece = self._a.piece
-        if piece is None or not self._points.keeps:
+        if whole or piece is None or not self._points.keeps:
             yield from moved
             return
         waiting: list[Batch] = []
@@ -188,6 +200,7 @@ def traced_or_plain(
     low: bool,
     same_b: bool,
     example: Batch,
+    read: Callable[[Any], Any] | None = None,
 ) -> tuple[Networks, str]:
     """Return networks that run by engines if these agree with the networks' code on an example.
 
@@ -200,6 +213,7 @@ def traced_or_plain(
         low: whether products are in bfloat16.
         same_b: whether the path's end was seen to compute what B computes, to the last bit.
         example: some examples of the data.
+        read: see :class:`PlainNetworks`; steps give a tensor only, so with it the networks' own code runs.
 
     Returns:
         The networks, and how they run: ``"traced"``, or ``"plain"`` with the reason.
@@ -208,14 +222,19 @@ def traced_or_plain(
     if state_at is not None:
         state_at = _remembering(state_at, MIDPOINT)
     made = state_at or (lambda t: interpolate(state_a, end, t, check=False))
-    run_b = bind(model_b) if isinstance(model_b, nn.Module) else bind(model_a, state_b)
-    plain = PlainNetworks(model_a, run_b, made, state_at is not None, low)
+    run_b = bind(model_b, read=read) if isinstance(model_b, nn.Module) else bind(model_a, state_b, read)
+    plain = PlainNetworks(model_a, run_b, made, state_at is not None, low, read)
+    if read is not None:
+        return plain, "plain (the loss reads more than a tensor)"
     exact = PlainNetworks(model_a, run_b, made, state_at is not None, low=False)
     try:
         moved = example.to(device_of(model_a), floating_dtype(state_a))
         a = Engine(model_a, moved, straight=straight)
         b = None if same_b else Engine(model_b, moved) if isinstance(model_b, nn.Module) else a
-        a.measure(moved, a.point(state_a, end=True))
+        if (
+            example.size > 1
+        ):  # one example cannot show whether outputs depend on the batch: then nothing is regrouped
+            a.measure(moved, a.point(state_a, end=True))
         traced = TracedNetworks(a, b, states, state_at, exact)
         difference = _largest_difference(traced, exact, moved)
     except (IsthmusError, RuntimeError, TypeError, AttributeError, KeyError, IndexError) as error:

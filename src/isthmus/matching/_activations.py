@@ -192,6 +192,8 @@ class _Turns:
             c: {cluster_of[g] for g in matching._rows_of(listed, actions) if g in cluster_of}
             for c, listed in self._views.items()
         }
+        found = {g for listed in views.values() for g in matching._rows_of(listed, actions)}
+        self._rows = sorted(found & cluster_of.keys())
         self._settled = {c: v for c, v in views.items() if v and not self._needs[c]}
         mutual = [*row_views, *(c for c, v in views.items() if v and self._needs[c])]
         self._classes = self._coloured(mutual)
@@ -216,9 +218,8 @@ class _Turns:
 
     def note(self, match: Match) -> str:
         """Return what a reader should know."""
-        rows = sorted({g for needed in self._needs.values() for c in needed for g in c})
         return (
-            f"rows of activations are units of {', '.join(rows)}: rows and units were matched in turn, "
+            f"rows of activations are units of {', '.join(self._rows)}: rows and units were matched in turn, "
             f"{len(match.sweeps)} rounds, the best of {self._starts} starts"
         )
 

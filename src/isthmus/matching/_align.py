@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from isthmus.batches import Batch, Batches, device_of, first_batch, reusable
 from isthmus.errors import DataError
 from isthmus.evaluation import require_evaluation
+from isthmus.losses import completed_batches
 from isthmus.matching._activations import ActivationMatching
 from isthmus.matching._alignment import Alignment
 from isthmus.matching._constant import CONSTANT_UNITS
@@ -115,7 +116,7 @@ def align(
     check_same_architecture(state_a, state_b)
     check_finite(state_a, "A")
     check_finite(state_b, "B")
-    data = None if batches is None else reusable(batches)
+    data = None if batches is None else reusable(completed_batches(model_a, batches))
     example = example_of(args, kwargs, data, model_a)
     traced = trace(model_a, example.args, example.kwargs)
     generator = torch.Generator().manual_seed(seed)
@@ -137,7 +138,7 @@ def align(
         sweeps=found.match.sweeps,
         status=found.match.status,
         costs=_costs(found.objective, permutations),
-        notes=found.notes,
+        notes=(*spec.notes, *found.notes),
         settings={
             "schedule": "default" if schedule is None else repr(schedule),
             "tie_outgoing": tie_outgoing,

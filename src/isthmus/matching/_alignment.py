@@ -132,7 +132,7 @@ class Alignment:
             ) from error
 
     def __str__(self) -> str:
-        """Return a short summary."""
+        """Return a short summary: how it was found, and which share of the entries stays and why."""
         units = sum(len(p) for p in self.permutations.values())
         moved = sum(int((p != torch.arange(len(p))).sum()) for p in self.permutations.values())
         error = (
@@ -142,5 +142,5 @@ class Alignment:
         )
         return (
             f"Alignment by {self.method}: {len(self.permutations)} groups, {moved} of {units} units moved, "
-            f"{self.status}{error}"
+            f"{self.status}{error}. {self.spec.pinned_summary()}"
         )

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from isthmus.batches import Batches, first_batch, reusable
 from isthmus.evaluation import require_evaluation
+from isthmus.losses import completed_batches
 from isthmus.matching._align import example_of
 from isthmus.matching._layers import Layers
 from isthmus.matching._methods import (
@@ -148,7 +149,7 @@ def dimension(
     require_evaluation(model, "The network")
     state = state_of(model, "The network")
     check_finite(state, "The network")
-    data = None if batches is None else reusable(batches)
+    data = None if batches is None else reusable(completed_batches(model, batches))
     example = example_of(args, kwargs, data, model)
     traced = trace(model, example.args, example.kwargs)
     found = discover_from_trace(traced, outputs=outputs) if spec is None else spec

@@ -33,7 +33,10 @@ __all__ = [
 ]
 
 STRANGERS = 0.05
-"""What two networks have in common (:class:`Similarity`) where they are taken not to share a start: less than this."""
+"""Large networks that do not share a start have less than this in common (:class:`Similarity`)."""
+CHANCE = 4.0
+"""Added to :data:`STRANGERS` for smaller ones, over the root of the number of entries."""
+MOST_STRANGE = 0.25
 Source = nn.Module | Mapping[str, Tensor]
 
 
@@ -137,19 +140,21 @@ def _statistics_note(state: State, refresh: Refresh, architecture: nn.Module | N
 
 
 def strangers_note(
-    similarities: Sequence[float | None], shares: Sequence[float], moved: Sequence[object]
+    similarities: Sequence[Similarity], shares: Sequence[float], moved: Sequence[object]
 ) -> str | None:
     """Return what to know of networks that are averaged though their weights have nothing in common, or None.
 
     Args:
-        similarities: of each network after the first to the first: see :data:`STRANGERS`.
+        similarities: of each network after the first to the first.
         shares: of every network.
         moved: relabellings of the networks after the first, None for none.
     """
     found = [
-        f"model {k} ({value:+.2f})"
-        for k, (value, share, move) in enumerate(zip(similarities, shares[1:], moved, strict=True), start=1)
-        if value is not None and value < STRANGERS and share > 0 and move is None
+        f"model {k} ({similarity.value:+.2f})"
+        for k, (similarity, share, move) in enumerate(
+            zip(similarities, shares[1:], moved, strict=True), start=1
+        )
+        if similarity.strange and share > 0 and move is None
     ]
     if not found or shares[0] == 0:
         return None
@@ -169,6 +174,7 @@ class Similarity:
 
     def __init__(self) -> None:
         self._product = self._first = self._second = 0.0
+        self._entries = 0
 
     def add(self, first: Tensor, second: Tensor, row: int) -> None:
         """Add flat parts of two tensors of the same place, float64, given the entries of a row."""
@@ -176,22 +182,27 @@ class Similarity:
         product, *squares = (float(x @ y) for x, y in ((one, other), (one, one), (other, other)))
         if all(map(math.isfinite, squares)):  # weights whose squares overflow say nothing
             self._product, self._first = self._product + product, self._first + squares[0]
-            self._second += squares[1]
+            self._second, self._entries = self._second + squares[1], self._entries + len(first)
 
     @property
-    def value(self) -> float | None:
-        """The cosine, between -1 and 1; None where a network has no such weights, or all rows are equal."""
+    def value(self) -> float:
+        """The cosine, between -1 and 1; NaN where a network has no such weights, or all rows are equal."""
         norm = math.sqrt(self._first) * math.sqrt(self._second)
-        return self._product / norm if norm > 0 else None
+        return self._product / norm if norm > 0 else math.nan
+
+    @property
+    def strange(self) -> bool:
+        """Whether the networks are taken not to share a start: small ones may be somewhat alike by chance."""
+        return self.value < min(STRANGERS + CHANCE / math.sqrt(max(self._entries, 1)), MOST_STRANGE)
 
 
-def _similarity(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float | None:
+def _similarity(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Similarity:
     found = Similarity()
     for name, tensor in first.items():
         if tensor.ndim > 1 and tensor.is_floating_point():
             own, other = (t.detach().to(tensor.device).double().flatten() for t in (tensor, second[name]))
             found.add(own, other, tensor.shape[1:].numel())
-    return found.value
+    return found
 
 
 def normalised(weights: Sequence[float] | None, count: int) -> list[float]:

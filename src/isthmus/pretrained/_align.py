@@ -99,6 +99,7 @@ def align(
         sweeps=match.sweeps,
         status=match.status,
         costs=_costs(objective, permutations),
+        notes=spec.notes,
         settings={"schedule": "default" if schedule is None else repr(schedule), "check": check},
         seed=seed,
         verification_error=function_change(spec, permutations, model_b) if check else None,

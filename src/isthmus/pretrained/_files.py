@@ -110,14 +110,14 @@ def merge_files(
             with_versions(_merged_whole(sources, planned, told, mean), first.versions),
             first.metadata,
         )
-    doubts = _doubts(first, [s.value for s in similarities], shares)
+    doubts = _doubts(first, similarities, shares)
     for note in doubts:
         warnings.warn(f"{printable(target)}: {note}", IsthmusWarning, stacklevel=2)
     notes = [note for source in sources for note in source.notes]
     return MergedFile(target, len(planned), total, (*notes, *doubts))
 
 
-def _doubts(first: _Source, similarities: Sequence[float | None], shares: Sequence[float]) -> list[str]:
+def _doubts(first: _Source, similarities: Sequence[Similarity], shares: Sequence[float]) -> list[str]:
     """Return why the average may be no good network."""
     if sum(share > 0 for share in shares) < 2:
         return []

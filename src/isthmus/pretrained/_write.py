@@ -177,7 +177,7 @@ def merge(
         lambda *left: merge_card(sources, *left),
         on_progress,
     )
-    note = strangers_note([s.value for s in similarities], shares, used[1:])
+    note = strangers_note(similarities, shares, used[1:])
     if note is not None:
         warnings.warn(note, IsthmusWarning, stacklevel=2)
     return written

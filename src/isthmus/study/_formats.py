@@ -109,7 +109,10 @@ def read_idx(content: bytes, name: str, dimensions: int) -> NDArray[np.uint8]:
         )
     if 0 in shape[1:]:
         raise DataError(f"{name}: expected images of at least one pixel, found shape {shape}.")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    try:
+        return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    except ValueError as error:  # no images, each of more pixels than NumPy can count
+        raise DataError(f"{name}: expected images, found shape {shape}. Get the file again.") from error
 
 
 def read_cifar_binary(content: bytes, name: str, label_bytes: int) -> Raw:

@@ -51,9 +51,10 @@ class Normalisation:
             DataError: there are not.
         """
         if len(self.mean) not in (1, channels):
+            wanted = "1 mean" if channels == 1 else f"1 mean or {channels}, one per channel"
             raise DataError(
-                f"{what}: normalise: expected 1 mean or {channels}, one per channel, found {len(self.mean)}. "
-                f"{'Use train, which takes them from the training set.'}"
+                f"{what}: normalise: expected {wanted}, found {len(self.mean)}. Give as many, or train, which takes them "
+                "from the training set."
             )
 
     def apply(self, inputs: Tensor) -> Tensor:

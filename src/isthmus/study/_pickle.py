@@ -157,3 +157,34 @@ class PlainReader(_Unpickler):
         target.__setstate__(state)
 
     dispatch[pickle.BUILD[0]] = load_build
+
+    def load_setitem(self) -> None:
+        """Add an entry whose key is text: to look up a key means to hash it, and a deep tuple ends the process."""
+        value, key = self.stack.pop(), self.stack.pop()
+        self._add([key, value])
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+
+    def load_setitems(self) -> None:
+        """Add entries whose keys are text."""
+        self._add(self.pop_mark())
+
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+
+    def load_dict(self) -> None:
+        """Make a dictionary whose keys are text."""
+        entries = self.pop_mark()
+        self.stack.append({})
+        self._add(entries)
+
+    dispatch[pickle.DICT[0]] = load_dict
+
+    def _add(self, entries: list[Any]) -> None:
+        target = self.stack[-1]
+        if (
+            not isinstance(target, dict)
+            or len(entries) % 2
+            or not all(isinstance(k, (str, bytes)) for k in entries[::2])
+        ):
+            raise pickle.UnpicklingError("it has a dictionary whose keys are not text")
+        target.update(zip(entries[::2], entries[1::2], strict=True))

@@ -11,6 +11,7 @@ import torch
 
 from isthmus.batches import Batches, first_batch, reusable
 from isthmus.errors import DataError, IsthmusError
+from isthmus.streams import limited
 from isthmus.study._dataset import Dataset, to_batches
 from isthmus.study._datasets import DATASETS, SPLITS, load_dataset
 from isthmus.study._fetch import OnProgress
@@ -18,12 +19,15 @@ from isthmus.study._normalise import Normalise, read_normalise
 
 __all__ = ["resolve_data"]
 
+DATASET_BATCH = 500
+"""Examples per batch of a data set, unless told."""
+
 
 def resolve_data(
     spec: str,
     data_dir: str | Path | None = None,
     *,
-    batch_size: int = 500,
+    batch_size: int | None = None,
     limit: int | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -35,11 +39,15 @@ def resolve_data(
     Args:
         spec: one of :data:`~isthmus.study.DATASETS`, which gives ``"train"`` and ``"test"``; or a function
             without arguments that returns an iterable of batches (given the name ``"data"``), a mapping from
-            name to iterable, or :class:`~isthmus.study.Dataset` objects in their place. A one-shot iterator
-            is read into a list.
+            name to iterable, or :class:`~isthmus.study.Dataset` objects in their place. What can be read only once
+            is read into a list, up to ``limit``.
         data_dir: folder of a named data set (see :func:`~isthmus.study.load_dataset`).
-        batch_size: examples per batch of a data set.
-        limit: use only so many examples of each split of a data set, drawn at random.
+        batch_size: examples per batch. By default 500 for a data set; batches of a function stay as they are (see
+            :func:`isthmus.streams.limited`).
+        limit: use only so many examples of each split. Of a data set they are drawn at random, by ``seed``. Of a
+            function's batches they are the first in the order in which they come: nothing is drawn, reading stops
+            there, and they are kept, so that every later pass sees the same ones also if the function's loader
+            shuffles.
         seed: of the order of a data set.
         device: where the batches of a data set are put.
         normalise: what the inputs of a data set are shifted and scaled by (see :func:`load_dataset`); by default they
@@ -56,13 +64,14 @@ def resolve_data(
 
     def batches_of(value: Any, name: str) -> Batches:
         if isinstance(value, Dataset):
-            return to_batches(value, batch_size, limit=limit, seed=seed, device=device)
+            size = DATASET_BATCH if batch_size is None else batch_size
+            return to_batches(value, size, limit=limit, seed=seed, device=device)
         if isinstance(value, str) or not isinstance(value, Iterable):
             raise DataError(
                 f"{spec}: expected an iterable of batches for {name!r}, found {type(value).__name__}. "
                 "Return a list, a DataLoader, a generator or a Dataset."
             )
-        many = reusable(value)
+        many = reusable(limited(value, limit=limit, batch_size=batch_size))
         first_batch(many, f"{spec} ({name})")
         return many
 

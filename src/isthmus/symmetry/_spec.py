@@ -14,6 +14,7 @@ from torch import Tensor
 from isthmus.errors import SymmetryError
 from isthmus.symmetry._nested import nested_composition, nested_inverse
 from isthmus.symmetry._permutation_spec import AxesToPerm, PermToAxes, PermutationSpec, axes_of_permutations
+from isthmus.symmetry._shares import fraction_moved, outputs_note, pinned_shares, pinned_summary
 
 __all__ = ["AxisGroup", "IndexMap", "PinnedAxis", "Slot", "SymmetrySpec"]
 
@@ -217,21 +218,32 @@ class SymmetrySpec:
     @property
     def fraction_moved(self) -> float:
         """Share of all parameter and buffer entries that some group moves, between 0 and 1."""
-        total = sum(math.prod(s) for s in self.shapes.values())
-        if total == 0:
-            return 0.0
-        moved = 0.0
-        for tensor, by_axis in self.slots_by_tensor().items():
-            shape = self.shapes[tensor]
-            kept = 1.0
-            for axis, slots in by_axis.items():
-                touched = torch.zeros(shape[axis])
-                for _, slot in slots:
-                    share = math.prod(index.covered / index.length for _, index in slot.block)
-                    touched[slot.index.positions().reshape(-1)] += share
-                kept *= 1 - float(touched.clamp(max=1).double().mean())
-            moved += (1 - kept) * math.prod(shape)
-        return moved / total
+        return fraction_moved(self)
+
+    @property
+    def pinned_shares(self) -> dict[str, float]:
+        """From everything that holds entries in their places to the share of all entries it holds, largest first.
+
+        An entry held along several axes by different causes counts for each of them.
+        """
+        return pinned_shares(self)
+
+    def pinned_summary(self) -> str:
+        """Return one sentence: which share of the entries stays where it is, and what holds most of them.
+
+        Example:
+            >>> import torch, isthmus
+            >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> isthmus.discover(net, torch.zeros(1, 3)).pinned_summary()
+            "4 % of 50 entries are pinned: 4 % by the model's output 'output'."
+        """
+        return pinned_summary(self)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is easily overlooked: that several outputs are preserved, and how much the largest of them holds."""
+        note = outputs_note(self)
+        return (note,) if note else ()
 
     def invert(self, permutations: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the permutations that undo these: those of nested groups follow their outer units.
@@ -365,6 +377,7 @@ class SymmetrySpec:
         """Return a readable table of the groups and of what is pinned."""
         lines = [
             f"{len(self.groups)} groups, {self.fraction_moved:.1%} of {_entries(self.shapes)} entries move",
+            *([self.pinned_summary()] if self.pinned else []),
             "",
         ]
         width = max([5, *(len(n) for n in self.groups)])

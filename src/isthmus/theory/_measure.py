@@ -11,7 +11,7 @@ from torch import Tensor
 
 from isthmus.batches import Batch
 from isthmus.errors import ModelError
-from isthmus.evaluation import score
+from isthmus.losses import score
 from isthmus.theory._norms import ROUNDOFF
 from isthmus.theory._path import Path
 from isthmus.theory._propagate import Ends, segment_bound
