@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import unicodedata
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from isthmus.files import (
     refuse_overwriting,
     require_file,
 )
-from isthmus.states import check_same_architecture, state_of
+from isthmus.states import check_same_architecture, state_of, widest_dtype
 
 EVIL = "a\x1b[31mred\x1b]0;title\x07\r\nline\u202egnp.\u2066\udcff\x00\x9b[2J\u200b\u2028"
 
@@ -250,3 +251,30 @@ def test_a_state_keeps_the_versions_of_its_modules() -> None:
     assert state_of(model)._metadata == versions  # type: ignore[attr-defined]
     assert state_of(state_of(model))._metadata == versions  # type: ignore[attr-defined]
     assert not hasattr(state_of(dict(model.state_dict())), "_metadata")
+
+
+def test_versions_that_are_none_are_passed_over(tmp_path: Path) -> None:
+    for odd in (3, {3: {"version": 1}, "a": 4, "b": {"version": 2, "other": torch.ones(2), "more": [1]}}):
+        state = OrderedDict(w=torch.ones(1))
+        state._metadata = odd  # type: ignore[attr-defined]
+        torch.save(state, tmp_path / "x.pt")
+        found = load_state(tmp_path / "x.pt")
+        save_state(tmp_path / "x.safetensors", found)
+        again = getattr(load_state(tmp_path / "x.safetensors"), "_metadata", {})
+        assert again == ({} if odd == 3 else {"b": {"version": 2}})
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "widest"),
+    [
+        ([], torch.float32),
+        ([torch.int64, torch.bool], torch.float32),
+        ([torch.bfloat16, torch.int64], torch.bfloat16),
+        ([torch.bfloat16, torch.float32], torch.float32),
+        ([torch.bfloat16, torch.float16], torch.float32),
+        ([torch.float8_e4m3fn, torch.bfloat16], torch.float32),
+        ([torch.float8_e5m2, torch.float64], torch.float64),
+    ],
+)
+def test_the_width_that_loses_nothing(dtypes: list[torch.dtype], widest: torch.dtype) -> None:
+    assert widest_dtype({str(k): torch.ones(1).to(d) for k, d in enumerate(dtypes)}) == widest

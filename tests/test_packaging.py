@@ -52,7 +52,8 @@ def test_the_command_says_what_it_needs(
     """The package without extras installs the command all the same."""
     for name in [n for n in sys.modules if n.startswith("isthmus.cli._")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, missing, None)
+    for name in {missing, *(n for n in sys.modules if n.startswith(f"{missing}."))}:
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ __all__ = [
     "equal_states",
     "state_of",
     "versions_of",
+    "widest_dtype",
     "with_versions",
     "with_versions_of",
 ]
@@ -57,7 +59,11 @@ def versions_of(state: Mapping[str, Any]) -> dict[str, Any]:
     From the name of a module to its notes, such as ``{"layer.0": {"version": 2}}``.
     """
     found = getattr(state, _VERSIONS, None)
-    return dict(found) if isinstance(found, Mapping) else {}
+    if not isinstance(found, Mapping):  # a file may hold anything under this name
+        return {}
+    return {
+        name: notes for name, notes in found.items() if isinstance(name, str) and isinstance(notes, Mapping)
+    }
 
 
 def with_versions(tensors: Mapping[str, Tensor], versions: Mapping[str, Any]) -> State:
@@ -156,6 +162,17 @@ def digest_of(state: Mapping[str, Tensor]) -> str:
                 .data
             )
     return found.hexdigest()
+
+
+def widest_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
+    """Return the floating dtype that holds every floating tensor of a state without loss; float32 without any.
+
+    Mixed widths are common (norms in float32 beside weights in bfloat16), and a network runs in one. Eight bits are too
+    few to run in, and count as float32.
+    """
+    found = {t.dtype for t in state.values() if t.is_floating_point()}
+    widths = [torch.float32 if dtype.itemsize == 1 else dtype for dtype in found]
+    return reduce(torch.promote_types, widths) if widths else torch.float32
 
 
 def equal_entries(a: Tensor, b: Tensor) -> bool:

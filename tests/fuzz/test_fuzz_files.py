@@ -107,7 +107,7 @@ def damaged(content: bytes, seed: int) -> bytes:
     draw = random.Random(seed)
     data = bytearray(content)
     for _ in range(draw.choice((1, 1, 2, 3))):
-        if data:
+        if len(data) > 1:
             draw.choice(DAMAGE)(data, draw)
     return bytes(data)
 
@@ -169,7 +169,7 @@ def tried(path: Path, count: int, first: int, read: Read, right: Right) -> Count
     path.write_bytes(content)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert grown < MEBIBYTES, grown
-    assert outcomes["refused"] > count / 4
+    assert outcomes["refused"] > count / 10
     print(f"{path.name}: {dict(outcomes)}")  # noqa: T201 (shown with -s: the counts in the documentation)
     return outcomes
 
@@ -196,7 +196,7 @@ KINDS: dict[str, tuple[Read, Right]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_checkpoints(tmp_path: Path, kind: str) -> None:
-    tried(saved(tmp_path, kind), 250, 0, *KINDS[kind])
+    assert tried(saved(tmp_path, kind), 250, 0, *KINDS[kind])["read"]
 
 
 @pytest.mark.slow
@@ -216,7 +216,7 @@ def test_damaged_files_read_tensor_by_tensor(tmp_path: Path, count: int, first: 
     tried(saved(tmp_path, "safetensors"), count, first, whole, as_the_bytes_say)
 
 
-@pytest.mark.parametrize(("count", "first"), [(300, 0), pytest.param(20_000, 1_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("count", "first"), [(300, 0), pytest.param(5_000, 1_000, marks=pytest.mark.slow)])
 def test_damaged_indexes(tmp_path: Path, count: int, first: int) -> None:
     parts = [dict(list(state().items())[:2]), dict(list(state().items())[2:])]
     for k, part in enumerate(parts):
@@ -234,10 +234,10 @@ def test_damaged_indexes(tmp_path: Path, count: int, first: int) -> None:
         lazy = LazyState.open(path.parent)
         return {name: lazy[name] for name in lazy}
 
-    tried(index, count, first, read, right)
+    assert tried(index, count, first, read, right)["read"]
 
 
-@pytest.mark.parametrize(("count", "first"), [(40, 0), pytest.param(1_500, 1_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("count", "first"), [(40, 0), pytest.param(300, 1_000, marks=pytest.mark.slow)])
 def test_damaged_configurations(tmp_path: Path, count: int, first: int) -> None:
     transformers = pytest.importorskip("transformers")
     transformers.logging.set_verbosity_error()
@@ -250,10 +250,10 @@ def test_damaged_configurations(tmp_path: Path, count: int, first: int) -> None:
     def right(found: Any, content: bytes) -> None:
         assert all(torch.equal(found.state[name], expected[name]) for name in found.state)
 
-    tried(tmp_path / "config.json", count, first, open_model, right)
+    assert tried(tmp_path / "config.json", count, first, lambda path: open_model(path.parent), right)["read"]
 
 
-@pytest.mark.parametrize(("count", "first"), [(150, 0), pytest.param(5_000, 1_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("count", "first"), [(150, 0), pytest.param(2_000, 1_000, marks=pytest.mark.slow)])
 def test_what_damaged_inputs_are_said_to_be(tmp_path: Path, count: int, first: int) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"x")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/name"}))

@@ -149,6 +149,24 @@ def test_a_pipe_is_not_waited_for(folder: Path, file: str) -> None:
         open_model(folder)
 
 
+def test_a_configuration_that_lies_elsewhere(folder: Path, tmp_path: Path) -> None:
+    (folder / "config.json").rename(tmp_path / "private.json")
+    (folder / "config.json").symlink_to(tmp_path / "private.json")
+    with pytest.raises(
+        CheckpointError, match=r"config\.json: is a link to .*private\.json, outside the model folder"
+    ):
+        open_model(folder)
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b"])
+def test_paths_that_are_none(path: str) -> None:
+    assert not pretrained.is_model_folder(path)
+    with pytest.raises(CheckpointError, match="no such folder"):
+        open_model(path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        LazyState.open(path)
+
+
 def test_a_link_to_a_secret_is_not_copied(folder: Path, tmp_path: Path) -> None:
     (folder / "vocab.txt").symlink_to("/etc/passwd")
     model = open_model(folder)

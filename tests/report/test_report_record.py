@@ -173,8 +173,9 @@ def test_reading_a_folder_without_a_result(tmp_path: Path) -> None:
         read_record(tmp_path)
 
 
-def test_reading_broken_json(tmp_path: Path) -> None:
-    (tmp_path / "result.json").write_text("{", encoding="utf-8")
+@pytest.mark.parametrize("text", ["{", "[" * 10**6, '{"a":' * 10**5])
+def test_reading_broken_json(tmp_path: Path, text: str) -> None:
+    (tmp_path / "result.json").write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"result\.json cannot be read"):
         read_record(tmp_path)
 

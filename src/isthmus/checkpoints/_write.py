@@ -63,7 +63,14 @@ def save_state(
 
 
 def version_notes(versions: Mapping[str, Any]) -> dict[str, str]:
-    """Return the versions of a state's modules as strings of a safetensors file; nothing where there are none."""
+    """Return the versions of a state's modules as strings of a safetensors file; nothing where there are none.
+
+    Notes of other kinds than text and numbers, which no version is, are left out.
+    """
+    versions = {
+        name: {str(k): v for k, v in notes.items() if v is None or isinstance(v, str | int | float)}
+        for name, notes in versions.items()
+    }
     return {_VERSIONS_KEY: json.dumps(versions, sort_keys=True)} if versions else {}
 
 

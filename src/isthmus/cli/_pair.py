@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from isthmus.cli._target import Target, load_target
 from isthmus.errors import DataError
 from isthmus.matching import Alignment, align
 from isthmus.pretrained import LazyState, is_model_folder, open_model
-from isthmus.states import check_finite, check_same_architecture, state_of
+from isthmus.states import check_finite, check_same_architecture, state_of, widest_dtype
 from isthmus.study import resolve_data
 from isthmus.symmetry import Outputs
 
@@ -71,12 +72,14 @@ def _folder_target(folder: str, trust_remote_code: bool) -> Target:
 
 
 def _loaded(model: nn.Module, path: Path) -> nn.Module:
-    state = state_of(LazyState.open(path), str(path)) if path.is_dir() else load_state(path)
+    if os.path.isdir(path):
+        state = state_of(LazyState.open(path).like(state_of(model), str(path))[0], str(path))
+    else:
+        state = load_state(path, like=model)
     check_same_architecture(state_of(model), state, "the TARGET", str(path))
     check_finite(state, str(path))
     filled = copy.deepcopy(model)
-    floating = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
-    filled.to(floating).load_state_dict(state)
+    filled.to(widest_dtype(state)).load_state_dict(state)
     return filled.eval()
 
 

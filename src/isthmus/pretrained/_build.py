@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from isthmus.errors import CheckpointError, MissingExtraError, ModelError, print
 from isthmus.files import read_json
 from isthmus.pretrained._bounds import parameters_on_meta, require_countable
 from isthmus.pretrained._lazy import LazyState
+from isthmus.pretrained._links import require_inside, roots_of
 
 __all__ = ["Described", "build", "describe", "read_config"]
 
@@ -41,13 +43,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return a folder's ``config.json``.
 
     Raises:
-        CheckpointError: there is none, or it is no JSON object, too large, or nested too deep.
+        CheckpointError: there is none, or it is no JSON object, too large, nested too deep, or a link to elsewhere.
     """
     path = folder / "config.json"
-    if not path.exists() and not path.is_symlink():
+    if not os.path.lexists(path):
         raise CheckpointError(
             f"{printable(folder)}: has no config.json. Give a model folder written by save_pretrained."
         )
+    require_inside(path, roots_of(folder))
     # Python writes infinite limits as Infinity, and so do some configurations.
     found = read_json(path, largest=_LARGEST_CONFIG, allow_infinite=True, what="configuration")
     if not isinstance(found, dict):

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from isthmus.checkpoints import check_format, read_checkpoint, save_state
-from isthmus.checkpoints._names import Naming, as_in_network
 from isthmus.checkpoints._read import split_key
 from isthmus.checkpoints._write import split_versions, version_notes
 from isthmus.errors import DataError, IsthmusWarning, printable
@@ -180,14 +179,15 @@ class _Source:
 def _opened(path: str | os.PathLike[str], first: _Source | None) -> _Source:
     target, key = split_key(path)
     wanted = None if first is None else first.shapes
-    if key is None and (target.is_dir() or target.suffix.lower() in (".safetensors", ".json")):
-        lazy = LazyState.open(target)
-        shapes, where = lazy.shapes(), printable(target)
-        naming = None if wanted is None else as_in_network(shapes, wanted, where)
-        naming = naming or Naming({n: n for n in shapes})
-        notes = (f"{where}: {naming.note}",) if naming.note else ()
-        renamed = {new: shapes[old] for new, old in naming.names.items()}
-        return _Source(where, lazy, naming.names, renamed, *split_versions(lazy.metadata, str(target)), notes)
+    if key is None and (os.path.isdir(target) or target.suffix.lower() in (".safetensors", ".json")):
+        lazy, where, note = LazyState.open(target), printable(target), ""
+        metadata, versions = split_versions(lazy.metadata, str(target))
+        if wanted is not None:
+            lazy, note = lazy.like(wanted, where)
+        names = {n: n for n in lazy}
+        return _Source(
+            where, lazy, names, lazy.shapes(), metadata, versions, (f"{where}: {note}",) if note else ()
+        )
     found = read_checkpoint(path, like=wanted)
     shapes = {n: torch.empty(t.shape, dtype=t.dtype, device="meta") for n, t in found.state.items()}
     own, title = {n: n for n in found.state}, printable(os.fspath(path))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isthmus.checkpoints._names import as_in_network, unwrapped
 from isthmus.errors import CheckpointError, MissingExtraError, printable
 from isthmus.files import Identity, identity_of, parse_json, read_json, require_file, require_utf8
 from isthmus.pretrained._links import require_inside, roots_of
@@ -121,7 +122,7 @@ class LazyState(Mapping[str, Tensor]):
             MissingExtraError: safetensors is not installed.
         """
         target = Path(path)
-        if target.is_dir():
+        if os.path.isdir(target):
             return cls.open(_weights_of(target))
         if target.suffix == ".json":
             return _open_index(target)
@@ -154,6 +155,21 @@ class LazyState(Mapping[str, Tensor]):
         tensors = {new: self._tensors[old] for new, old in names.items()}
         return LazyState(tensors, self.metadata, self.index_metadata)
 
+    def like(self, network: Mapping[str, Tensor], where: str = "the checkpoint") -> tuple[LazyState, str]:
+        """Return the tensors under the names of a network, and what was done to them; empty if nothing was.
+
+        Args:
+            network: a state of it; only names and shapes are looked at.
+            where: how a message calls this checkpoint.
+
+        Raises:
+            CheckpointError: it holds the network's tensors more than once (see
+                :func:`isthmus.checkpoints.read_checkpoint`).
+        """
+        shapes = self.shapes()
+        naming = as_in_network(shapes, network, where) or unwrapped(shapes)
+        return self.under(naming.names), naming.note
+
     def shapes(self) -> dict[str, Tensor]:
         """Return the state with tensors on the meta device: shapes and dtypes without values."""
         return {n: torch.empty(t.shape, dtype=t.dtype, device="meta") for n, t in self._tensors.items()}
@@ -167,7 +183,7 @@ class LazyState(Mapping[str, Tensor]):
 def _weights_of(folder: Path) -> Path:
     """Return the file to open in a folder: ``model.safetensors``, or else its index."""
     for name in (SINGLE_NAME, INDEX_NAME):
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):
             require_inside(folder / name, roots_of(folder))
             return folder / name
     for name in (SINGLE_NAME, INDEX_NAME):

@@ -111,14 +111,14 @@ def _name_in_cache(folder: Path) -> str | None:
 
 def is_model_folder(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a folder with a ``config.json``."""
-    return (Path(path) / "config.json").is_file()
+    return os.path.isfile(Path(path) / "config.json")
 
 
 def _no_model_folder(folder: Path) -> CheckpointError:
     """Return the error of a path that leads to no model folder: what is there, and what to do."""
     found = inspect_input(folder)
     advice = found.advice or "Give a model folder written by save_pretrained."
-    what = "has no config.json" if folder.is_dir() else "no such folder"
+    what = "has no config.json" if os.path.isdir(folder) else "no such folder"
     return CheckpointError(
         f"{printable(folder)}: {what}: it is {found.what}. {advice}".replace("it is no such", "no such")
     )
@@ -146,7 +146,7 @@ def open_model(
         MissingExtraError: transformers or safetensors is not installed.
     """
     folder = Path(path)
-    if not folder.is_dir() or not os.path.lexists(folder / "config.json"):
+    if not os.path.isdir(folder) or not os.path.lexists(folder / "config.json"):
         raise _no_model_folder(folder)
     described = describe(folder, architecture=architecture, trust_remote_code=trust_remote_code)
     file = LazyState.open(folder)

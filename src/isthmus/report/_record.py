@@ -324,7 +324,7 @@ def read_record(folder: str | Path) -> tuple[Record, dict[str, np.ndarray]]:
             arrays = {name: archive[name] for name in archive.files}
         check_arrays(record, arrays)
         return record, arrays
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, RecursionError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
