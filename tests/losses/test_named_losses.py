@@ -213,7 +213,7 @@ def test_yes_or_no() -> None:
         ),
         (3, "Unknown loss of type int"),
     ],
-    ids=str,
+    ids=lambda value: None if isinstance(value, functools.partial) else str(value),
 )
 def test_losses_that_are_refused(loss: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):

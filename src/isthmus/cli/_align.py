@@ -26,6 +26,7 @@ def align(
     method: options.OptionalMethod = None,
     data: options.OptionalData = None,
     data_dir: options.DataDir = None,
+    normalise: options.NormaliseChoice = None,
     shape: options.Shape = None,
     outputs: options.OutputNames = None,
     limit: options.Limit = 10_000,
@@ -52,7 +53,7 @@ def align(
     ):
         tell = console.stages(bar)
         tell("reading data", 0, 2)
-        found = data_for(data, data_dir, batch_size=batch_size, limit=limit, bar=bar)
+        found = data_for(data, data_dir, batch_size=batch_size, limit=limit, normalise=normalise, bar=bar)
         batches = training_part(found)
         tell("aligning", 1, 2)
         if in_folders:
@@ -70,7 +71,8 @@ def align(
             )
             alignment.save(staged[0])
             if apply is not None:
-                save_state(staged[1], alignment.apply(state_of(pair.b)))
+                save_state(staged[1], pair.as_stored(alignment.apply(state_of(pair.b)), 1))
+            console.note(pair.notes)
     value = {
         "method": alignment.method,
         "status": alignment.status,

@@ -26,8 +26,8 @@ from torch._logging import set_logs  # pyright: ignore[reportPrivateImportUsage]
 
 from isthmus.batches import Batches
 from isthmus.checkpoints import check_format
-from isthmus.errors import IsthmusWarning, OutputError
-from isthmus.files import atomic_folder, atomic_path
+from isthmus.errors import IsthmusWarning, OutputError, printable
+from isthmus.files import atomic_folder, atomic_path, refuse_overwriting
 from isthmus.report._format import NATS, unit_of
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "downloads",
     "emit",
     "method_table",
+    "note",
     "progress",
     "quiet_torch",
     "refuse_inputs",
@@ -145,13 +146,20 @@ def complain(message: str) -> None:
     _write(sys.stderr, message)
 
 
+def note(notes: Iterable[str]) -> None:
+    """Write what was done on the way, as lines on standard error."""
+    for text in notes:
+        complain(f"Note: {text}")
+
+
 def tell(message: str) -> None:
     """Write a result to standard output."""
     _write(sys.stdout, message)
 
 
 def _write(stream: TextIO, message: str) -> None:
-    """Write a line in whatever encoding the stream has."""
+    """Write text in whatever encoding the stream has, without the control characters that names may hold."""
+    message = printable(message, len(message), lines=True)
     encoding = stream.encoding or "utf-8"
     stream.write((message + "\n").encode(encoding, "backslashreplace").decode(encoding))
 
@@ -188,7 +196,7 @@ def warnings_as_lines() -> Iterator[None]:
 
 
 def refuse_inputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path]) -> None:
-    """Check that nothing is written onto, into or around what is read.
+    """Check, before any work, that nothing is written onto or into what is read, nor twice onto the same path.
 
     Args:
         outputs: from the option's name to the path it names.
@@ -197,22 +205,18 @@ def refuse_inputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path]) ->
     Raises:
         OutputError: naming both.
     """
-    read = [(given, given.resolve()) for given in inputs]
+    read = list(inputs)
     written: dict[Path, str] = {}
     for option, path in outputs.items():
         if path is None:
             continue
-        target = path.resolve()
-        for given, place in read:
-            same = target == place or (target.exists() and place.exists() and os.path.samefile(target, place))
-            if same or (place.is_dir() and place in target.parents):
-                inside = "is" if same else "lies inside"
-                raise OutputError(
-                    f"{option} {path} {inside} the input {given}, which stays as it is. Choose another path."
-                )
-        if target in written:
-            raise OutputError(f"{option} and {written[target]} name the same path {path}. Choose two.")
-        written[target] = option
+        for given in read:
+            refuse_overwriting(path, [given], folder=given.is_dir())
+        if path.resolve() in written:
+            raise OutputError(
+                f"{option} and {written[path.resolve()]} name the same path {path}. Choose two."
+            )
+        written[path.resolve()] = option
 
 
 def quiet_torch() -> None:

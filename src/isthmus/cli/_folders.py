@@ -11,7 +11,7 @@ from isthmus.cli import _console as console
 from isthmus.errors import DataError
 from isthmus.matching import Alignment
 from isthmus.matching import align as align_networks
-from isthmus.pretrained import OpenedModel, Written, is_model_folder, open_model
+from isthmus.pretrained import OpenedModel, Written, check_inputs, open_model
 from isthmus.pretrained._folder import free_target
 from isthmus.pretrained._shards import parse_size
 from isthmus.symmetry import Outputs
@@ -33,15 +33,10 @@ def are_folders(a: Path, b: Path, target: str | None) -> bool:
     """Whether A and B are model folders, which need no TARGET.
 
     Raises:
-        DataError: neither is there a TARGET, nor are both such folders.
+        CheckpointError: a path leads to no checkpoint, or there is no TARGET and not both are such folders; what was
+            found under each is said.
     """
-    if target is not None:
-        return False
-    if is_model_folder(a) and is_model_folder(b):
-        return True
-    raise DataError(
-        "Give --model TARGET, the network of the checkpoints; only two model folders (with config.json) need none."
-    )
+    return check_inputs([a, b], network=target is not None) and target is None
 
 
 def open_pair(

@@ -33,6 +33,7 @@ def line(
     alignment: options.AlignmentFile = None,
     method: options.RelabelMethod = None,
     data_dir: options.DataDir = None,
+    normalise: options.NormaliseChoice = None,
     shape: options.Shape = None,
     outputs: options.OutputNames = None,
     limit: options.Limit = None,
@@ -61,6 +62,12 @@ def line(
             help="The part of the data on which BatchNorm statistics are recomputed. Default `train`, else the first."
         ),
     ] = None,
+    lipschitz: Annotated[
+        float | None,
+        typer.Option(
+            help="A bound on the slope of the loss, if one is known: adaptive points are then proven."
+        ),
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(help="`bfloat16`: products of float32 networks in bfloat16.")
     ] = None,
@@ -77,7 +84,8 @@ def line(
         tell = console.stages(bar)
         tell("reading networks and data", 0, 2)
         pair = load_pair(a, b, model, trust_remote_code=trust_remote_code)
-        found = data_for(data, data_dir, batch_size=batch_size, limit=limit, bar=bar)
+        found = data_for(data, data_dir, batch_size=batch_size, limit=limit, normalise=normalise, bar=bar)
+        console.note(pair.notes)
         relabelling = chosen.of(pair, found)
         tell("measuring the line", 1, 2)
         measured = measure(
@@ -86,6 +94,7 @@ def line(
             found,
             points=count,
             tolerance=tolerance,
+            lipschitz=lipschitz,
             loss=_ignoring(loss, ignore_index),
             refresh=options.refresh_of(refresh),
             refresh_batches=None if refresh_data is None else _part(found, refresh_data),

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from isthmus import pretrained
 from isthmus.checkpoints import check_format, save_state
 from isthmus.cli import _console as console
 from isthmus.cli import _folders as folders
 from isthmus.cli import _options as options
-from isthmus.cli._pair import data_for, load_pair, training_part
+from isthmus.cli._pair import are_files, data_for, load_pair, training_part
 from isthmus.cli._relabel import Relabel
 from isthmus.errors import DataError
 from isthmus.merging import merge as average
+from isthmus.moments import chosen_refresh
 
 __all__ = ["merge"]
 
@@ -31,6 +35,7 @@ def merge(
     weight: Annotated[float, typer.Option(min=0.0, max=1.0, help="Weight of B in the average.")] = 0.5,
     data: options.OptionalData = None,
     data_dir: options.DataDir = None,
+    normalise: options.NormaliseChoice = None,
     shape: options.Shape = None,
     outputs: options.OutputNames = None,
     limit: options.Limit = 10_000,
@@ -47,38 +52,50 @@ def merge(
         alignment, align if method is None else method, shape, options.output_names(outputs), seed
     )
     console.refuse_inputs({"--out": out}, [p for p in (a, b, alignment) if p is not None])
-    in_folders = folders.are_folders(a, b, model)
-    if in_folders:
-        folders.check_output(out, max_shard_size)
-        if refresh == "batchnorm":
-            raise DataError("--refresh runs the network; model folders are merged without loading it.")
-    else:
-        check_format(out)
+    read = partial(data_for, data, data_dir, batch_size=batch_size, limit=limit, normalise=normalise)
     value: dict[str, Any] = {"out": str(out), "weight": weight, "align": chosen.name, "refresh": None}
     with console.progress() as bar:
-        console.stages(bar)("reading networks and data", 0, 2)
-        found = data_for(data, data_dir, batch_size=batch_size, limit=limit, bar=bar)
-        if in_folders:
+        tell = console.stages(bar)
+        tell("reading networks and data", 0, 2)
+        if model is None and chosen.name is None and are_files(a, b) and data is None:
+            check_format(out)
+            merged = pretrained.merge_files([a, b], out, [1 - weight, weight], on_progress=_moving(tell))
+            value |= {"tensors": merged.tensors, "notes": list(merged.notes)}
+            notes, unused = merged.notes, ""
+        elif folders.are_folders(a, b, model):
+            folders.check_output(out, max_shard_size)
+            if refresh == "batchnorm":
+                raise DataError("--refresh runs the network; model folders are merged without loading it.")
+            found = read(bar=bar)
             pair = folders.open_pair(a, b, trust_remote_code, training_part(found))
             relabelling = chosen.of_folders(pair, training_part(found))
             written = folders.merge_folders(
                 pair, out, weight=weight, alignment=relabelling, max_shard_size=max_shard_size, bar=bar
             )
             value |= {"tensors": written.tensors, "unused": list(written.unknown)}
-            unused = folders.unused(written)
+            notes, unused = (), folders.unused(written)
         else:
+            check_format(out)
+            found = read(bar=bar)
             with console.staged_files(out) as staged:
                 networks = load_pair(a, b, model, trust_remote_code=trust_remote_code)
-                value["refresh"] = options.refresh_of(refresh)
+                batches = training_part(found)
+                used = chosen_refresh(options.refresh_of(refresh), networks.a, batches)
                 state = average(
                     [networks.a, networks.b],
                     [1 - weight, weight],
                     alignments=[chosen.of(networks, found)],
-                    batches=training_part(found),
-                    refresh=value["refresh"],
+                    batches=batches,
+                    refresh=options.refresh_of(refresh),
                     model=networks.a,
                 )
-                save_state(staged[0], state)
-            value["tensors"], unused = len(state), ""
+                save_state(staged[0], networks.as_stored(state))
+            value |= {"tensors": len(state), "refresh": used, "notes": list(networks.notes)}
+            notes, unused = networks.notes, ""
     how = f"after aligning by {chosen.name}" if chosen.name else "without alignment"
-    console.emit(value, json, f"Merged A and B ({weight:g} of B) {how}; written to {out}{unused}")
+    told = [f"Merged A and B ({weight:g} of B) {how}; written to {out}{unused}"]
+    console.emit(value, json, "\n".join(told + [f"Note: {note}" for note in notes]))
+
+
+def _moving(tell: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
+    return lambda _, done, total: tell("merging", done, total)

@@ -20,6 +20,7 @@ __all__ = [
     "Json",
     "Limit",
     "MaxShardSize",
+    "NormaliseChoice",
     "OptionalData",
     "OptionalMethod",
     "OptionalModel",
@@ -81,6 +82,14 @@ Limit = Annotated[
 ]
 BatchSize = Annotated[
     int | None, typer.Option(min=1, help="Examples per batch. Default: yours as they come, else 500.")
+]
+NormaliseChoice = Annotated[
+    str | None,
+    typer.Option(
+        "--normalise",
+        help="What inputs of a named data set, which come in [0, 1], are normalised by: `train` (mean and deviation of "
+        "the training set), `imagenet`, `symmetric` (to [-1, 1]), or MEAN/STD such as `0.1307/0.3081`.",
+    ),
 ]
 OutputNames = Annotated[
     list[str] | None,

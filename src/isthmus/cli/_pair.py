@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from isthmus.batches import Batch, Batches, first_batch
-from isthmus.checkpoints import load_state
+from isthmus.checkpoints import read_checkpoint
 from isthmus.cli import _console as console
 from isthmus.cli._folders import are_folders, open_pair
 from isthmus.cli._target import Target, load_target
 from isthmus.errors import DataError
 from isthmus.matching import Alignment, align
-from isthmus.pretrained import LazyState, is_model_folder, open_model
-from isthmus.states import check_finite, check_same_architecture, state_of, widest_dtype
+from isthmus.pretrained import LazyState, inspect_input, is_model_folder, open_model
+from isthmus.replica import private_copy, with_state
+from isthmus.states import (
+    State,
+    check_finite,
+    check_same_architecture,
+    state_of,
+    widest_dtype,
+    with_versions_of,
+)
 from isthmus.study import resolve_data
 from isthmus.symmetry import Outputs
 
 __all__ = [
     "NetworkPair",
     "align_pair",
+    "are_files",
     "data_for",
     "example_for",
     "example_of_shapes",
@@ -37,11 +45,28 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class NetworkPair:
-    """Networks A and B, in evaluation mode, and the target they were built by."""
+    """Networks A and B, in evaluation mode, and the target they were built by.
+
+    Attributes:
+        a: network A, in the widest floating dtype of its file.
+        b: network B likewise.
+        target: what they were built by.
+        notes: what was done to read the files, such as a prefix that was removed from all names.
+        dtypes: of the tensors in the files of A and B; empty where they are those of the networks.
+    """
 
     a: nn.Module
     b: nn.Module
     target: Target
+    notes: tuple[str, ...] = ()
+    dtypes: tuple[Mapping[str, torch.dtype], Mapping[str, torch.dtype]] = field(
+        default_factory=lambda: ({}, {})
+    )
+
+    def as_stored(self, state: Mapping[str, Tensor], which: int = 0) -> Mapping[str, Tensor]:
+        """Return a state in the dtypes of the file of A (0) or B (1)."""
+        dtypes = self.dtypes[which]
+        return with_versions_of(state, {name: t.to(dtypes.get(name, t.dtype)) for name, t in state.items()})
 
 
 def load_pair(
@@ -63,7 +88,13 @@ def load_pair(
         return NetworkPair(network, b.load(), Target(network, a.example))
     assert target is not None, "are_folders refuses"
     found = _folder_target(target, trust_remote_code) if is_model_folder(target) else load_target(target)
-    return NetworkPair(_loaded(found.model, path_a), _loaded(found.model, path_b), found)
+    networks, notes, dtypes = [], list[str](), []
+    for path in (path_a, path_b):
+        state, told = _read(found.model, path)
+        networks.append(_filled(found.model, state))
+        dtypes.append({name: t.dtype for name, t in state.items()})
+        notes += told
+    return NetworkPair(networks[0], networks[1], found, tuple(notes), (dtypes[0], dtypes[1]))
 
 
 def _folder_target(folder: str, trust_remote_code: bool) -> Target:
@@ -71,16 +102,24 @@ def _folder_target(folder: str, trust_remote_code: bool) -> Target:
     return Target(opened.load(), opened.example)
 
 
-def _loaded(model: nn.Module, path: Path) -> nn.Module:
+def _read(model: nn.Module, path: Path) -> tuple[State, tuple[str, ...]]:
+    """Return the state in a file or a folder of shards, under the network's names, and what was done to read it."""
+    own = state_of(model)
     if os.path.isdir(path):
-        state = state_of(LazyState.open(path).like(state_of(model), str(path))[0], str(path))
+        lazy, told = LazyState.open(path).like(own, str(path))
+        state, notes = state_of(lazy, str(path)), (told,) if told else ()
     else:
-        state = load_state(path, like=model)
-    check_same_architecture(state_of(model), state, "the TARGET", str(path))
+        found = read_checkpoint(path, like=model)
+        state, notes = found.state, found.notes
+    check_same_architecture(own, state, "the TARGET", str(path))
     check_finite(state, str(path))
-    filled = copy.deepcopy(model)
-    filled.to(widest_dtype(state)).load_state_dict(state)
-    return filled.eval()
+    return state, tuple(notes)
+
+
+def _filled(model: nn.Module, state: State) -> nn.Module:
+    """Return the network with a state, in the widest dtype of its tensors."""
+    dtype = widest_dtype(state)
+    return with_state(private_copy(model, lambda _: dtype), state).eval()
 
 
 def align_pair(
@@ -113,15 +152,31 @@ def align_pair(
 
 
 def data_for(
-    name: str | None, data_dir: Path | None, *, batch_size: int | None, limit: int | None, bar: Any
+    name: str | None,
+    data_dir: Path | None,
+    *,
+    batch_size: int | None,
+    limit: int | None,
+    normalise: str | None = None,
+    bar: Any,
 ) -> dict[str, Batches]:
     """Return the named data, or nothing where no name was given; a bar moves as they are used."""
     if name is None:
         return {}
     found = resolve_data(
-        name, data_dir, batch_size=batch_size, limit=limit, on_progress=console.downloads(bar)
+        name,
+        data_dir,
+        batch_size=batch_size,
+        limit=limit,
+        normalise=normalise,
+        on_progress=console.downloads(bar),
     )
     return console.tracked(found, bar)
+
+
+def are_files(*paths: Path) -> bool:
+    """Tell whether all paths lead to checkpoints in single files, whose tensors need no network to be averaged."""
+    return all(inspect_input(path).kind == "weights" and not os.path.isdir(path) for path in paths)
 
 
 def training_part(data: Mapping[str, Batches]) -> Batches | None:

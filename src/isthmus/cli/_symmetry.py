@@ -45,6 +45,8 @@ def symmetry(
     value = {
         **json_module.loads(spec.to_json()),
         "fraction_moved": spec.fraction_moved,
+        "pinned_summary": spec.pinned_summary(),
+        "notes": list(spec.notes),
         "verification": {
             "passed": result.passed,
             "max_relative_error": result.max_relative_error,

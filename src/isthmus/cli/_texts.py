@@ -21,7 +21,7 @@ def spec_text(spec: SymmetrySpec, verbose: bool = False) -> str:
     whole = str(spec)
     if verbose or whole.count("\n") < _LINES:
         return whole
-    headline = whole.partition("\n")[0]
+    headline = whole.partition("\n\n")[0]
     lines = [headline, "", *_alike((name, f"{group.size} units") for name, group in spec.groups.items())]
     if spec.pinned:
         reasons = Counter[str]()
@@ -31,13 +31,15 @@ def spec_text(spec: SymmetrySpec, verbose: bool = False) -> str:
         lines += [f"  {count} axes: {reason}" for reason, count in reasons.most_common(_LINES // 3)]
         if len(reasons) > _LINES // 3:
             lines.append(f"  and axes for {len(reasons) - _LINES // 3} more reasons")
+    if spec.experiments:
+        lines += ["", f"operators without a rule, tried by experiment: {', '.join(spec.experiments)}"]
     return "\n".join([*lines, "", "--verbose lists every group and every pinned axis."])
 
 
 def alignment_text(alignment: Alignment, verbose: bool = False) -> str:
     """Return what was found in a few lines: units moved, what can move, distance before and after."""
     units = {name: len(p) for name, p in alignment.permutations.items()}
-    lines = [str(alignment), f"{alignment.spec.fraction_moved:.1%} of all entries can move."]
+    lines = [str(alignment)]
     before, after = (_mean(alignment.costs, units, end) for end in (0, 1))
     if before is not None and after is not None:
         lines.append(

@@ -149,6 +149,7 @@ def certify(
     method: options.RelabelMethod = None,
     loss: Annotated[str, typer.Option(help="`cross_entropy` or `mse`.")] = "cross_entropy",
     data_dir: options.DataDir = None,
+    normalise: options.NormaliseChoice = None,
     shape: options.Shape = None,
     limit: options.Limit = 1000,
     batch_size: options.BatchSize = None,
@@ -171,7 +172,7 @@ def certify(
         tell = console.stages(bar)
         steps = len(counts) + 1 + (target is not None)
         tell("reading data", 0, steps)
-        found = data_for(data, data_dir, batch_size=batch_size, limit=limit, bar=bar)
+        found = data_for(data, data_dir, batch_size=batch_size, limit=limit, normalise=normalise, bar=bar)
         chosen = split or ("test" if "test" in found else next(iter(found)))
         if chosen not in found:
             raise DataError(f"--split {chosen}: {data} has {', '.join(found)}.")

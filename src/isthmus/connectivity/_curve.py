@@ -227,6 +227,11 @@ class Line:
             "curves": {name: curve.to_dict() for name, curve in self.curves.items()},
         }
 
+    def __repr__(self) -> str:
+        """Return one line: what was measured, and the barrier on every data set."""
+        barriers = ", ".join(f"{name}: {curve.barrier:.4g}" for name, curve in self.curves.items())
+        return f"Line({len(self.ts)} points, barrier {barriers} {self.unit})"
+
     def __str__(self) -> str:
         header = ("data", "examples", "A", "B", "midpoint", "ensemble", "barrier", "at t", "LMC error")
         rows: list[tuple[str, ...]] = [header]

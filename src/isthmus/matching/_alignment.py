@@ -90,13 +90,21 @@ class Alignment:
         state = state_of(network)
         relabelled = apply(self.spec, self.permutations, state)
         if check:
-            self._check_network(state)
+            self.check_network(state)
         if not isinstance(network, nn.Module):
             return cast(_Network, relabelled)
         caches = {(path, name): way for path, name, way in self.settings.get("caches", ())}
         return with_state(network, relabelled, caches)
 
-    def _check_network(self, state: Mapping[str, Tensor]) -> None:
+    def check_network(self, state: Mapping[str, Tensor]) -> None:
+        """Check that a state is of the network that the alignment was found for.
+
+        Raises:
+            SymmetryError: it is A's, so the alignment would be used the wrong way round.
+
+        Warns:
+            IsthmusWarning: it is neither A's nor B's.
+        """
         if not (self.digest_a or self.digest_b):
             return
         found = digest_of(state)
@@ -201,10 +209,19 @@ class Alignment:
                 f"{path}: the alignment in it is damaged: {type(error).__name__}: {error}. Save it again."
             ) from error
 
+    def __repr__(self) -> str:
+        """Return one line: how it was found, and how much it moves."""
+        moved, units = self._moved_units()
+        return f"Alignment(method={self.method!r}, groups={len(self.permutations)}, moved={moved} of {units} units)"
+
+    def _moved_units(self) -> tuple[int, int]:
+        """Return how many units change place, and how many there are."""
+        moved = sum(int((p != torch.arange(len(p))).sum()) for p in self.permutations.values())
+        return moved, sum(len(p) for p in self.permutations.values())
+
     def __str__(self) -> str:
         """Return a short summary: how it was found, and which share of the entries stays and why."""
-        units = sum(len(p) for p in self.permutations.values())
-        moved = sum(int((p != torch.arange(len(p))).sum()) for p in self.permutations.values())
+        moved, units = self._moved_units()
         error = (
             ""
             if self.verification_error is None

@@ -8,7 +8,7 @@ from isthmus.moments._collect import (
     input_statistics,
     unit_moments,
 )
-from isthmus.moments._normalisation import refresh_batchnorm
+from isthmus.moments._normalisation import chosen_refresh, refresh_batchnorm
 from isthmus.moments._patches import Convolution, input_rows
 from isthmus.moments._rows import Actions, Frame, Tap
 from isthmus.moments._runner import SiteRunner
@@ -27,6 +27,7 @@ __all__ = [
     "Site",
     "SiteRunner",
     "Tap",
+    "chosen_refresh",
     "cross_moments",
     "find_sites",
     "input_rows",

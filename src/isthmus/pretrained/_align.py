@@ -31,7 +31,7 @@ from isthmus.pretrained._gather import Gather, gather_of
 from isthmus.pretrained._lazy import LazyState
 from isthmus.pretrained._open import OpenedModel
 from isthmus.pretrained._verify import function_change, verify
-from isthmus.states import check_finite, check_same_architecture
+from isthmus.states import check_finite, check_same_architecture, digest_of
 from isthmus.symmetry import SymmetrySpec
 
 __all__ = ["StoredWeights", "align"]
@@ -103,6 +103,8 @@ def align(
         settings={"schedule": "default" if schedule is None else repr(schedule), "check": check},
         seed=seed,
         verification_error=function_change(spec, permutations, model_b) if check else None,
+        digest_a=digest_of(model_a.state),
+        digest_b=digest_of(model_b.state),
     )
 
 

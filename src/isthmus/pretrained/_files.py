@@ -18,7 +18,8 @@ from isthmus.checkpoints._write import split_versions, version_notes
 from isthmus.errors import DataError, IsthmusWarning, printable
 from isthmus.evaluation import combine_states
 from isthmus.files import atomic_path, refuse_overwriting
-from isthmus.merging._average import Similarity, averaging, normalised, strangers_note
+from isthmus.merging._average import Similarity, averaging, normalised
+from isthmus.pretrained._doubts import doubts_of_average
 from isthmus.pretrained._lazy import DTYPES, LazyState
 from isthmus.pretrained._shards import PlannedTensor, write_file
 from isthmus.states import State, check_same_architecture, versions_of, with_versions
@@ -27,8 +28,6 @@ __all__ = ["MergedFile", "merge_files"]
 
 _BLOCK_ENTRIES = 2**23
 """Entries read at a time from each file."""
-_RUNNING = ("running_mean", "running_var")
-"""How the names of batch normalisation's statistics end."""
 
 
 @dataclass(frozen=True)
@@ -110,26 +109,11 @@ def merge_files(
             with_versions(_merged_whole(sources, planned, told, mean), first.versions),
             first.metadata,
         )
-    doubts = _doubts(first, similarities, shares)
+    doubts = doubts_of_average(first.shapes, similarities, shares, [None] * len(similarities))
     for note in doubts:
         warnings.warn(f"{printable(target)}: {note}", IsthmusWarning, stacklevel=2)
     notes = [note for source in sources for note in source.notes]
     return MergedFile(target, len(planned), total, (*notes, *doubts))
-
-
-def _doubts(first: _Source, similarities: Sequence[Similarity], shares: Sequence[float]) -> list[str]:
-    """Return why the average may be no good network."""
-    if sum(share > 0 for share in shares) < 2:
-        return []
-    found: list[str] = []
-    if any(name.endswith(_RUNNING) for name in first.shapes):
-        found.append(
-            "the running statistics of batch normalisation are averages of the networks' own, which is wrong for the "
-            "merged weights: the result may be near chance. Recompute them on training data, with the network: "
-            "isthmus.merge(..., batches=...), or --model and --data."
-        )
-    strangers = strangers_note(similarities, shares, [None] * len(similarities))
-    return found if strangers is None else [*found, strangers]
 
 
 Mean = Callable[[list[Tensor]], Tensor]

@@ -15,8 +15,9 @@ from isthmus.errors import CheckpointError, DataError, IsthmusWarning, ShapeErro
 from isthmus.evaluation import combine_states
 from isthmus.files import refuse_overwriting
 from isthmus.matching import Alignment
-from isthmus.merging._average import Similarity, averaging, normalised, strangers_note
+from isthmus.merging._average import Similarity, averaging, normalised
 from isthmus.pretrained._card import Source, merge_card, relabelled_card
+from isthmus.pretrained._doubts import doubts_of_average
 from isthmus.pretrained._extras import extras_of
 from isthmus.pretrained._folder import free_target, output_folder
 from isthmus.pretrained._gather import STILL, Gather, blocks, gathers_by_key
@@ -89,6 +90,7 @@ def apply(
     limit = parse_size(max_shard_size)
     free_target(out)
     refuse_overwriting(out, [model.path], folder=True)
+    alignment.check_network(model.state)
     moves = gathers_by_key(alignment.spec, alignment.permutations, model)
 
     def moved(tensor: PlannedTensor) -> Iterator[Tensor]:
@@ -132,7 +134,8 @@ def merge(
         DataError: fewer than two models, unusable weights, or ``max_shard_size`` is no size.
 
     Warns:
-        IsthmusWarning: networks without a common start were averaged without relabelling.
+        IsthmusWarning: networks without a common start were averaged without relabelling, running statistics were
+            averaged, or an alignment is of another state of the network.
     """
     if len(models) < 2:
         raise DataError(f"Merging needs two models or more, found {len(models)}.")
@@ -145,6 +148,9 @@ def merge(
         )
     free_target(out)
     refuse_overwriting(out, [model.path for model in models], folder=True)
+    for model, alignment in zip(models, used, strict=True):
+        if alignment is not None:
+            alignment.check_network(model.state)
     first = models[0]
     for model in models[1:]:
         if type(model.model).__name__ != type(first.model).__name__:
@@ -177,8 +183,7 @@ def merge(
         lambda *left: merge_card(sources, *left),
         on_progress,
     )
-    note = strangers_note(similarities, shares, used[1:])
-    if note is not None:
+    for note in doubts_of_average(first.names, similarities, shares, used[1:]):
         warnings.warn(note, IsthmusWarning, stacklevel=2)
     return written
 

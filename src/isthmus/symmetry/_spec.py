@@ -403,6 +403,10 @@ class SymmetrySpec:
             groups[name] = AxisGroup(name, lengths.pop(), slots)
         return cls(groups, (), known)
 
+    def __repr__(self) -> str:
+        """Return one line: how many groups, and how much they move."""
+        return f"SymmetrySpec(groups={len(self.groups)}, moved={self.fraction_moved:.1%}, pinned={len(self.pinned)})"
+
     def __str__(self) -> str:
         """Return a readable table of the groups and of what is pinned."""
         lines = [
