@@ -116,18 +116,18 @@ def test_modules_in_the_current_folder_are_found_by_every_command(project: Path)
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("align", *PAIR, "--out", "b.pt"), "--out b.pt is the input b.pt"),
+        (("align", *PAIR, "--out", "b.pt"), "Cannot write b.pt: it is the input"),
         (
             ("align", *PAIR, "--out", "ab.pt", "--apply", "./a.safetensors"),
-            "--apply a.safetensors is the input",
+            "Cannot write a.safetensors: it is the input",
         ),
         (
             ("align", *PAIR, "--out", "ab.pt", "--apply", "sub/../ab.pt"),
             "--apply and --out name the same path",
         ),
-        (("merge", *PAIR, "--out", "a.safetensors"), "--out a.safetensors is the input"),
-        (("merge", *PAIR, "--out", "link.pt"), "--out link.pt is the input b.pt"),
-        (("merge", *PAIR, "--out", "hard.pt"), "--out hard.pt is the input b.pt"),
+        (("merge", *PAIR, "--out", "a.safetensors"), "Cannot write a.safetensors: it is the input"),
+        (("merge", *PAIR, "--out", "link.pt"), "Cannot write link.pt: it is the input"),
+        (("merge", *PAIR, "--out", "hard.pt"), "Cannot write hard.pt: it is the input"),
     ],
 )
 def test_nothing_is_written_onto_an_input(
@@ -145,7 +145,7 @@ def test_nothing_is_written_onto_an_input(
 
 def test_an_output_inside_an_input_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    with pytest.raises(OutputError, match=r"--out .* lies inside the input .*model"):
+    with pytest.raises(OutputError, match=r"Cannot write .*merged: it is inside the input .*model"):
         console.refuse_inputs({"--out": tmp_path / "model" / "merged", "--apply": None}, [tmp_path / "model"])
     console.refuse_inputs({"--out": tmp_path / "model-2"}, [tmp_path / "model"])
 

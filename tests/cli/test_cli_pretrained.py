@@ -135,9 +135,9 @@ def test_plain_merge(isthmus: Cli, models: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["align", "a", "none", "--out", "x.safetensors"], "Give --model TARGET"),
-        (["merge", "a", "b", "--out", "b"], "--out b is the input b"),
-        (["merge", "a", "b", "--out", "a/inside"], "lies inside the input a"),
+        (["align", "a", "none", "--out", "x.safetensors"], "none: no such file or folder"),
+        (["merge", "a", "b", "--out", "b"], "Cannot write b: it is the input b"),
+        (["merge", "a", "b", "--out", "a/inside"], "it is inside the input a"),
         (["merge", "a", "b", "--out", "taken"], "it is there already"),
         (["merge", "a", "b", "--out", "m", "--max-shard-size", "much"], "Shard size"),
         (

@@ -481,7 +481,7 @@ NAN_INPUT = [(torch.full((2, 4), math.nan), torch.tensor([0, 1]))]
         (
             {"model_a": state_of(seeded(mlp))},
             ModelError,
-            r"expected model_a to be a torch\.nn\.Module, found dict",
+            r"expected model_a to be a torch\.nn\.Module, found OrderedDict",
         ),
         ({"points": 1}, ShapeError, "points of 2 or more"),
         ({"points": [0.0, 0.5]}, ShapeError, "rise strictly from 0 to 1"),

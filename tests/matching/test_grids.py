@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from isthmus.errors import SymmetryError
 from isthmus.matching import Facet, Structure
 from isthmus.matching._grids import clusters_of, facets_of
 from isthmus.symmetry import AxisGroup, IndexMap, Slot, SymmetrySpec, apply
@@ -139,13 +140,14 @@ def test_a_part_of_the_axis_without_members_gets_its_own_grid() -> None:
         moved_cells(facet, spec, "w", seed)
 
 
-def test_overlaps_that_are_no_nest_are_matched_apart() -> None:
+def test_overlaps_that_are_no_nest_are_refused() -> None:
     one, two = IndexMap(6, 4), IndexMap(6, 4, 2)
-    spec = spec_of(
-        {"w": (6, 2)}, AxisGroup("one", 4, (Slot("w", 0, one),)), AxisGroup("two", 4, (Slot("w", 0, two),))
-    )
-    assert clusters_of(spec) == [("one", "two")]
-    assert [sorted(f.groups) for f in facets(spec, "w")] == [["one"], ["two"]]
+    with pytest.raises(SymmetryError, match="move the same positions, and not independently"):
+        spec_of(
+            {"w": (6, 2)},
+            AxisGroup("one", 4, (Slot("w", 0, one),)),
+            AxisGroup("two", 4, (Slot("w", 0, two),)),
+        )
 
 
 @pytest.mark.parametrize("build", [nested, experts])

@@ -52,14 +52,13 @@ def align(
         console.progress() as bar,
     ):
         tell = console.stages(bar)
-        tell("reading data", 0, 2)
+        tell("reading networks and data", 0, 4)
         found = data_for(data, data_dir, batch_size=batch_size, limit=limit, normalise=normalise, bar=bar)
         batches = training_part(found)
-        tell("aligning", 1, 2)
         if in_folders:
             first, second = folders.open_pair(a, b, trust_remote_code, batches)
             alignment = folders.align_folders(
-                first, second, method=method, batches=batches, outputs=wanted, seed=seed
+                first, second, method=method, batches=batches, outputs=wanted, seed=seed, tell=tell
             )
             alignment.save(staged[0])
             if apply is not None:
@@ -67,7 +66,14 @@ def align(
         else:
             pair = load_pair(a, b, model, trust_remote_code=trust_remote_code)
             alignment = align_pair(
-                pair, found, method=method, batches=batches, shapes=shape, outputs=wanted, seed=seed
+                pair,
+                found,
+                method=method,
+                batches=batches,
+                shapes=shape,
+                outputs=wanted,
+                seed=seed,
+                tell=tell,
             )
             alignment.save(staged[0])
             if apply is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,11 @@ def align_folders(
     batches: Batches | None,
     outputs: Outputs = None,
     seed: int = 0,
+    tell: Callable[[str, int, int], None] | None = None,
 ) -> Alignment:
     """Align two model folders: tensor by tensor by weights, in memory by the methods that run the networks."""
     if method == "weights" or (method is None and batches is None):
-        return pretrained.align(a, b, outputs=outputs, seed=seed)
+        return pretrained.align(a, b, outputs=outputs, seed=seed, on_stage=tell)
     return align_networks(
         a.load(),
         b.load(),
@@ -90,6 +92,7 @@ def align_folders(
         method=method,
         spec=a.discover(outputs),
         outputs=outputs,
+        on_stage=tell,
         args=a.example.args,
         kwargs=a.example.kwargs,
         seed=seed,

@@ -86,7 +86,7 @@ def line(
         pair = load_pair(a, b, model, trust_remote_code=trust_remote_code)
         found = data_for(data, data_dir, batch_size=batch_size, limit=limit, normalise=normalise, bar=bar)
         console.note(pair.notes)
-        relabelling = chosen.of(pair, found)
+        relabelling = chosen.of(pair, found, tell)
         tell("measuring the line", 1, 2)
         measured = measure(
             pair.a,

@@ -68,7 +68,7 @@ def merge(
                 raise DataError("--refresh runs the network; model folders are merged without loading it.")
             found = read(bar=bar)
             pair = folders.open_pair(a, b, trust_remote_code, training_part(found))
-            relabelling = chosen.of_folders(pair, training_part(found))
+            relabelling = chosen.of_folders(pair, training_part(found), tell)
             written = folders.merge_folders(
                 pair, out, weight=weight, alignment=relabelling, max_shard_size=max_shard_size, bar=bar
             )
@@ -84,7 +84,7 @@ def merge(
                 state = average(
                     [networks.a, networks.b],
                     [1 - weight, weight],
-                    alignments=[chosen.of(networks, found)],
+                    alignments=[chosen.of(networks, found, tell)],
                     batches=batches,
                     refresh=options.refresh_of(refresh),
                     model=networks.a,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,7 @@ def align_pair(
     shapes: Sequence[str] | None,
     outputs: Outputs = None,
     seed: int = 0,
+    tell: Callable[[str, int, int], None] | None = None,
 ) -> Alignment:
     """Align network B to network A; ``batches`` are for the methods that run the networks.
 
@@ -148,6 +149,7 @@ def align_pair(
         kwargs=example.kwargs,
         outputs=outputs,
         seed=seed,
+        on_stage=tell,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from isthmus.matching import Alignment
 from isthmus.pretrained import OpenedModel
 
 __all__ = ["Relabel"]
+
+Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ class Relabel:
             return str(self.file)
         return None if self.method == "none" else self.method
 
-    def of(self, pair: NetworkPair, data: Mapping[str, Batches]) -> Alignment | None:
+    def of(
+        self, pair: NetworkPair, data: Mapping[str, Batches], tell: Tell | None = None
+    ) -> Alignment | None:
         """Return the relabelling of B of a pair in memory."""
         if self.file is not None:
             return Alignment.load(self.file)
@@ -63,14 +67,17 @@ class Relabel:
             shapes=self.shapes,
             outputs=self.outputs,
             seed=self.seed,
+            tell=tell,
         )
 
-    def of_folders(self, pair: tuple[OpenedModel, OpenedModel], batches: Batches | None) -> Alignment | None:
+    def of_folders(
+        self, pair: tuple[OpenedModel, OpenedModel], batches: Batches | None, tell: Tell | None = None
+    ) -> Alignment | None:
         """Return the relabelling of B of two model folders."""
         if self.file is not None:
             return Alignment.load(self.file)
         if self.name is None:
             return None
         return folders.align_folders(
-            *pair, method=self.method, batches=batches, outputs=self.outputs, seed=self.seed
+            *pair, method=self.method, batches=batches, outputs=self.outputs, seed=self.seed, tell=tell
         )

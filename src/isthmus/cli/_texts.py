@@ -50,10 +50,11 @@ def alignment_text(alignment: Alignment, verbose: bool = False) -> str:
         for group, (old, new) in alignment.costs.items():
             moved = alignment.moved[group]
             lines.append(f"  {group:<{width}}  {moved:6.1%} moved, matched cost {old:.4g} → {new:.4g}")
-    shown = alignment.notes if verbose else alignment.notes[:_NOTES]
+    notes = [note for note in alignment.notes if note not in lines[0]]
+    shown = notes if verbose else notes[:_NOTES]
     lines += [f"Note: {note}" for note in shown]
-    if len(shown) < len(alignment.notes):
-        lines.append(f"{len(alignment.notes) - len(shown)} more notes with --verbose.")
+    if len(shown) < len(notes):
+        lines.append(f"{len(notes) - len(shown)} more notes with --verbose.")
     return "\n".join(lines)
 
 

@@ -125,12 +125,12 @@ def line(
         )
     ts = path_positions(FIRST_POINTS if adaptive else points)
     _check_options(bootstrap, tolerance, lipschitz)
+    states = _checked_states(model_a, model_b, alignment)
     data: dict[str, Batches] = {
         name: completed_batches(model_a, items) for name, items in _named(batches).items()
     }
     if adaptive:
         data = {name: list(iterate(items, name)) for name, items in data.items()}
-    states = _checked_states(model_a, model_b, alignment)
     low = _low(precision, states[0])
     if refresh_batches is not None:
         refresh_batches = completed_batches(model_a, refresh_batches)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +39,10 @@ from isthmus.states import check_finite, check_same_architecture, digest_of, sta
 from isthmus.symmetry import SymmetrySpec, Trace, discover_from_trace, function_change, trace, verify
 from isthmus.symmetry._discover import Outputs
 
-__all__ = ["align"]
+__all__ = ["OnStage", "align"]
 
+OnStage = Callable[[str, int, int], None]
+"""Called with the name of a stage, and how many of how many are done."""
 _EXAMPLES = 4
 """Examples of the first batch that discovery and verification run on."""
 
@@ -59,6 +61,7 @@ def align(
     tie_outgoing: bool = False,
     check: bool = True,
     seed: int = 0,
+    on_stage: OnStage | None = None,
 ) -> Alignment:
     r"""Find the relabelling of B's hidden units that brings B close to A.
 
@@ -84,6 +87,7 @@ def align(
         check: verify the spec on random relabellings before using it, and measure how far this very relabelling
             changes B's outputs in float64.
         seed: of all randomness (verification, sampling of wide rows, random orders).
+        on_stage: told what begins, and how many of how many steps are done.
 
     Returns:
         The alignment; ``alignment.apply(model_b)`` is B relabelled.
@@ -119,13 +123,17 @@ def align(
     check_finite(state_b, "B")
     data = None if batches is None else reusable(completed_batches(model_a, batches))
     example = example_of(args, kwargs, data, model_a)
+    tell = on_stage or silent
+    tell("discovering symmetries", 0, 4)
     traced = trace(model_a, example.args, example.kwargs)
     generator = torch.Generator().manual_seed(seed)
     spec = discover_from_trace(traced, outputs=outputs) if spec is None else spec
     if check:
+        tell("verifying by running", 1, 4)
         verify(spec, model_a, example.args, example.kwargs, outputs=outputs, generator=generator).require()
         if isinstance(model_b, nn.Module):
             require_same_code(model_a, model_b, example.args, example.kwargs)
+    tell(f"matching by {method}", 2, 4)
     layers = Layers(spec, find_sites(traced), tuple(name for name, _ in model_a.named_parameters()))
     pair = Pair(layers, state_a, state_b)
     if method in ("activations", "correlation"):
@@ -134,6 +142,7 @@ def align(
     else:
         found = _by_weights(method, pair, model_a, data, tie_outgoing, schedule, generator)
     permutations = found.match.permutations
+    tell("measuring how far outputs change", 3, 4)
     return Alignment(
         permutations={name: permutations[name] for name in spec.groups},
         spec=spec,
@@ -154,6 +163,10 @@ def align(
         digest_a=digest_of(state_a),
         digest_b=digest_of(state_b),
     )
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from isthmus.matching import (
     Term,
     assignment_solver,
 )
-from isthmus.matching._align import _costs
+from isthmus.matching._align import OnStage, _costs, silent
 from isthmus.matching._layers import Layers
 from isthmus.matching._objectives import _added as added
 from isthmus.moments import find_sites
@@ -50,6 +50,7 @@ def align(
     schedule: AbstractSchedule | None = None,
     check: bool = True,
     seed: int = 0,
+    on_stage: OnStage | None = None,
 ) -> Alignment:
     """Find the relabelling of B that brings its weights close to A's, reading tensors as they are needed.
 
@@ -65,6 +66,7 @@ def align(
         schedule: order of matching; default: a single pass, then coordinate descent until nothing improves.
         check: verify the spec before using it, and measure how far the result changes B's outputs.
         seed: of the verification, and of random orders.
+        on_stage: told what begins, and how many of how many steps are done.
 
     Raises:
         CheckpointError: other architectures, or NaN or infinite weights.
@@ -78,13 +80,17 @@ def align(
     check_same_architecture(
         model_a.state.shapes(), model_b.state.shapes(), str(model_a.path), str(model_b.path)
     )
+    tell = on_stage or silent
+    tell("discovering symmetries", 0, 4)
     spec = model_a.discover(outputs) if spec is None else spec
     parameters = tuple(name for name, _ in model_a.model.named_parameters())
     layers = Layers(spec, find_sites(model_a.traced), parameters)
     objective = StoredWeights(layers, model_a.state, model_b.state)
     objective.check_finite(str(model_a.path), str(model_b.path))
     if check:
+        tell("verifying by running", 1, 4)
         verify(spec, model_a, seed=seed).require()
+    tell("matching by weights", 2, 4)
     generator = torch.Generator().manual_seed(seed)
     if schedule is not None:
         match = schedule.run(objective, assignment_solver, None, generator)
@@ -92,6 +98,7 @@ def align(
         first = SinglePass().run(objective, assignment_solver, None, generator)
         match = CoordinateDescent().run(objective, assignment_solver, first.permutations, generator)
     permutations = {name: match.permutations[name] for name in spec.groups}
+    tell("measuring how far outputs change", 3, 4)
     return Alignment(
         permutations=permutations,
         spec=spec,

@@ -111,7 +111,7 @@ def merge_files(
         )
     doubts = doubts_of_average(first.shapes, similarities, shares, [None] * len(similarities))
     for note in doubts:
-        warnings.warn(f"{printable(target)}: {note}", IsthmusWarning, stacklevel=2)
+        warnings.warn(note, IsthmusWarning, stacklevel=2)
     notes = [note for source in sources for note in source.notes]
     return MergedFile(target, len(planned), total, (*notes, *doubts))
 

@@ -17,6 +17,9 @@ __all__ = ["Place", "contents", "differing", "put_back", "same_values", "take_aw
 Place = tuple[str, str]
 """A module's path and one of its attributes, or a buffer that is not saved."""
 Leaves = dict[str, Any]
+_HOOKS = tuple(
+    name for name in MACHINERY if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
+)
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
@@ -116,10 +119,17 @@ def take_away(module: nn.Module, attribute: str, way: str) -> Callable[[], None]
 
 
 def put_back(model: nn.Module, pristine: nn.Module, places: Mapping[Place, str]) -> None:
-    """Give attributes the values they have in a copy of the module; its registered tensors stand for the model's."""
+    """Give attributes the values they have in a copy of the module; its registered tensors stand for the model's.
+
+    Hooks that the copy does not have are removed: a module that notes that it has put them on would do so again.
+    """
     memo: dict[int, Any] = {}
     for one, two in zip(model.modules(), pristine.modules(), strict=True):
         memo[id(two)] = one
+        for register in _HOOKS:
+            own, kept = vars(one).get(register, {}), vars(two).get(register, {})
+            for key in [k for k in own if k not in kept]:
+                del own[key]
         for own, other in ((one._parameters, two._parameters), (one._buffers, two._buffers)):
             memo.update({id(t): own[k] for k, t in other.items() if t is not None and own.get(k) is not None})
     modules, originals = dict(model.named_modules()), dict(pristine.named_modules())

@@ -217,6 +217,8 @@ class Replica:
             self.fill(state)
             self._find_caches(suspects, args, kwargs)
             left = {place: words for place, words in left.items() if place not in self._ways}
+        if left and self._settles(left, before, after, args, kwargs):
+            left = {}
         if left:
             self._left, self._pristine = left, private_copy(self.source, self._cast)
         memory = self._of_inputs(left, state, after, args, kwargs)
@@ -270,6 +272,20 @@ class Replica:
                 if self._comes_back(dict.fromkeys(places), way, args, kwargs):
                     self._ways.update(dict.fromkeys(places, way))
                     break
+
+    def _settles(self, left: Mapping[Place, str], before: Any, after: Any, args: Any, kwargs: Any) -> bool:
+        """Tell whether a run leaves nothing but flags and numbers which another run, on other inputs, leaves alone."""
+        values = (v for seen in (before, after) for place in left for v in seen.get(place, {}).values())
+        if any(isinstance(v, Tensor) for v in values):
+            return False
+        other_args, other_kwargs = other_inputs((args, kwargs))
+        try:
+            self.run(*other_args, **other_kwargs)
+        except Exception:  # inputs that the network refuses: then nothing is known
+            return False
+        self.rebuild()
+        again = contents(self.module)
+        return not differing({p: after.get(p, {}) for p in left}, {p: again.get(p, {}) for p in left})
 
     def _way_back(self, place: Place) -> str:
         module = self.source.get_submodule(place[0])

@@ -58,7 +58,7 @@ def pinned_summary(spec: SymmetrySpec) -> str:
     listed = ", ".join(causes[:_MOST_CAUSES])
     more = f" and {len(causes) - _MOST_CAUSES} other causes" if len(causes) > _MOST_CAUSES else ""
     text = f"{_percent(staying)} of {total:,} entries are pinned" + (f": {listed}{more}" if causes else "")
-    return f"{text}. {outputs_note(spec)}".strip()
+    return f"{text[0].upper()}{text[1:]}. {outputs_note(spec)}".strip()
 
 
 def outputs_note(spec: SymmetrySpec) -> str:

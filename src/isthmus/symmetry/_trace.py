@@ -40,6 +40,10 @@ NodeCallback = Callable[[fx.Node, Callable[[fx.Node], Any], Any], None]
 """Called with a node, a function from argument node to value, and the node's result."""
 
 
+_OBSERVERS = ("aten._fused_moving_avg_obs_fq_helper_functional", "aten._fused_moving_avg_obs_fq_helper")
+"""Operators that keep a state from call to call, of entries that belong to channels as their rules say."""
+
+
 @dataclass(frozen=True)
 class Trace:
     """A model as a functional graph of ATen operators, specialised to the shapes of the example inputs.
@@ -357,13 +361,26 @@ def _staying(program: ExportedProgram, left: tuple[str, ...], saved: Iterable[st
     by_name = {n.name: n for n in program.graph.nodes}
     written = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
     specs = [s for s in program.graph_signature.output_specs if s.kind in written]
+    read = {str(s.target): by_name[s.arg.name] for s in program.graph_signature.input_specs if s.target}
     found = {str(spec.target): by_name[spec.arg.name] for spec in specs}
+    found = {name: node for name, node in found.items() if not _keeps_own_state(node, read.get(name))}
     tree = _output_tree(program)
     if isinstance(tree, WithStaying):
         nodes = zip(left, tree.staying, strict=True)
         found.update({name: node for name, node in nodes if isinstance(node, fx.Node)})
     users = {s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT}
     return {name: node for name, node in found.items() if name in saved or _depends(node, users)}
+
+
+def _keeps_own_state(written: fx.Node, read: fx.Node | None) -> bool:
+    """Tell whether a buffer is the state of one operator, which alone reads and writes it and whose rule labels it."""
+    maker = next(iter(written.all_input_nodes), None)
+    return (
+        maker is not None
+        and maker.op == "call_function"
+        and operator_of(maker) in _OBSERVERS
+        and (read is None or set(read.users) <= {maker})
+    )
 
 
 def _depends(node: fx.Node, names: set[str]) -> bool:
