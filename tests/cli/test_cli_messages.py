@@ -399,3 +399,19 @@ def test_paths_of_modules_are_as_before_a_command(project: Path) -> None:
     run(["--version"])
     assert sys.path == before
     assert mlp(2, 2, 1, 2) is not None
+
+
+def test_code_that_ends_the_program_is_an_error(isthmus: Cli, project: Path) -> None:
+    (project / "leaving.py").write_text(
+        "import torch\n"
+        "class Rows:\n"
+        "    def __iter__(self):\n"
+        "        raise SystemExit(0)\n"
+        "        yield\n"
+        "def rows():\n"
+        "    return Rows()\n"
+    )
+    result = isthmus("align", *PAIR, "--out", "o.safetensors", "--data", "leaving:rows")
+    assert result.code == 2
+    assert "ended the program with SystemExit: 0" in result.err
+    assert not (project / "o.safetensors").exists()

@@ -104,3 +104,25 @@ def test_bad_specs(spec: str, message: str) -> None:
 def test_our_own_errors_pass_through() -> None:
     with pytest.raises(ShapeError, match="as it is"):
         resolve_data("user_data:refuses")
+
+
+@pytest.mark.parametrize(
+    "code", ["raise SystemExit('bye')", "raise RuntimeError('bye')", "bye", "def f(:", "import bye_bye"]
+)
+def test_modules_that_fail_on_import(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fails_on_import.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "fails_on_import", raising=False)
+    with pytest.raises(
+        DataError, match=r"fails_on_import:f: (cannot import|importing fails_on_import failed)"
+    ):
+        resolve_data("fails_on_import:f")
+
+
+def test_functions_that_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leaves() -> None:
+        raise SystemExit(7)
+
+    monkeypatch.setattr(sys.modules["user_data"], "leaves", leaves, raising=False)
+    with pytest.raises(DataError, match="the function failed: SystemExit: 7"):
+        resolve_data("user_data:leaves")

@@ -91,8 +91,16 @@ def run(arguments: Sequence[str]) -> int:
     except IsthmusError as error:
         console.complain(f"Error: {error}")
         return console.BAD_USE
-    except (BrokenPipeError, SystemExit):  # Click turns a broken pipe inside a command into the second
+    except BrokenPipeError:
         return _reader_has_gone()
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # as Click turns a broken pipe inside a command
+            return _reader_has_gone()
+        console.complain(
+            f"Error: code of yours (a TARGET or data) ended the program with SystemExit: {error}. Nothing was "
+            "written; let it return or raise an error that says what is wrong."
+        )
+        return console.BAD_USE
     except (MemoryError, torch.OutOfMemoryError) as error:
         console.complain(f"Error: out of memory{f': {error}' if str(error) else ''}. {_SMALLER}")
         return console.BAD_USE

@@ -107,6 +107,10 @@ def _call(spec: str) -> Any:
         raise DataError(
             f"{spec}: cannot import {module_name!r}: {error}. Is it installed, or its folder on PYTHONPATH?"
         ) from error
+    except (Exception, SystemExit) as error:  # anything user code raises
+        raise DataError(
+            f"{spec}: importing {module_name} failed with {type(error).__name__}: {error}."
+        ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise DataError(f"{spec}: {module_name!r} has no function {function_name!r}.")
@@ -114,7 +118,7 @@ def _call(spec: str) -> Any:
         return function()
     except IsthmusError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # anything user code raises
         raise DataError(
             f"{spec}: the function failed: {type(error).__name__}: {error}. It is called without arguments."
         ) from error
