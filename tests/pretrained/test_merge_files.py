@@ -146,9 +146,7 @@ def test_strangers_are_warned_of(tmp_path: Path, out: str) -> None:
         paths.append(
             stored(tmp_path / f"{seed}.pt", nn.Sequential(nn.Linear(40, 50), nn.Linear(50, 3)).state_dict())
         )
-    with pytest.warns(
-        IsthmusWarning, match=r"out.*: The weights of model 1 .* have almost nothing in common"
-    ):
+    with pytest.warns(IsthmusWarning, match=r"The weights of model 1 .* have almost nothing in common"):
         written = merge_files(paths, tmp_path / out)
     assert "their average, without relabelling, is likely near chance" in written.notes[0]
     assert merge_files(paths, tmp_path / out, [1, 0]).notes == ()
@@ -157,9 +155,7 @@ def test_strangers_are_warned_of(tmp_path: Path, out: str) -> None:
 def test_running_statistics_are_warned_of(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     paths = [stored(tmp_path / f"{k}.pt", model.state_dict()) for k in range(2)]
-    with pytest.warns(
-        IsthmusWarning, match=r"out\.pt: the running statistics of batch normalisation are averages"
-    ):
+    with pytest.warns(IsthmusWarning, match=r"the running statistics of batch normalisation are averages"):
         written = merge_files(paths, tmp_path / "out.pt")
     assert "Recompute them on training data" in written.notes[0]
     assert load_state(written.path).keys() == model.state_dict().keys()
