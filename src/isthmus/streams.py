@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from isthmus.batches import Batch, Batches, as_batch, reusable
-from isthmus.errors import DataError
+from isthmus.errors import DataError, IsthmusError
 
-__all__ = ["Mapped", "limited"]
+__all__ = ["Mapped", "guarded", "limited"]
 
 
 class Mapped:
@@ -149,3 +150,28 @@ def _joined(first: Batch, second: Batch) -> Batch | None:
             found.append(a)
     args, kwargs, targets = pytree.tree_unflatten(found, form)
     return replace(first, args=args, kwargs=kwargs, targets=targets)
+
+
+def guarded(batches: Batches, what: str) -> Iterator[Any]:
+    """Yield batches of the user's; whatever reading one raises becomes an error that names the data.
+
+    Args:
+        batches: any iterable.
+        what: how the message calls them.
+
+    Raises:
+        DataError: reading a batch failed.
+    """
+    reader = iter(batches)
+    for number in count():
+        try:
+            batch = next(reader)
+        except StopIteration:
+            return
+        except (IsthmusError, MemoryError):
+            raise
+        except (Exception, SystemExit) as error:  # anything user code raises
+            raise DataError(
+                f"{what}: reading batch {number} failed with {type(error).__name__}: {error}."
+            ) from error
+        yield batch

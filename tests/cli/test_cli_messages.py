@@ -315,6 +315,49 @@ def test_bad_options_of_the_line(
     assert not (project / "line").exists()
 
 
+LATE = """
+class Late:
+    def __init__(self, when):
+        self.when, self.passes = when, 0
+    def __iter__(self):
+        import torch
+        self.passes += 1
+        yield torch.zeros(4, 64), torch.arange(4)
+        if self.passes >= self.when:
+            raise RuntimeError("disk gone")
+def once():
+    yield from Late(1)
+def again():
+    return Late(1)
+"""
+
+
+@pytest.mark.parametrize("function", ["once", "again"])
+@pytest.mark.parametrize("command", ["align", "line"])
+def test_data_that_fail_while_they_are_read_are_named(
+    isthmus: Cli, project: Path, function: str, command: str
+) -> None:
+    (project / "late.py").write_text(LATE)
+    sys.modules.pop("late", None)
+    result = isthmus(command, *PAIR, "--data", f"late:{function}", "--out", "o.safetensors")
+    assert result.code == 2
+    assert "reading batch 1 failed with RuntimeError: disk gone." in result.err
+    assert not (project / "o.safetensors").exists()
+
+
+def test_warnings_are_in_the_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+    import warnings
+
+    with console.warnings_as_lines():
+        for text in ("say 'why'", "known"):
+            warnings.warn(text, IsthmusWarning, stacklevel=1)
+        console.emit({"notes": ["known"]}, True, "")
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"notes": ["known"], "warnings": ["say 'why'"]}
+    assert captured.err == "Warning: say 'why'\nWarning: known\n"
+
+
 def test_outputs_are_chosen_by_name_or_position() -> None:
     assert options.output_names(None) is None
     assert options.output_names(["logits", "0", "-1"]) == ["logits", 0, -1]
@@ -413,5 +456,5 @@ def test_code_that_ends_the_program_is_an_error(isthmus: Cli, project: Path) -> 
     )
     result = isthmus("align", *PAIR, "--out", "o.safetensors", "--data", "leaving:rows")
     assert result.code == 2
-    assert "ended the program with SystemExit: 0" in result.err
+    assert "failed with SystemExit: 0" in result.err
     assert not (project / "o.safetensors").exists()

@@ -139,7 +139,7 @@ def test_strangers_are_named(width: int) -> None:
     assert len(told) == 1
     assert told[0].startswith("The weights of model 2 (")
     assert "do not share a start" in told[0]
-    assert 'Align first: align="weights", or alignments=[...].' in told[0]
+    assert 'Align first: align="weights" or alignments=[...]' in told[0]
     assert spoken_of(merged([state_of(a), state_of(b)])[1]) == {"strangers"}
     assert spoken_of(merged([a, b], alignments=[None])[1]) == {"strangers"}
     assert merged([a, b], [1.0, 0.0])[1] == merged([a, b], [0.0, 1.0])[1] == []

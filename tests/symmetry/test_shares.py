@@ -34,7 +34,10 @@ def test_shares_of_a_network_that_returns_its_features() -> None:
     assert len(spec.groups) == 1
     assert spec.fraction_moved == pytest.approx(1 - 26 / 122)
     assert spec.pinned_shares == {FEATURES: pytest.approx(24 / 122), LOGITS: pytest.approx(18 / 122)}
-    said = "72 % of the entries lie on an axis that the model's output '1' holds: say with outputs=... which of the 2"
+    said = (
+        "72 % of the entries lie on an axis that the model's output '1' holds: say with outputs=... (--outputs) "
+        "which of the 2"
+    )
     assert spec.notes[0].startswith(said)
     assert spec.pinned_summary() == (
         f"21 % of 122 entries are pinned: 20 % by {FEATURES}, 15 % by {LOGITS}. {spec.notes[0]}"

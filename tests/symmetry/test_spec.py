@@ -108,7 +108,7 @@ def test_other_json_is_refused(change: Any, said: str) -> None:
 
 def test_printing() -> None:
     text = str(small_spec())
-    assert "1 groups, 82.8% of 29 entries move" in text
+    assert "1 group, 82.8% of 29 entries move" in text
     assert "hidden      3  a[0]" in text
     assert "b[1] (3/2 ×2/1 of 6)" in text
     assert "  b[0]: 2 positions: the model's output 'y'" in text

@@ -46,7 +46,7 @@ def align(
     if in_folders:
         folders.check_output(apply, max_shard_size)
     wanted = options.output_names(outputs)
-    written = None
+    written, notes = None, ()
     with (
         console.staged_files(out, None if in_folders else apply) as staged,
         console.progress() as bar,
@@ -78,14 +78,16 @@ def align(
             alignment.save(staged[0])
             if apply is not None:
                 save_state(staged[1], pair.as_stored(alignment.apply(state_of(pair.b)), 1))
-            console.note(pair.notes)
+            notes = pair.notes
+            console.note(notes)
     value = {
         "method": alignment.method,
         "status": alignment.status,
         "moved": alignment.moved,
         "costs": {g: list(c) for g, c in alignment.costs.items()},
         "sweeps": list(alignment.sweeps),
-        "notes": list(alignment.notes),
+        "notes": [*notes, *alignment.notes],
+        "pinned_summary": alignment.spec.pinned_summary(),
         "fraction_moved": alignment.spec.fraction_moved,
         "verification_error": alignment.verification_error,
         "out": str(out),

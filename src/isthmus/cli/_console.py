@@ -29,6 +29,7 @@ from isthmus.checkpoints import check_format
 from isthmus.errors import IsthmusWarning, OutputError, printable
 from isthmus.files import atomic_folder, atomic_path, refuse_overwriting
 from isthmus.report._format import NATS, unit_of
+from isthmus.streams import guarded
 
 __all__ = [
     "CHECK_FAILED",
@@ -131,7 +132,7 @@ class _Tracked:
         if self._task is None:
             self._task = self._bar.add_task(f"batches of {self._name}", total=total)
         self._bar.reset(self._task, total=total)
-        for batch in self._batches:
+        for batch in guarded(self._batches, f"data {self._name!r}"):
             yield batch
             self._bar.advance(self._task)
 
@@ -168,22 +169,28 @@ _said: list[str] = []
 """Texts that the running command has printed as its result."""
 
 
+_pending: list[str] = []
+"""Warnings of the running command that are still to be printed."""
+
+
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
     """Print warnings about results at the end, a line each and each once; others at once, as Python does.
 
     What the printed result says already, as a note, is not said again.
     """
-    found: dict[str, None] = {}
+    found = _pending
     before = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
         if issubclass(category, IsthmusWarning):
-            found[str(message)] = None
+            if str(message) not in found:
+                found.append(str(message))
         else:
             before(message, category, *rest, **options)
 
     _said.clear()
+    _pending.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("always", IsthmusWarning)
         warnings.showwarning = show
@@ -245,6 +252,9 @@ def staged_files(*targets: Path | None) -> Iterator[list[Path]]:
 def emit(value: Mapping[str, Any], as_json: bool, text: Any) -> None:
     """Print a result: one JSON object for machines, or text or a table for people."""
     if as_json:
+        text = json.dumps(value, ensure_ascii=False)
+        left = [w for w in _pending if json.dumps(w, ensure_ascii=False)[1:-1] not in text]
+        value = {**value, "warnings": left} if left else value
         sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
     elif isinstance(text, str):
         _said.append(text)

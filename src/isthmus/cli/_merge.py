@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,16 @@ from isthmus.cli import _folders as folders
 from isthmus.cli import _options as options
 from isthmus.cli._pair import are_files, data_for, load_pair, training_part
 from isthmus.cli._relabel import Relabel
-from isthmus.errors import DataError
+from isthmus.errors import DataError, IsthmusWarning
 from isthmus.merging import merge as average
 from isthmus.moments import chosen_refresh
 
 __all__ = ["merge"]
+
+_UNUSED = (
+    "--data was not used: model folders are merged tensor by tensor, without running their network. To recompute "
+    "running statistics, name one of the folders with --model and write a file: --out merged.safetensors."
+)
 
 
 def merge(
@@ -68,6 +74,8 @@ def merge(
                 raise DataError("--refresh runs the network; model folders are merged without loading it.")
             found = read(bar=bar)
             pair = folders.open_pair(a, b, trust_remote_code, training_part(found))
+            if found and chosen.method in (None, "none", "weights"):
+                warnings.warn(_UNUSED, IsthmusWarning, stacklevel=2)
             relabelling = chosen.of_folders(pair, training_part(found), tell)
             written = folders.merge_folders(
                 pair, out, weight=weight, alignment=relabelling, max_shard_size=max_shard_size, bar=bar

@@ -41,7 +41,8 @@ METHODS_HELP = "`weights-incoming`, `weights`, `covariance`, `activations` or `c
 CheckpointA = Annotated[
     Path,
     typer.Argument(
-        metavar="A", help="Checkpoint of A: .safetensors, .pt, .pth, or a Hugging Face model folder."
+        metavar="A",
+        help="Checkpoint of A: .safetensors, .pt, .pth, .ckpt, .bin, FILE::KEY, or a model folder.",
     ),
 ]
 CheckpointB = Annotated[Path, typer.Argument(metavar="B", help="Checkpoint of B, which moves towards A.")]

@@ -62,7 +62,9 @@ def load_target(text: str) -> Target:
 def _parse(text: str) -> tuple[str, str, list[Any], dict[str, Any]]:
     path, colon, rest = text.partition(":")
     if not (colon and path and rest):
-        raise ModelError(f"TARGET {text!r}: expected package.module:factory.")
+        raise ModelError(
+            f"TARGET {text!r}: expected package.module:factory, or a model folder with config.json."
+        )
     if "(" not in rest:
         return path, rest, [], {}
     try:

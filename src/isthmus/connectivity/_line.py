@@ -229,7 +229,7 @@ def _left_note(layers: Sequence[str]) -> str:
     return (
         f"Running statistics inside the line ({some_layers(layers)}) are the average of the two ends', which "
         "is wrong there, so the losses and the barrier say little. Recompute them: "
-        'refresh="batchnorm" with training data, or a function for other layers than BatchNorm.'
+        'refresh="batchnorm" (--refresh batchnorm) with training data, or a function for other layers than BatchNorm.'
     )
 
 

@@ -222,13 +222,14 @@ class Alignment:
     def __str__(self) -> str:
         """Return a short summary: how it was found, and which share of the entries stays and why."""
         moved, units = self._moved_units()
+        plural = "" if len(self.permutations) == 1 else "s"
         error = (
             ""
             if self.verification_error is None
             else f", outputs of B changed by {self.verification_error:.1e}"
         )
         return (
-            f"Alignment by {self.method}: {len(self.permutations)} groups, {moved} of {units} units moved, "
+            f"Alignment by {self.method}: {len(self.permutations)} group{plural}, {moved} of {units} units moved, "
             f"{self.status}{error}. {self.spec.pinned_summary()}"
         )
 

@@ -135,7 +135,8 @@ def _statistics_note(state: State, refresh: Refresh, architecture: nn.Module | N
     return (
         f"The merged running statistics ({some_layers(layers)}) are the average of the networks', which is "
         "wrong for the merged weights: the result may be near chance. Recompute them: pass batches=... of training "
-        'data (and model=..., the architecture, where only states are merged) with refresh="auto", or a function.'
+        'data (and model=..., the architecture, where only states are merged) with refresh="auto", or a function '
+        "(on the command line --data)."
     )
 
 
@@ -161,7 +162,8 @@ def strangers_note(
     return (
         f"The weights of {', '.join(found)} have almost nothing in common with those of model 0 (in brackets "
         "how much, 1 for equal ones): the networks do not share a start, and their average, "
-        'without relabelling, is likely near chance. Align first: align="weights", or alignments=[...].'
+        'without relabelling, is likely near chance. Align first: align="weights" or alignments=[...] '
+        "(on the command line --method weights or --alignment FILE)."
     )
 
 

@@ -76,6 +76,10 @@ class Dataset:
         if len(self.examples) == 0:
             object.__setattr__(self, "examples", torch.arange(count))
 
+    def __repr__(self) -> str:
+        """Return one line: name, split, and how many examples of which shape."""
+        return f"Dataset({self.name!r}, {self.split!r}, {len(self)} examples of {self.input_shape})"
+
     def __len__(self) -> int:
         """Return the number of examples."""
         return len(self.labels)

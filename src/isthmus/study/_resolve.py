@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from isthmus.batches import Batches, first_batch, reusable
 from isthmus.errors import DataError, IsthmusError
-from isthmus.streams import limited
+from isthmus.streams import guarded, limited
 from isthmus.study._dataset import Dataset, to_batches
 from isthmus.study._datasets import DATASETS, SPLITS, load_dataset
 from isthmus.study._fetch import OnProgress
@@ -71,8 +71,10 @@ def resolve_data(
                 f"{spec}: expected an iterable of batches for {name!r}, found {type(value).__name__}. "
                 "Return a list, a DataLoader, a generator or a Dataset."
             )
-        many = reusable(limited(value, limit=limit, batch_size=batch_size))
-        first_batch(many, f"{spec} ({name})")
+        where = f"{spec} ({name})"
+        read = guarded(value, where) if isinstance(value, Iterator) else value
+        many = reusable(limited(read, limit=limit, batch_size=batch_size))
+        first_batch(guarded(many, where), where)
         return many
 
     if ":" not in spec:

@@ -82,8 +82,8 @@ def outputs_note(spec: SymmetrySpec) -> str:
     }
     largest = max(shares, key=shares.__getitem__)
     return (
-        f"{_percent(shares[largest])} of the entries lie on an axis that {largest} holds: say with outputs=... which "
-        f"of the {len(shares)} outputs must be preserved."
+        f"{_percent(shares[largest])} of the entries lie on an axis that {largest} holds: say with outputs=... "
+        f"(--outputs) which of the {len(shares)} outputs must be preserved."
     )
 
 

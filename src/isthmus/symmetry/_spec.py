@@ -409,8 +409,9 @@ class SymmetrySpec:
 
     def __str__(self) -> str:
         """Return a readable table of the groups and of what is pinned."""
+        plural = "" if len(self.groups) == 1 else "s"
         lines = [
-            f"{len(self.groups)} groups, {self.fraction_moved:.1%} of {_entries(self.shapes)} entries move",
+            f"{len(self.groups)} group{plural}, {self.fraction_moved:.1%} of {_entries(self.shapes)} entries move",
             *([self.pinned_summary()] if self.pinned else []),
             "",
         ]
