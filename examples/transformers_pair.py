@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional
 
 import isthmus
-from isthmus.coupling import random_permutation
+from isthmus.couplings import random_permutation
 from isthmus.study import load_dataset
 from isthmus.testing import gpt, vit
 

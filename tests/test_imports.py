@@ -17,7 +17,7 @@ ROOT = Path(isthmus.__file__).parent
 LOW = {
     "errors",
     "files",
-    "coupling",
+    "couplings",
     "batches",
     "streams",
     "states",

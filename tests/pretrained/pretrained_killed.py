@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from isthmus import pretrained
-from isthmus.coupling import random_permutation
+from isthmus.couplings import random_permutation
 from isthmus.errors import OutputError
 from isthmus.matching import Alignment
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from isthmus import pretrained
-from isthmus.coupling import random_permutation
+from isthmus.couplings import random_permutation
 from isthmus.matching import Alignment
 from isthmus.pretrained._shards import PlannedTensor, write_shards
 

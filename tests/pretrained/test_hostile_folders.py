@@ -17,7 +17,7 @@ from pretrained_models import save, tiny
 from safetensors.torch import load_file, save_file
 
 from isthmus import pretrained
-from isthmus.coupling import random_permutation
+from isthmus.couplings import random_permutation
 from isthmus.errors import CheckpointError, ModelError, OutputError
 from isthmus.matching import Alignment
 from isthmus.pretrained import LazyState, open_model

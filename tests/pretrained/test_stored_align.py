@@ -12,7 +12,7 @@ from pretrained_models import KINDS, save, tiny
 
 import isthmus
 from isthmus import pretrained
-from isthmus.coupling import random_permutation
+from isthmus.couplings import random_permutation
 from isthmus.errors import CheckpointError, ShapeError, VerificationError
 from isthmus.matching import CoordinateDescent
 from isthmus.pretrained import _align, open_model

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 import isthmus
 from isthmus import pretrained
-from isthmus.coupling import random_permutation
+from isthmus.couplings import random_permutation
 from isthmus.errors import CheckpointError, DataError, OutputError, ShapeError, SymmetryError
 from isthmus.matching import Alignment
 from isthmus.pretrained import _gather, _write, open_model

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from symmetry_helpers import build, check, described, group, normal, seeded
 from torch import Tensor, nn
 
-from isthmus.coupling import random_permutation
+from isthmus.couplings import random_permutation
 from isthmus.errors import SymmetryError
 from isthmus.symmetry import AxisGroup, IndexMap, Slot, SymmetrySpec, apply, discover, verify
 from isthmus.testing import bert, llama

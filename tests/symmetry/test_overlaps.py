@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from isthmus.coupling import compose_permutations, invert_permutation
+from isthmus.couplings import compose_permutations, invert_permutation
 from isthmus.errors import ShapeError, SymmetryError
 from isthmus.symmetry import AxisGroup, IndexMap, Slot, SymmetrySpec, apply
 

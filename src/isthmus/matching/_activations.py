@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, fx
 
 from isthmus.batches import Batch, Batches
-from isthmus.coupling import identity_permutation
+from isthmus.couplings import identity_permutation
 from isthmus.evaluation import relative_difference
 from isthmus.matching._constant import pair_constant_units
 from isthmus.matching._grids import Cluster, Grid

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.checkpoints import load_metadata, load_state, save_state
-from isthmus.coupling import moved_fraction
+from isthmus.couplings import moved_fraction
 from isthmus.errors import CheckpointError, IsthmusWarning, SymmetryError
 from isthmus.replica import with_state
 from isthmus.states import digest_of, state_of

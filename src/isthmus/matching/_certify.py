@@ -23,7 +23,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, min_weight_full_bipartite_matching
 from torch import Tensor
 
-from isthmus.coupling import invert_permutation
+from isthmus.couplings import invert_permutation
 from isthmus.matching._pairs import kernels_for
 from isthmus.matching._products import rounding_of
 from isthmus.transport import Assignment

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from isthmus.coupling import identity_permutation
+from isthmus.couplings import identity_permutation
 from isthmus.matching._grids import Cluster, Structure
 from isthmus.matching._nested import Gain, Solver
 from isthmus.matching._objectives import TermObjective, independent

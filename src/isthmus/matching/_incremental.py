@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from isthmus.coupling import identity_permutation, invert_permutation
+from isthmus.couplings import identity_permutation, invert_permutation
 from isthmus.matching._certify import ErrorBound, certified
 from isthmus.matching._grids import Cluster, Structure
 from isthmus.matching._nested import Gain, Solver, best_change

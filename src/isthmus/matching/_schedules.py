@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from isthmus.coupling import identity_permutation, moved_fraction
+from isthmus.couplings import identity_permutation, moved_fraction
 from isthmus.errors import DataError
 from isthmus.matching._grids import Cluster
 from isthmus.matching._incremental import Incremental, Products

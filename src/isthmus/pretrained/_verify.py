@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from isthmus.coupling import random_permutation
+from isthmus.couplings import random_permutation
 from isthmus.errors import ModelError
 from isthmus.evaluation import relative_difference
 from isthmus.pretrained._gather import STILL, Gather, gathers, gathers_by_key

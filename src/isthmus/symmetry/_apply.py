@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from isthmus.coupling import validate_permutation
+from isthmus.couplings import validate_permutation
 from isthmus.errors import ShapeError, SymmetryError
 from isthmus.states import with_versions_of
 from isthmus.symmetry._spec import Slot, SymmetrySpec

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from isthmus.coupling import invert_permutation
+from isthmus.couplings import invert_permutation
 from isthmus.errors import SymmetryError
 
 __all__ = ["nested_composition", "nested_inverse"]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.coupling import validate_permutation
+from isthmus.couplings import validate_permutation
 from isthmus.errors import SymmetryError
 from isthmus.symmetry._nested import nested_composition, nested_inverse
 from isthmus.symmetry._overlaps import check_overlaps, distinct_positions

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isthmus.coupling import invert_permutation, random_permutation
+from isthmus.couplings import invert_permutation, random_permutation
 from isthmus.errors import VerificationError
 from isthmus.symmetry._discover import Outputs
 from isthmus.symmetry._runner import Runner

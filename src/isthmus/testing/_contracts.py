@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from isthmus.coupling import random_permutation
+from isthmus.couplings import random_permutation
 from isthmus.matching import (
     AbstractObjective,
     AbstractSchedule,

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from isthmus.coupling import random_permutation
+from isthmus.couplings import random_permutation
 from isthmus.errors import SymmetryError
 from isthmus.states import State, state_of
 from isthmus.symmetry import SymmetrySpec, apply

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from isthmus.coupling import validate_permutation
+from isthmus.couplings import validate_permutation
 from isthmus.errors import ShapeError
 from isthmus.theory._inputs import read_array
 from isthmus.transport import assign, ground_cost

@@ -1,9 +1,4 @@
-r"""Permutations as values: how units of network B are placed on units of network A.
-
-Conventions (``docs/decisions/0001-conventions.md``): **B moves towards A**; ``permutation[i]`` is the unit
-of B that is placed at position ``i`` of A. A tensor whose axis 0 lists the units is moved by
-``tensor[permutation]``. This module knows neither networks nor solvers.
-"""
+"""Permutations as index tensors: ``permutation[i]`` is the unit of B that is placed at position ``i`` of A."""
 
 from __future__ import annotations
 
