@@ -46,7 +46,7 @@ from isthmus.matching import CoordinateDescent, Match, SinglePass, assignment_so
 from isthmus.matching import _incremental as incremental_module
 from isthmus.matching._incremental import Incremental
 from isthmus.matching._layers import Layers
-from isthmus.matching._methods import Pair, weight_objective
+from isthmus.matching._terms import Pair, weight_objective
 from isthmus.moments import find_sites
 from isthmus.states import state_of
 from isthmus.study import load_dataset

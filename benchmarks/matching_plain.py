@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from isthmus.matching._methods import Pair
+from isthmus.matching._terms import Pair
 
 Permutations = dict[str, Tensor]
 

@@ -38,7 +38,7 @@ ALLOWED = {
     "testing": LOW | {"symmetry", "transport", "moments", "matching"},
     "study": LOW
     | {"symmetry", "transport", "moments", "matching", "connectivity", "merging", "theory", "testing"},
-    "report": LOW,
+    "report": LOW | {"matching"},
     "cli": LOW
     | {
         "symmetry",

@@ -33,6 +33,7 @@ __all__ = [
     "Batches",
     "as_batch",
     "first_batch",
+    "held",
     "iterate",
     "main_output",
     "reusable",
@@ -256,6 +257,27 @@ def iterate(batches: Batches, name: str = "batches") -> Iterator[Batch]:
 def reusable(batches: Batches) -> Batches:
     """Return something that can be iterated more than once (a one-shot iterator is read into a list)."""
     return list(batches) if isinstance(batches, Iterator) else batches
+
+
+def held(batches: Batches, name: str = "batches", limit: int = 2**30) -> Batches:
+    """Return the batches in memory, read once, if they take up no more than ``limit`` bytes; else as they came.
+
+    Args:
+        batches: any iterable; a one-shot iterator is held whatever it takes up.
+        name: how messages call it.
+        limit: bytes.
+    """
+    if isinstance(batches, list):
+        return batches
+    kept: list[Batch] = []
+    size = 0
+    for batch in iterate(batches, name):
+        kept.append(batch)
+        leaves = pytree.tree_leaves((batch.args, dict(batch.kwargs), batch.targets))
+        size += sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
+        if size > limit and not isinstance(batches, Iterator):
+            return batches
+    return kept
 
 
 def first_batch(batches: Batches, name: str = "batches") -> Batch:

@@ -28,10 +28,10 @@ from isthmus.matching import _incremental as incremental_module
 from isthmus.matching._certify import ErrorBound, certified
 from isthmus.matching._incremental import Incremental
 from isthmus.matching._layers import Layers
-from isthmus.matching._methods import Pair, covariance_objective, incoming_weight_objective, weight_objective
 from isthmus.matching._objectives import Comparison, TermObjective
 from isthmus.matching._parts import parts_of
 from isthmus.matching._products import SHORT, add_product, blocks, product_error
+from isthmus.matching._terms import Pair, covariance_objective, incoming_weight_objective, weight_objective
 from isthmus.moments import SiteRunner, find_sites, input_statistics
 from isthmus.states import state_of
 from isthmus.symmetry import IndexMap, Slot, discover_from_trace, trace

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from isthmus.batches import Batch
 from isthmus.errors import DataError
 from isthmus.matching import (
-    AbstractObjective,
-    AbstractSchedule,
     CoordinateDescent,
     Gain,
     MomentObjective,
+    Objective,
+    Schedule,
     SinglePass,
     Structure,
     TermObjective,
@@ -25,7 +25,7 @@ from isthmus.matching import (
     total_gain,
 )
 from isthmus.matching._layers import Layers
-from isthmus.matching._methods import (
+from isthmus.matching._terms import (
     Pair,
     activation_objective,
     covariance_objective,
@@ -83,7 +83,7 @@ SCHEDULES = {
     "random": CoordinateDescent(order="random"),
     "one sweep": CoordinateDescent(max_sweeps=1),
 }
-_CACHE: dict[str, dict[str, AbstractObjective]] = {}
+_CACHE: dict[str, dict[str, Objective]] = {}
 
 
 def pair_of(a: nn.Module, b: nn.Module, x: Tensor) -> Pair:
@@ -94,7 +94,7 @@ def pair_of(a: nn.Module, b: nn.Module, x: Tensor) -> Pair:
     return Pair(layers, state_of(a), state_of(b))
 
 
-def all_objectives(a: nn.Module, b: nn.Module, x: Tensor) -> dict[str, AbstractObjective]:
+def all_objectives(a: nn.Module, b: nn.Module, x: Tensor) -> dict[str, Objective]:
     pair = pair_of(a, b, x)
     runner = SiteRunner(a, Batch((x,)))
     statistics = input_statistics(runner, pair.state_a, [x], runner.sites, generator())
@@ -110,7 +110,7 @@ def all_objectives(a: nn.Module, b: nn.Module, x: Tensor) -> dict[str, AbstractO
     }
 
 
-def objective_of(network: str, name: str) -> AbstractObjective:
+def objective_of(network: str, name: str) -> Objective:
     if network not in _CACHE:
         build, inputs = NETWORKS[network]
         _CACHE[network] = all_objectives(seeded(build, 0), seeded(build, 1), inputs())
@@ -130,7 +130,7 @@ def test_contract(network: str, objective: str, schedule: str) -> None:
 class _Broken:
     """An objective whose gains ignore where B's units already are."""
 
-    def __init__(self, inner: AbstractObjective) -> None:
+    def __init__(self, inner: Objective) -> None:
         self.inner, self.structure, self.value, self.cost = inner, inner.structure, inner.value, inner.cost
 
     def gains(self, cluster: tuple[str, ...], permutations: dict[str, Tensor], *, all_terms: bool = True):
@@ -341,5 +341,5 @@ def test_a_single_pass_matches_what_is_entangled_after_the_rest() -> None:
 
 
 def test_schedules_are_values() -> None:
-    schedules: list[AbstractSchedule] = [SinglePass(), CoordinateDescent(order="random")]
+    schedules: list[Schedule] = [SinglePass(), CoordinateDescent(order="random")]
     assert schedules == [SinglePass(), CoordinateDescent(order="random")]

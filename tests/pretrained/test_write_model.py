@@ -26,7 +26,7 @@ from isthmus.couplings import random_permutation
 from isthmus.errors import CheckpointError, DataError, OutputError, ShapeError, SymmetryError
 from isthmus.matching import Alignment
 from isthmus.pretrained import _gather, _write, open_model
-from isthmus.symmetry import AxisGroup, IndexMap, Slot, SymmetrySpec
+from isthmus.symmetry import AxisGroup, IndexMap, Reordering, Slot, SymmetrySpec
 
 # Most networks here are random; that strangers are named has a test of its own.
 pytestmark = pytest.mark.filterwarnings("ignore:The weights of model")
@@ -453,7 +453,7 @@ def test_a_tensor_is_read_whole_only_if_its_rows_move(pair_of: Callable[..., Any
     rolled = torch.arange(12).roll(1)
 
     def parts(gather: dict[int, torch.Tensor]) -> Iterator[torch.Tensor]:
-        return _gather.blocks(watched, "model.embed_tokens.weight", _gather.Gather(gather), 100)
+        return _gather.blocks(watched, "model.embed_tokens.weight", Reordering(gather), 100)
 
     found = list(parts({1: rolled}))
     assert len(found) > 3

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from isthmus.errors import DataError
+from isthmus.matching import METHODS
 
 __all__ = [
     "DATA_HELP",
@@ -36,7 +37,7 @@ __all__ = [
 ]
 
 DATA_HELP = "`digits`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, or `package.module:function` returning batches."
-METHODS_HELP = "`weights-incoming`, `weights`, `covariance`, `activations` or `correlation`"
+METHODS_HELP = ", ".join(f"`{name}`" for name in METHODS) + ", or your own as `module:METHOD`"
 
 CheckpointA = Annotated[
     Path,

@@ -17,7 +17,7 @@ from isthmus.couplings._indices import (
     validate_permutation,
 )
 from isthmus.couplings._linear import Linear, Rotation
-from isthmus.couplings._monomial import Monomial, Permutation
+from isthmus.couplings._monomial import Monomial, Permutation, index_of
 from isthmus.couplings._nested import Nested
 from isthmus.couplings._plan import Plan
 
@@ -31,6 +31,7 @@ __all__ = [
     "Rotation",
     "compose_permutations",
     "identity_permutation",
+    "index_of",
     "invert_permutation",
     "invert_permutations",
     "moved_fraction",

@@ -14,7 +14,7 @@ from isthmus.couplings._linear import Linear
 from isthmus.couplings._plan import Plan
 from isthmus.errors import ShapeError
 
-__all__ = ["Monomial", "Permutation"]
+__all__ = ["Monomial", "Permutation", "index_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,3 +194,16 @@ def _as_monomial(coupling: Any) -> Monomial:
     if isinstance(coupling, Monomial):
         return coupling
     return Monomial(coupling.index, torch.ones(len(coupling.index), dtype=torch.float64))
+
+
+def index_of(coupling: Coupling | Tensor) -> Tensor:
+    """Return the index tensor of a permutation, int64; an index tensor stands for itself, unchecked.
+
+    Raises:
+        ShapeError: the coupling is no permutation.
+    """
+    if isinstance(coupling, Permutation):
+        return coupling.index
+    if isinstance(coupling, Tensor):
+        return coupling
+    raise ShapeError(f"Expected a Permutation, which has an index tensor, found {coupling!r}.")

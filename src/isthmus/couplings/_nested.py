@@ -40,8 +40,8 @@ class Nested:
         shapes = {c.shape for c in self.inner}
         if len(self.inner) != self.outer.shape[0] or len(shapes) > 1:
             raise ShapeError(
-                f"Nested: expected one inner coupling for each of {self.outer.shape[0]} blocks, all of one shape, found "
-                f"{len(self.inner)} of {sorted(shapes)}."
+                f"Nested: expected one inner coupling for each of {self.outer.shape[0]} blocks, all of one shape, "
+                f"found {len(self.inner)} of {sorted(shapes)}."
             )
 
     @property

@@ -64,7 +64,7 @@ class Plan:
         return along(self.matrix(), units, axis)
 
     def carry_readers(self, units: Tensor, axis: int = 0) -> Tensor:
-        """Return the readers shared out: a reader of B's unit gives each of A's the share of the mass it sends there."""
+        """Return the readers shared out: each unit of A reads by the share of the mass of B's unit it got."""
         check_units(self, units, axis)
         return along(self.mass / self.mass.sum(0, keepdim=True), units, axis)
 

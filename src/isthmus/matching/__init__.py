@@ -1,53 +1,82 @@
 """Matching: match = objective × coupling solver × schedule; ``align`` is the front door."""
 
-from isthmus.matching._align import align
+from isthmus.matching._align import OnStage, align, silent, solve
 from isthmus.matching._alignment import Alignment
 from isthmus.matching._constant import CONSTANT_UNITS
-from isthmus.matching._dimension import Dimension, DimensionTable, dimension
+from isthmus.matching._dimension import (
+    Dimension,
+    DimensionTable,
+    dimension,
+    dimensions_of,
+    dimensions_of_both,
+)
 from isthmus.matching._grids import Cluster, Facet, Grid, Structure
+from isthmus.matching._incremental import Incremental
+from isthmus.matching._layers import Layers, View
 from isthmus.matching._match import match
-from isthmus.matching._methods import METHODS
-from isthmus.matching._nested import Gain, Solver, couple, total_gain
-from isthmus.matching._objectives import (
-    AbstractObjective,
-    Comparison,
-    MomentObjective,
-    Term,
-    TermObjective,
+from isthmus.matching._methods import METHODS, Found, Method, Methods, method_named
+from isthmus.matching._nested import Gain, couple, total_gain
+from isthmus.matching._objectives import Comparison, MomentObjective, Objective, Term, TermObjective
+from isthmus.matching._problem import Problem
+from isthmus.matching._schedules import CoordinateDescent, Match, Schedule, SinglePass, Status, Then
+from isthmus.matching._solvers import Assignment, Solver, assignment_solver
+from isthmus.matching._terms import (
+    Pair,
+    activation_objective,
+    covariance_objective,
+    incoming_weight_objective,
+    weight_objective,
 )
-from isthmus.matching._schedules import (
-    AbstractSchedule,
-    CoordinateDescent,
-    Match,
-    SinglePass,
-    assignment_solver,
-)
+from isthmus.matching._working import Working, working
 
 __all__ = [
     "CONSTANT_UNITS",
     "METHODS",
-    "AbstractObjective",
-    "AbstractSchedule",
     "Alignment",
+    "Assignment",
     "Cluster",
     "Comparison",
     "CoordinateDescent",
     "Dimension",
     "DimensionTable",
     "Facet",
+    "Found",
     "Gain",
     "Grid",
+    "Incremental",
+    "Layers",
     "Match",
+    "Method",
+    "Methods",
     "MomentObjective",
+    "Objective",
+    "OnStage",
+    "Pair",
+    "Problem",
+    "Schedule",
     "SinglePass",
     "Solver",
+    "Status",
     "Structure",
     "Term",
     "TermObjective",
+    "Then",
+    "View",
+    "Working",
+    "activation_objective",
     "align",
     "assignment_solver",
     "couple",
+    "covariance_objective",
     "dimension",
+    "dimensions_of",
+    "dimensions_of_both",
+    "incoming_weight_objective",
     "match",
+    "method_named",
+    "silent",
+    "solve",
     "total_gain",
+    "weight_objective",
+    "working",
 ]

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.checkpoints import load_metadata, load_state, save_state
-from isthmus.couplings import moved_fraction
+from isthmus.couplings import Permutation, moved_fraction
 from isthmus.errors import CheckpointError, IsthmusWarning, SymmetryError
+from isthmus.matching._schedules import Status
 from isthmus.replica import with_state
 from isthmus.states import digest_of, state_of
-from isthmus.symmetry import SymmetrySpec, apply
-from isthmus.symmetry._apply import check_permutations
+from isthmus.symmetry import Relabelling, SymmetrySpec, apply, check_permutations
 
 __all__ = ["Alignment"]
 
@@ -38,7 +38,7 @@ class Alignment:
         method: how they were found.
         sweeps: value of the objective after each sweep over the groups (maximised; its unit depends on the
             method), or the matched gain of a single pass.
-        status: ``"converged"``, ``"single pass"`` or ``"sweep limit reached"``.
+        status: why the search stopped (:class:`Status`: ``"converged"``, ``"single pass"``, ``"sweep limit reached"``).
         costs: per group, the matched cost (mean squared distance per unit in the method's metric) before and
             after, where the method has one.
         notes: what a reader should know, such as units that never vary.
@@ -58,7 +58,7 @@ class Alignment:
     spec: SymmetrySpec
     method: str
     sweeps: tuple[float, ...] = ()
-    status: str = "single pass"
+    status: Status = Status.SINGLE_PASS
     costs: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -70,6 +70,12 @@ class Alignment:
     def __post_init__(self) -> None:
         """Check the permutations against the groups, and keep them as int64 on the CPU."""
         object.__setattr__(self, "permutations", check_permutations(self.spec, self.permutations))
+        object.__setattr__(self, "status", Status(self.status))
+
+    @property
+    def relabelling(self) -> Relabelling:
+        """The couplings alone, as a value that composes and inverts."""
+        return Relabelling(self.spec, {n: Permutation.known(p) for n, p in self.permutations.items()})
 
     def apply(self, network: _Network, *, check: bool = True) -> _Network:
         """Return B relabelled: a new module for a module, a new state for a state; the input stays untouched.
@@ -207,7 +213,7 @@ class Alignment:
                 spec=spec,
                 method=details["method"],
                 sweeps=tuple(details["sweeps"]),
-                status=details["status"],
+                status=Status(details["status"]),
                 costs={k: (float(v[0]), float(v[1])) for k, v in details["costs"].items()},
                 notes=tuple(details["notes"]),
                 settings=details["settings"],

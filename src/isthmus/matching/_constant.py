@@ -15,12 +15,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from isthmus.couplings import identity_permutation
+from isthmus.couplings import Coupling, identity_permutation, index_of
 from isthmus.matching._grids import Cluster, Structure
-from isthmus.matching._nested import Gain, Solver
+from isthmus.matching._nested import Gain
 from isthmus.matching._objectives import TermObjective, independent
 from isthmus.matching._parts import parts_of
 from isthmus.matching._schedules import CoordinateDescent, SinglePass
+from isthmus.matching._solvers import Solver
+from isthmus.symmetry import Couplings
 
 __all__ = ["CONSTANT_UNITS", "pair_constant_units"]
 
@@ -45,60 +47,58 @@ class _LeftOver:
         whole = self.inner.structure
         return replace(whole, clusters=tuple(c for c in whole.clusters if c[0] in self.allowed))
 
-    def gains(
-        self, cluster: Cluster, permutations: Mapping[str, Tensor], *, all_terms: bool = True
-    ) -> Sequence[Gain]:
+    def gains(self, cluster: Cluster, at: Couplings, *, all_terms: bool = True) -> Sequence[Gain]:
         name = cluster[0]
         allowed = self.allowed[name]
-        order = permutations.get(name, identity_permutation(len(allowed)))
+        order = index_of(at.get(name, identity_permutation(len(allowed))))
         members = {name: torch.arange(len(allowed))[:, None]}
         total = torch.zeros(allowed.shape, dtype=torch.float64).masked_fill_(~allowed, -torch.inf)
         terms = self.inner.terms(cluster)
         if not all_terms:
-            terms = independent(terms, permutations) or terms
+            terms = independent(terms, at) or terms
         by_term = parts_of(terms, name, len(allowed))
         if by_term is None:
-            gains = self.inner.gains(cluster, permutations, all_terms=all_terms)
+            gains = self.inner.gains(cluster, at, all_terms=all_terms)
             found = torch.stack([g.reduced(name).cpu() for g in gains]).sum(0)
             return [Gain(found + total[:, order], members)]
         # Pairs without a choice need no gain.
         rows = torch.nonzero(allowed.sum(1) > 1).flatten()
         columns = torch.nonzero(allowed[rows].any(0)).flatten()
         for part in (part for parts in by_term for part in parts if len(rows)):
-            total[rows[:, None], columns] += part.gains(rows, columns, part.order(permutations)).cpu()
+            total[rows[:, None], columns] += part.gains(rows, columns, part.order(at)).cpu()
         return [Gain(total[:, order], members)]
 
-    def value(self, permutations: Mapping[str, Tensor], groups: Iterable[str] | None = None) -> float:
-        return self.inner.value(permutations, groups)
+    def value(self, at: Couplings, groups: Iterable[str] | None = None) -> float:
+        return self.inner.value(at, groups)
 
-    def cost(self, group: str, permutations: Mapping[str, Tensor]) -> float:
-        return self.inner.cost(group, permutations)
+    def cost(self, group: str, at: Couplings) -> float:
+        return self.inner.cost(group, at)
 
 
 def pair_constant_units(
-    permutations: Mapping[str, Tensor],
+    found: Mapping[str, Coupling],
     constant: Mapping[str, tuple[Tensor, Tensor]],
     weights: TermObjective,
     solver: Solver,
     generator: torch.Generator,
-) -> dict[str, Tensor]:
+) -> dict[str, Coupling]:
     """Pair the units that activation matching leaves open by their weights.
 
     Args:
-        permutations: what activation matching found.
+        found: by activation matching.
         constant: by group, indices of the units of A and of B that never vary; the group shares no axis.
         weights: full weight matching.
         solver: solves one assignment; honours gains of ``-inf`` as forbidden.
         generator: for the schedules.
 
     Returns:
-        All permutations; pairs of units that both vary are as before.
+        All couplings; pairs of units that both vary are as before.
     """
-    allowed = {name: _open_pairs(permutations[name], *units) for name, units in constant.items()}
+    allowed = {name: _open_pairs(index_of(found[name]), *units) for name, units in constant.items()}
     objective = _LeftOver(weights, allowed)
-    known = {name: p for name, p in permutations.items() if name not in allowed}
+    known = {name: c for name, c in found.items() if name not in allowed}
     first = SinglePass().run(objective, solver, known, generator)
-    return CoordinateDescent().run(objective, solver, first.permutations, generator).permutations
+    return CoordinateDescent().run(objective, solver, first.couplings, generator).couplings
 
 
 def _open_pairs(permutation: Tensor, constant_a: Tensor, constant_b: Tensor) -> Tensor:

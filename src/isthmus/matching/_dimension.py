@@ -23,33 +23,28 @@ other parameters are added as the method adds them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from isthmus.batches import Batches, first_batch, reusable
-from isthmus.evaluation import require_evaluation
-from isthmus.losses import completed_batches
-from isthmus.matching._align import example_of
-from isthmus.matching._layers import Layers
-from isthmus.matching._methods import (
+from isthmus.batches import Batches
+from isthmus.matching._objectives import Objective
+from isthmus.matching._problem import Problem
+from isthmus.matching._terms import (
     Pair,
     incoming_weight_objective,
     layer_terms,
     uncovered_terms,
     weight_objective,
 )
-from isthmus.matching._objectives import AbstractObjective
-from isthmus.moments import SiteRunner, find_sites, input_statistics, unit_moments
-from isthmus.states import check_finite, state_of
-from isthmus.symmetry import SymmetrySpec, discover_from_trace, trace
-from isthmus.symmetry._discover import Outputs
+from isthmus.moments import InputRequest, InputStatistics, Moment, Request, UnitRequest
+from isthmus.symmetry import Outputs, SymmetrySpec
 from isthmus.transport import approximate_dimension_of_moment, ranks_of_moment
 
-__all__ = ["Dimension", "DimensionTable", "dimension"]
+__all__ = ["Dimension", "DimensionTable", "dimension", "dimensions_of", "dimensions_of_both"]
 
 
 @dataclass(frozen=True)
@@ -146,39 +141,64 @@ def dimension(
     Source:
         Ferbach et al. 2024, section 6 (approximate dimension of the three methods); centring is ours.
     """
-    require_evaluation(model, "The network")
-    state = state_of(model, "The network")
-    check_finite(state, "The network")
-    data = None if batches is None else reusable(completed_batches(model, batches))
-    example = example_of(args, kwargs, data, model)
-    traced = trace(model, example.args, example.kwargs)
-    found = discover_from_trace(traced, outputs=outputs) if spec is None else spec
-    layers = Layers(found, find_sites(traced), tuple(name for name, _ in model.named_parameters()))
-    pair = Pair(layers, state, state)
+    problem = Problem(model, batches=batches, args=args, kwargs=kwargs, spec=spec, outputs=outputs, seed=seed)
+    return dimensions_of(problem, ranks=ranks)
+
+
+def dimensions_of(problem: Problem, *, ranks: bool = True) -> DimensionTable:
+    """Return the dimensions of a problem's network A (see :func:`dimension`).
+
+    Args:
+        problem: the network and data; what was collected before is not collected again.
+        ranks: whether stable and entropy rank are measured too.
+    """
+    if problem.data is None:
+        return _table(problem, problem.state_a, None, ranks)
+    problem.prepare(inputs=True, units=True)
+    seen = problem.input_statistics(problem.generator()), problem.unit_moments()
+    return _table(problem, problem.state_a, seen, ranks)
+
+
+def dimensions_of_both(
+    problem: Problem, *, ranks: bool = True, **more: Request
+) -> tuple[DimensionTable, DimensionTable, dict[str, Any]]:
+    """Return the dimensions of both networks of a problem with data, from one pass that serves the methods too.
+
+    Args:
+        problem: the networks and data.
+        ranks: whether stable and entropy rank are measured too.
+        more: further requests, as for :meth:`Problem.prepare`, and their results are returned last.
+    """
+    inputs = InputRequest(problem.runner.sites, problem.generator(), of_b=True)
+    units = UnitRequest(problem.layers.taps(), of_b=True)
+    found = problem.prepare(inputs=True, joint=True, units=True, inputs_b=inputs, units_b=units, **more)
+    of_b = _table(problem, problem.state_b, (found.pop("inputs_b"), found.pop("units_b")), ranks)
+    return dimensions_of(problem, ranks=ranks), of_b, found
+
+
+_Seen = tuple[Mapping[str, InputStatistics], Mapping[str, Sequence[Moment]]]
+
+
+def _table(problem: Problem, state: Mapping[str, Tensor], seen: _Seen | None, ranks: bool) -> DimensionTable:
+    pair = Pair(problem.layers, state, state)
     methods = {
         "weights-incoming": _of_weights(incoming_weight_objective(pair), ranks),
         "weights": _of_weights(weight_objective(pair), ranks),
     }
-    if data is not None:
-        runner = SiteRunner(model, first_batch(data))
-        methods["covariance"] = _of_layers(pair, runner, data, torch.Generator().manual_seed(seed), ranks)
-        methods["activations"], methods["correlation"] = _of_activations(
-            pair, runner, data, methods["weights"], ranks
-        )
+    if seen is not None:
+        methods["covariance"] = _of_layers(pair, seen[0], ranks)
+        methods["activations"], methods["correlation"] = _of_activations(seen[1], methods["weights"], ranks)
     return DimensionTable(
-        {method: {name: groups[name] for name in found.groups} for method, groups in methods.items()},
-        {name: group.size for name, group in found.groups.items()},
+        {method: {name: groups[name] for name in problem.spec.groups} for method, groups in methods.items()},
+        {name: group.size for name, group in problem.spec.groups.items()},
     )
 
 
-def _of_weights(objective: AbstractObjective, ranks: bool) -> dict[str, Dimension]:
+def _of_weights(objective: Objective, ranks: bool) -> dict[str, Dimension]:
     return {name: _measured(gram, _centred(gram), ranks) for name, gram in _grams(objective)}
 
 
-def _of_layers(
-    pair: Pair, runner: SiteRunner, data: Batches, generator: torch.Generator, ranks: bool
-) -> dict[str, Dimension]:
-    statistics = input_statistics(runner, pair.state_a, data, runner.sites, generator)
+def _of_layers(pair: Pair, statistics: Mapping[str, InputStatistics], ranks: bool) -> dict[str, Dimension]:
     plain, centred = (
         dict(
             _grams(
@@ -201,11 +221,9 @@ def _of_layers(
 
 
 def _of_activations(
-    pair: Pair, runner: SiteRunner, data: Batches, unseen: Mapping[str, Dimension], ranks: bool
+    moments: Mapping[str, Sequence[Moment]], unseen: Mapping[str, Dimension], ranks: bool
 ) -> tuple[dict[str, Dimension], dict[str, Dimension]]:
     """Return the dimensions for ``activations`` and for ``correlation``; groups seen nowhere are ``unseen``."""
-    taps = pair.layers.taps()
-    moments = unit_moments(runner, pair.state_a, data, taps)
     plain, scaled = dict(unseen), dict(unseen)
     for name, seen in moments.items():
         if seen:
@@ -229,7 +247,7 @@ def _cosines(second_moment: Tensor) -> Tensor:
     return inverse[:, None] * second_moment * inverse
 
 
-def _grams(objective: AbstractObjective) -> Iterator[tuple[str, Tensor]]:
+def _grams(objective: Objective) -> Iterator[tuple[str, Tensor]]:
     """Yield, per group, the gain of the network's units against themselves, shape ``(size, size)``."""
     for cluster in objective.structure.clusters:
         gains = objective.gains(cluster, {})

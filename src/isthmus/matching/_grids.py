@@ -17,7 +17,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from isthmus.symmetry import AxisGroup, Slot, SymmetrySpec
+from isthmus.couplings import Coupling
+from isthmus.symmetry import AxisGroup, Relabelling, Slot, SymmetrySpec
 
 __all__ = ["Cluster", "Facet", "Grid", "Structure", "facets_of"]
 
@@ -60,22 +61,26 @@ class Structure:
         return {c: self.spec.restrict(c) for c in self.clusters if len(c) > 1}
 
     def followed(
-        self, permutations: Mapping[str, Tensor], cluster: Cluster, change: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Return permutations after moving the groups of a cluster further.
+        self, at: Mapping[str, Coupling], cluster: Cluster, change: Mapping[str, Coupling]
+    ) -> dict[str, Coupling]:
+        """Return couplings after moving the groups of a cluster further.
 
         Args:
-            permutations: current ones; a missing group is where it was.
+            at: current ones; a missing group is where it was.
             cluster: what is moved.
             change: how the groups move from where they are, by name.
         """
         if len(cluster) == 1:
             name = cluster[0]
-            new = {name: permutations[name][change[name]] if name in permutations else change[name]}
+            new = {name: at[name].then(change[name]) if name in at else change[name]}
         else:
-            own = {name: permutations[name] for name in cluster if name in permutations}
-            new = self._parts[cluster].compose(own, change)
-        return {**permutations, **new}
+            own = {name: at[name] for name in cluster if name in at}
+            new = (
+                Relabelling(self._parts[cluster], own)
+                .then(Relabelling(self._parts[cluster], change))
+                .couplings
+            )
+        return {**at, **new}
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,24 +11,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from isthmus.couplings import identity_permutation, invert_permutation
+from isthmus.couplings import Coupling, Permutation, index_of
 from isthmus.matching._certify import ErrorBound, certified
 from isthmus.matching._grids import Cluster, Structure
-from isthmus.matching._nested import Gain, Solver, best_change
+from isthmus.matching._nested import Gain, best_change
 from isthmus.matching._objectives import Comparison, Term, TermObjective, independent
 from isthmus.matching._pairs import Order
 from isthmus.matching._parts import Part, parts_of
 from isthmus.matching._products import SHORT, add_product, blocks, product_error
-from isthmus.transport import Assignment, assign
+from isthmus.matching._solvers import Assignment, Solver, assignment_solver
+from isthmus.matching._working import Plain, Products, Working, working
+from isthmus.symmetry import Couplings
+from isthmus.transport import Assignment as Assigned
+from isthmus.transport import assign
 
-__all__ = ["Incremental", "Products"]
+__all__ = ["Incremental"]
 
-Products = Literal["float64", "float32", "bfloat16"]
+At = Mapping[str, Coupling]
 _SMALL = 128
 """Units up to which a group's gains are kept in float64."""
 _STALE = 8.0
@@ -62,79 +66,54 @@ class Incremental:
         return groups - frozenset(cluster) if self._keeper(cluster) else groups | frozenset(cluster)
 
     def change(
-        self,
-        cluster: Cluster,
-        permutations: Mapping[str, Tensor],
-        solver: Solver,
-        *,
-        names: Sequence[str] | None = None,
-        measured: bool = False,
-    ) -> tuple[dict[str, Tensor], float]:
-        """Return the best change of a cluster, and its matched gain if that is to be ``measured``.
-
-        Args:
-            cluster: the groups.
-            permutations: where all groups are.
-            solver: for clusters of several groups.
-            names: match only these, by what depends on no group that is not matched yet (a single pass).
-            measured: whether the gain is wanted.
-        """
+        self, cluster: Cluster, at: At, *, names: Sequence[str] | None = None, measured: bool = False
+    ) -> tuple[dict[str, Coupling], float]:
+        """Return the best change of a cluster (see :class:`Working`)."""
         keeper = self._keeper(cluster)
         if keeper is not None:
-            return keeper.change(permutations, all_terms=names is None, measured=measured)
-        gains = self.gains(cluster, permutations, all_terms=names is None)
-        return best_change(gains, cluster, solver, names=names, measured=measured)
+            return keeper.change(at, all_terms=names is None, measured=measured)
+        gains = self.gains(cluster, at, all_terms=names is None)
+        return best_change(gains, cluster, assignment_solver, names=names, measured=measured)
 
-    def gains(
-        self, cluster: Cluster, permutations: Mapping[str, Tensor], *, all_terms: bool = True
-    ) -> Sequence[Gain]:
-        """Return the gains of a cluster (see :class:`AbstractObjective`), kept terms not computed again."""
-        return self._objective.gains(cluster, permutations, all_terms=all_terms, of_term=self._of_term)
+    def gains(self, cluster: Cluster, at: Couplings, *, all_terms: bool = True) -> Sequence[Gain]:
+        """Return the gains of a cluster (see :class:`Objective`), kept terms not computed again."""
+        return self._objective.gains(cluster, at, all_terms=all_terms, of_term=self._of_term)
 
-    def _of_term(self, term: Term, permutations: Mapping[str, Tensor]) -> list[Gain]:
-        now = _state(term.comparison, permutations)
+    def _of_term(self, term: Term, at: Couplings) -> list[Gain]:
+        now = _state(term.comparison, at)
         kept = self._terms.get(id(term))
         if kept is None or not _unchanged(kept[0], now):
-            kept = self._terms[id(term)] = (now, term.gains(permutations))
+            kept = self._terms[id(term)] = (now, term.gains(at))
         return kept[1]
 
-    def rise(
-        self,
-        cluster: Cluster,
-        permutations: Mapping[str, Tensor],
-        changed: Mapping[str, Tensor],
-        threshold: float,
-    ) -> tuple[float, bool]:
-        """Return by how much a change of a cluster raises the value, and whether that is exact.
-
-        If not, it is at least on the right side of the threshold.
-        """
+    def rise(self, cluster: Cluster, at: At, changed: At, threshold: float) -> tuple[float, bool]:
+        """Return by how much a change of a cluster raises the value (see :class:`Working`)."""
         keeper = self._keeper(cluster)
         if keeper is not None and keeper.whole:
-            return keeper.rise(permutations, changed, threshold)
-        return self.value(changed, cluster) - self.value(permutations, cluster), True
+            return keeper.rise(at, changed, threshold)
+        return self.value(changed, cluster) - self.value(at, cluster), True
 
-    def value(self, permutations: Mapping[str, Tensor], groups: Iterable[str] | None = None) -> float:
-        """Return the value of permutations (see :class:`AbstractObjective`)."""
+    def value(self, at: Couplings, groups: Iterable[str] | None = None) -> float:
+        """Return the value of permutations (see :class:`Objective`)."""
         wanted = None if groups is None else frozenset(groups)
         parts = [c for c in self._objective.compared if wanted is None or wanted & c.groups]
-        return sum(self._measured(c, permutations) for c in parts)
+        return sum(self._measured(c, at) for c in parts)
 
-    def cost(self, group: str, permutations: Mapping[str, Tensor]) -> float:
-        """Return the matched squared distance per unit (see :class:`AbstractObjective`)."""
-        return self._objective.cost(group, permutations, inner=self._inner_of)
+    def cost(self, group: str, at: Couplings) -> float:
+        """Return the matched squared distance per unit (see :class:`Objective`)."""
+        return self._objective.cost(group, at, inner=self._inner_of)
 
-    def _measured(self, comparison: Comparison, permutations: Mapping[str, Tensor]) -> float:
+    def _measured(self, comparison: Comparison, at: Couplings) -> float:
         if self._objective.measure is Comparison.inner:
-            return self._inner_of(comparison, permutations)
-        return self._objective.measure(comparison, permutations)
+            return self._inner_of(comparison, at)
+        return self._objective.measure(comparison, at)
 
-    def _inner_of(self, comparison: Comparison, permutations: Mapping[str, Tensor]) -> float:
-        now, kept = _state(comparison, permutations), self._inner.setdefault(id(comparison), [])
+    def _inner_of(self, comparison: Comparison, at: Couplings) -> float:
+        now, kept = _state(comparison, at), self._inner.setdefault(id(comparison), [])
         for state, value in kept:
             if _unchanged(state, now):
                 return value
-        kept.append((now, comparison.inner(permutations)))
+        kept.append((now, comparison.inner(at)))
         del kept[:-2]
         return kept[-1][1]
 
@@ -192,13 +171,9 @@ class _Keeper(Protocol):
 
     whole: bool
 
-    def change(
-        self, permutations: Mapping[str, Tensor], *, all_terms: bool, measured: bool
-    ) -> tuple[dict[str, Tensor], float]: ...
+    def change(self, at: At, *, all_terms: bool, measured: bool) -> tuple[dict[str, Coupling], float]: ...
 
-    def rise(
-        self, permutations: Mapping[str, Tensor], changed: Mapping[str, Tensor], threshold: float
-    ) -> tuple[float, bool]: ...
+    def rise(self, at: At, changed: At, threshold: float) -> tuple[float, bool]: ...
 
 
 @dataclass(eq=False)
@@ -211,27 +186,24 @@ class _Exact:
     whole: bool
     total: Tensor = field(init=False)
 
-    def change(
-        self, permutations: Mapping[str, Tensor], *, all_terms: bool, measured: bool
-    ) -> tuple[dict[str, Tensor], float]:
-        used = _used(self.listed, permutations, all_terms)
-        matrices = [self._of(item, permutations) for item in used]
+    def change(self, at: At, *, all_terms: bool, measured: bool) -> tuple[dict[str, Coupling], float]:
+        used = _used(self.listed, at, all_terms)
+        matrices = [self._of(item, at) for item in used]
         self.total = sum(matrices[1:], matrices[0])
-        own = permutations.get(self.group)
-        gains = self.total if own is None else self.total[:, own.to(self.total.device)]
+        own = at.get(self.group)
+        gains = self.total if own is None else self.total[:, index_of(own).to(self.total.device)]
         change = assign(gains, maximize=True).columns.cpu()
         gain = float(gains.cpu()[torch.arange(self.size), change].sum()) if measured else 0.0
-        return {self.group: change}, gain
+        return {self.group: Permutation.known(change)}, gain
 
-    def rise(
-        self, permutations: Mapping[str, Tensor], changed: Mapping[str, Tensor], threshold: float
-    ) -> tuple[float, bool]:
+    def rise(self, at: At, changed: At, threshold: float) -> tuple[float, bool]:
         rows = torch.arange(self.size)
         total = self.total.cpu()
-        return float((total[rows, changed[self.group]] - total[rows, permutations[self.group]]).sum()), True
+        new, old = index_of(changed[self.group]), index_of(at[self.group])
+        return float((total[rows, new] - total[rows, old]).sum()), True
 
-    def _of(self, item: _Listed, permutations: Mapping[str, Tensor]) -> Tensor:
-        order = item.part.order(permutations)
+    def _of(self, item: _Listed, at: Couplings) -> Tensor:
+        order = item.part.order(at)
         if item.matrix is None or item.order is None or not _unchanged(item.order, order):
             a, b = item.part.matrix(order, torch.float64)
             offset = item.part.offset()
@@ -250,32 +222,27 @@ class _Estimated:
     whole: bool
     dtype: torch.dtype
     total: Tensor | None = None
-    warm: Assignment | None = None
+    warm: Assigned | None = None
     first_error: float = 0.0
 
-    def change(
-        self, permutations: Mapping[str, Tensor], *, all_terms: bool, measured: bool
-    ) -> tuple[dict[str, Tensor], float]:
-        used = _used(self.listed, permutations, all_terms)
-        total = self._brought_up(used, permutations)
+    def change(self, at: At, *, all_terms: bool, measured: bool) -> tuple[dict[str, Coupling], float]:
+        used = _used(self.listed, at, all_terms)
+        total = self._brought_up(used, at)
         self.warm = assign(total, maximize=True, warm=self.warm)
         columns = certified(total, self.warm, self._bound(used), self._entries)
         if columns is None:
             columns = self._redone()
-        own = permutations.get(self.group, identity_permutation(self.size))
-        change = invert_permutation(own)[columns]
+        own = at.get(self.group, Permutation.identity(self.size))
         gain = float(self._entries(torch.arange(self.size), columns).sum()) if measured else 0.0
-        return {self.group: change}, gain
+        return {self.group: own.inverse().then(Permutation.known(columns))}, gain
 
-    def rise(
-        self, permutations: Mapping[str, Tensor], changed: Mapping[str, Tensor], threshold: float
-    ) -> tuple[float, bool]:
+    def rise(self, at: At, changed: At, threshold: float) -> tuple[float, bool]:
         assert self.total is not None
-        old, new = permutations[self.group], changed[self.group]
+        old, new = index_of(at[self.group]), index_of(changed[self.group])
         rows = torch.nonzero(old != new).flatten()
         if 8 * len(rows) > self.size:
-            at = rows.to(self.total.device)
-            there, here = (self.total[at, p[rows].to(at.device)].double().sum() for p in (new, old))
+            moved = rows.to(self.total.device)
+            there, here = (self.total[moved, p[rows].to(moved.device)].double().sum() for p in (new, old))
             about = float(there - here)
             bound = self._bound([item for item in self.listed if item.order is not None])
             error = float((bound.of_pairs(new) + bound.of_pairs(old))[rows].sum())
@@ -283,7 +250,7 @@ class _Estimated:
                 return about, False
         return float((self._entries(rows, new[rows]) - self._entries(rows, old[rows])).sum()), True
 
-    def _brought_up(self, used: Sequence[_Listed], permutations: Mapping[str, Tensor]) -> Tensor:
+    def _brought_up(self, used: Sequence[_Listed], at: Couplings) -> Tensor:
         """Return the gains of the parts in use at these permutations."""
         stale = sum(item.error for item in used) > _STALE * self.first_error
         if (
@@ -296,7 +263,7 @@ class _Estimated:
             for item in self.listed:
                 item.order, item.error = None, 0.0
         for item in used:
-            self._update(item, item.part.order(permutations), self.total)
+            self._update(item, item.part.order(at), self.total)
         return self.total
 
     def _update(self, item: _Listed, order: Order, total: Tensor) -> None:
@@ -347,18 +314,30 @@ class _Estimated:
         return self.warm.columns.cpu()
 
 
-def _used(
-    listed: Sequence[_Listed], permutations: Mapping[str, Tensor], all_terms: bool
-) -> Sequence[_Listed]:
+def _used(listed: Sequence[_Listed], at: Couplings, all_terms: bool) -> Sequence[_Listed]:
     """Return the parts that count: in a single pass those that depend on no group not matched yet, if any."""
     if all_terms:
         return listed
-    return independent(listed, permutations) or listed
+    return independent(listed, at) or listed
 
 
-def _state(comparison: Comparison, permutations: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: permutations[name] for name in comparison.groups if name in permutations}
+def _state(comparison: Comparison, at: Couplings) -> dict[str, Tensor]:
+    return {name: index_of(at[name]) for name in comparison.groups if name in at}
 
 
 def _unchanged(one: Mapping, other: Mapping) -> bool:
     return one.keys() == other.keys() and all(one[k] is x or torch.equal(one[k], x) for k, x in other.items())
+
+
+@working.register
+def _(objective: Incremental, solver: Solver, products: Products | None) -> Working:
+    if isinstance(solver, Assignment) and products is not None:
+        return objective
+    return Plain(objective, solver)
+
+
+@working.register
+def _(objective: TermObjective, solver: Solver, products: Products | None) -> Working:
+    if isinstance(solver, Assignment) and products is not None:
+        return Incremental(objective, products)
+    return Plain(objective, solver)

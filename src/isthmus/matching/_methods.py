@@ -1,257 +1,224 @@
-"""The matching methods: each builds the objective that pairs the units of two networks.
-
-=====================  ==================================================================  ==============
-name                   gain matrix (rows: units of A, columns: units of B)                 needs
-=====================  ==================================================================  ==============
-``weights-incoming``   ``W_A W_Bᵀ``, one pass (the paper's naive weight matching)           weights
-``weights``            incoming + bias + outgoing, coordinate descent (Git Re-Basin)       weights
-``covariance``         ``W_A Σ W_Bᵀ`` with the bias as one more input (the paper's own)     + a pass of A
-``activations``        ``Cov(h_A, h_B)``                                                   + a joint pass
-``correlation``        ``Corr(h_A, h_B)``                                                  + a joint pass
-=====================  ==================================================================  ==============
-
-Sources: Ferbach et al. 2024, section 6 (weights-incoming, covariance); Ainsworth, Hayase and Srinivasa 2023
-(weights); Li et al. 2016 (correlation); Ainsworth et al. 2023, Singh and Jaggi 2020 (activations).
-"""
+"""Methods as values, by name: what each compares, what it needs, how it searches, and where it comes from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import ModuleType
+from typing import Literal
 
 import torch
-from torch import Tensor
 
-from isthmus.matching._grids import Cluster
-from isthmus.matching._layers import Layers, View, affine_layer, matrix_of, tensor_of
-from isthmus.matching._nested import Gain
-from isthmus.matching._objectives import (
-    Comparison,
-    MomentObjective,
-    Term,
-    TermObjective,
-    negative_cost,
-)
-from isthmus.moments import CrossMoment, InputStatistics, Site
-from isthmus.symmetry import Slot
+from isthmus.errors import DataError
+from isthmus.matching._activations import ActivationMatching
+from isthmus.matching._incremental import Incremental
+from isthmus.matching._objectives import Objective
+from isthmus.matching._problem import Problem
+from isthmus.matching._schedules import CoordinateDescent, Match, Schedule, SinglePass, Then
+from isthmus.matching._solvers import Assignment, Solver
+from isthmus.matching._terms import covariance_objective, incoming_weight_objective, weight_objective
 
-__all__ = [
-    "METHODS",
-    "Pair",
-    "activation_objective",
-    "covariance_objective",
-    "incoming_weight_objective",
-    "layer_terms",
-    "uncovered_terms",
-    "weight_objective",
-]
+__all__ = ["METHODS", "Found", "Method", "Methods", "method_named"]
 
-METHODS = ("weights-incoming", "weights", "covariance", "activations", "correlation")
+Needs = Literal["weights", "inputs", "activations"]
+"""What a method reads: weights alone; second moments of A's inputs (a pass of A); joint moments (a pass of both)."""
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two networks of one architecture: their layers and states."""
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a method found: the couplings, by which objective, and what a reader should know."""
 
-    layers: Layers
-    state_a: Mapping[str, Tensor]
-    state_b: Mapping[str, Tensor]
-
-    def plain(self, tensor: str, count: float = 1.0) -> Comparison:
-        """Compare one parameter in the identity metric, divided by ``count``."""
-        own, other, movers = self.state_a[tensor], self.state_b[tensor], (self.layers.table.get(tensor, {}),)
-        norm = float(own.double().square().sum())
-        if count == 1.0:
-            return Comparison((own,), (other,), movers, norm)
-        scaled = own.double() / count
-        return Comparison(
-            (scaled,), (other,), movers, norm / count, lambda moved: tuple(x / count for x in moved)
-        )
-
-    def plain_terms(self, tensor: str, axis: int | None = None) -> list[Term]:
-        """Return the terms of one parameter in the identity metric, seen along one axis or all."""
-        facets = self.layers.facets(tensor, axis)
-        comparison = self.plain(tensor) if facets else None
-        return [Term(f, comparison, (f.axes,)) for f in facets if comparison is not None]
-
-    def objective(self, terms: Sequence[Term], *, costs: bool = False) -> TermObjective:
-        """Return the sum of terms, valued by inner products or, with ``costs``, by squared distances."""
-        return TermObjective(self.layers.structure, terms, negative_cost if costs else Comparison.inner)
+    match: Match
+    objective: Objective
+    notes: tuple[str, ...] = ()
 
 
-def weight_objective(pair: Pair) -> TermObjective:
-    """Build full weight matching: every parameter a group moves counts, incoming, bias and outgoing."""
-    return pair.objective([t for name in pair.layers.parameters for t in pair.plain_terms(name)])
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A way to match two networks: an objective, a schedule and a solver.
 
+    Attributes:
+        name: by which it is asked for, such as ``"weights"``.
+        label: how reports call it.
+        objective: builds the objective from a problem and a source of randomness.
+        needs: ``"weights"``, ``"inputs"`` or ``"activations"``; the last two need data.
+        schedule: the usual order of matching.
+        solver: couples one gain matrix.
+        source: where it comes from.
+        search: runs the whole search where objective and schedule do not say it all, given the problem, a schedule
+            (None for the usual one) and a source of randomness.
 
-def incoming_weight_objective(pair: Pair) -> TermObjective:
-    """Build the paper's naive weight matching: incoming weights alone, no bias.
-
-    Weights that no layer reads (embeddings, stacked experts) count too: what they are to a group is not known.
-    Groups without any of these, and what is matched together with them, are matched by all their parameters.
+    Example:
+        >>> import torch, isthmus
+        >>> from isthmus.matching import weight_objective
+        >>> mine = Method("my-weights", "my weights", lambda problem, generator: weight_objective(problem.pair))
+        >>> a, b = (torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1)).eval() for _ in range(2))
+        >>> isthmus.align(a, b, args=torch.zeros(1, 2), method=mine).method
+        'my-weights'
     """
-    layers = pair.layers
-    incoming = dict.fromkeys((site.weight, site.out_axis) for site in layers.sites)
-    terms = [t for name, axis in incoming for t in pair.plain_terms(name, axis)]
-    for name in layers.parameters:
-        if name not in layers.covered and pair.state_a[name].ndim > 1:
-            terms += pair.plain_terms(name)
-    found = {name for t in terms for name in t.facet.groups}
-    rest = {c for c in layers.structure.clusters if not found.issuperset(c)}
-    everything = [t for name in layers.parameters for t in pair.plain_terms(name)]
-    return pair.objective(
-        [t for t in terms if t.facet.cluster not in rest] + [t for t in everything if t.facet.cluster in rest]
+
+    name: str
+    label: str
+    objective: Callable[[Problem, torch.Generator], Objective]
+    needs: Needs = "weights"
+    schedule: Schedule = field(default_factory=SinglePass)
+    solver: Solver = field(default_factory=Assignment)
+    source: str = ""
+    search: Callable[[Problem, Schedule | None, torch.Generator], Found] | None = None
+
+    def run(self, problem: Problem, schedule: Schedule | None, generator: torch.Generator) -> Found:
+        """Return what the method finds, with the usual schedule or another one."""
+        if self.search is not None:
+            return self.search(problem, schedule, generator)
+        objective = self.objective(problem, generator)
+        used = self.schedule if schedule is None else schedule
+        return Found(used.run(objective, self.solver, None, generator), objective)
+
+
+class Methods(Mapping[str, Method]):
+    """Methods by name, in the order in which they are shown."""
+
+    def __init__(self, *methods: Method) -> None:
+        self._methods = {method.name: method for method in methods}
+
+    def __getitem__(self, name: str) -> Method:
+        """Return a method by its name."""
+        return self._methods[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(self._methods)
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._methods)
+
+    def register(self, method: Method) -> Method:
+        """Add a method, which is then known by its name everywhere in this process.
+
+        Raises:
+            DataError: another one has this name.
+        """
+        if self._methods.get(method.name, method) is not method:
+            raise DataError(f"A method named {method.name!r} is registered already. Give yours another name.")
+        self._methods[method.name] = method
+        return method
+
+    def __repr__(self) -> str:
+        """Return one line."""
+        return f"Methods({', '.join(self)})"
+
+
+_WEIGHTS = Then(SinglePass(), CoordinateDescent())
+
+
+def _covariance(problem: Problem, generator: torch.Generator, *, tie_outgoing: bool = False) -> Objective:
+    statistics = problem.input_statistics(generator)
+    return Incremental(covariance_objective(problem.pair, statistics, tie_outgoing=tie_outgoing))
+
+
+def _by_activations(*, correlation: bool) -> Callable[[Problem, Schedule | None, torch.Generator], Found]:
+    def search(problem: Problem, schedule: Schedule | None, generator: torch.Generator) -> Found:
+        matching = ActivationMatching(problem, correlation, schedule, generator)
+        match, objective = matching.run()
+        return Found(match, objective, matching.notes)
+
+    return search
+
+
+def _activations(problem: Problem, generator: torch.Generator, *, correlation: bool) -> Objective:
+    return _by_activations(correlation=correlation)(problem, None, generator).objective
+
+
+METHODS = Methods(
+    Method(
+        "weights-incoming",
+        "incoming weights",
+        lambda problem, generator: Incremental(incoming_weight_objective(problem.pair)),
+        source="Ferbach et al. 2024, section 6 (naive weight matching)",
+    ),
+    Method(
+        "weights",
+        "weights, both sides",
+        lambda problem, generator: Incremental(weight_objective(problem.pair)),
+        schedule=_WEIGHTS,
+        source="Ainsworth, Hayase and Srinivasa 2023",
+    ),
+    Method(
+        "covariance",
+        "covariance",
+        _covariance,
+        needs="inputs",
+        source="Ferbach et al. 2024, section 6",
+    ),
+    Method(
+        "activations",
+        "activations",
+        lambda problem, generator: _activations(problem, generator, correlation=False),
+        needs="activations",
+        source="Ainsworth, Hayase and Srinivasa 2023; Singh and Jaggi 2020",
+        search=_by_activations(correlation=False),
+    ),
+    Method(
+        "correlation",
+        "correlation",
+        lambda problem, generator: _activations(problem, generator, correlation=True),
+        needs="activations",
+        source="Li et al. 2016",
+        search=_by_activations(correlation=True),
+    ),
+)
+"""The methods by name. ``METHODS.register`` adds one."""
+
+
+def tied(method: Method) -> Method:
+    """Return the covariance method whose outgoing weights count too, each unit weighted by its mean square."""
+    return replace(
+        method,
+        objective=lambda problem, generator: _covariance(problem, generator, tie_outgoing=True),
+        schedule=_WEIGHTS,
     )
 
 
-def covariance_objective(
-    pair: Pair, statistics: Mapping[str, InputStatistics], *, tie_outgoing: bool = False
-) -> TermObjective:
-    r"""Build weight matching in the metric of the layer's input second moment.
+def method_named(method: str | Method) -> Method:
+    """Return a method by its name, or one of the user's own as ``module:NAME``, also from the current folder.
 
-    .. math:: \min_P \; \mathrm{tr}\,(W_A - P W_B)\, \Sigma\, (W_A - P W_B)^\top
-
-    with :math:`\Sigma = E[h h^\top]` of network A and the bias as one more input of constant one; BatchNorm is
-    folded in. Parameters outside such layers (embeddings, gains of other norms) enter with the identity as
-    metric, averaged over their other entries.
-
-    The value is the summed squared error of all pre-activations, and of the parameters outside.
-
-    Args:
-        pair: the networks.
-        statistics: second moments of what flows into each site of A. Those of a grouped convolution are
-            pooled over its channel groups.
-        tie_outgoing: whether the weights that read a group count too, each unit with weight
-            :math:`E[h_i^2]` (the diagonal approximation of the quadratic assignment problem).
+    Raises:
+        DataError: nothing has that name, or what has is no :class:`Method`.
     """
-    terms: list[Term] = []
-    for site in pair.layers.sites:
-        terms += layer_terms(pair, site, statistics[site.name])
-        if tie_outgoing and site.channels_listed:
-            terms += _outgoing_terms(pair, site, statistics[site.name])
-    return pair.objective(terms + uncovered_terms(pair), costs=True)
+    if isinstance(method, Method):
+        return method
+    if method in METHODS:
+        return METHODS[method]
+    known = ", ".join(map(repr, METHODS))
+    if ":" not in method:
+        raise DataError(
+            f"unknown method {method!r}: expected one of {known}, or your own as 'module:METHOD'."
+        )
+    module, _, name = method.partition(":")
+    try:
+        found = getattr(_imported(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise DataError(
+            f"method {method!r}: {error}. Expected one of {known}, or 'module:METHOD'."
+        ) from error
+    if not isinstance(found, Method):
+        raise DataError(
+            f"method {method!r}: expected an isthmus.matching.Method, found {type(found).__name__}."
+        )
+    return found
 
 
-def layer_terms(pair: Pair, site: Site, statistics: InputStatistics, *, centred: bool = False) -> list[Term]:
-    """Compare a folded layer, weight and bias, in the second moment of what flows into A's layer.
-
-    With the bias as one more input of constant one, the moment is ``[[Σ, μ], [μᵀ, 1]]``.
-
-    Args:
-        pair: the networks.
-        site: the layer.
-        statistics: of what flows into A's layer.
-        centred: take the covariance for ``Σ``; the bias then plays no part.
-    """
-    comparison = _in_metric(pair, site, statistics, centred)
-    return [
-        # Where a group acts on a block of inputs only, its outputs cannot be read off the bias.
-        Term(facet, comparison, (facet.axes, (0,)) if len(facet.axes) == 1 else (facet.axes,))
-        for facet in pair.layers.facets(site.weight, site.out_axis)
-    ]
-
-
-def _in_metric(pair: Pair, site: Site, statistics: InputStatistics, centred: bool) -> Comparison:
-    weight_a, bias_a = affine_layer(pair.state_a, site)
-    weight_b, bias_b = affine_layer(pair.state_b, site)
-    mean = statistics.mean.to(weight_a.device)
-
-    def metric(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        weight = tensors[0]
-        matrix = matrix_of(weight, site)
-        lifted = statistics.multiply(matrix)
-        if centred:
-            lifted = lifted - torch.outer(matrix @ mean, mean)
-        if len(tensors) == 1:
-            return (tensor_of(lifted, weight, site),)
-        bias = tensors[1]
-        # A transposed convolution has one row per output and kernel position: each carries its share.
-        each = len(matrix) // len(bias)
-        lifted = lifted + torch.outer(bias.repeat_interleave(each) / each, mean)
-        through = (matrix @ mean).reshape(len(bias), each).mean(1)
-        return tensor_of(lifted, weight, site), through + bias
-
-    own: tuple[Tensor, ...] = (weight_a,)
-    other: tuple[Tensor, ...] = (weight_b,)
-    if bias_a is not None and bias_b is not None and not centred:
-        own, other = (weight_a, bias_a), (weight_b, bias_b)
-    a = metric(own)
-    movers = pair.layers.table.get(site.weight, {})
-    rows = {0: [(g, Slot(s.tensor, 0, s.index)) for g, s in movers.get(site.out_axis, ())]}
-    norm = sum(float((x * y).sum()) for x, y in zip(a, own, strict=True))
-    return Comparison(a, other, (movers, rows)[: len(own)], norm, metric)
-
-
-def _outgoing_terms(pair: Pair, site: Site, statistics: InputStatistics) -> list[Term]:
-    """Return the terms of the groups that flow into a site, each unit weighted by its mean square."""
-    weight_a, _ = affine_layer(pair.state_a, site)
-    weight_b, _ = affine_layer(pair.state_b, site)
-    movers = (pair.layers.table.get(site.weight, {}),)
-    comparison = Comparison((weight_a,), (weight_b,), movers, float(weight_a.square().sum()))
-    energy = statistics.second_moment_diagonal.reshape(weight_a.shape[site.in_axis], -1).mean(1)
-    return [
-        Term(facet, comparison, (facet.axes,), energy)
-        for facet in pair.layers.facets(site.weight, site.in_axis)
-        if len(facet.axes) == 1
-    ]
-
-
-def uncovered_terms(pair: Pair) -> list[Term]:
-    """Return terms for parameters that no layer reads, averaged over their other entries."""
-    terms: list[Term] = []
-    for name in pair.layers.parameters:
-        shape = pair.state_a[name].shape
-        for facet in pair.layers.facets(name) if name not in pair.layers.covered else ():
-            others = pair.state_a[name].numel() / shape[facet.axes[0]]
-            terms.append(Term(facet, pair.plain(name, others), (facet.axes,)))
-    return terms
-
-
-def activation_objective(
-    pair: Pair,
-    moments: Mapping[Cluster, Sequence[CrossMoment]],
-    *,
-    correlation: bool,
-    views: Mapping[Cluster, Sequence[View]] | None = None,
-) -> MomentObjective:
-    """Build activation matching: cross-covariances (or correlations) of the units, averaged over the views.
-
-    The gains of units that never vary are zero. A cluster some of whose groups are seen nowhere is matched by
-    its parameters.
-
-    Args:
-        pair: the networks.
-        moments: by cluster, one for each view.
-        correlation: whether units are divided by their standard deviations.
-        views: where clusters are seen; default: :meth:`Layers.views`.
-    """
-    gains: dict[Cluster, list[Gain]] = {}
-    spreads: dict[Cluster, float] = {}
-    for cluster, listed in (pair.layers.views() if views is None else views).items():
-        if all(any(name in v.grid.members for v in listed) for name in cluster):
-            seen = moments[cluster]
-            gains[cluster] = [
-                Gain(_gain(m, correlation) / len(listed), v.grid.members)
-                for m, v in zip(seen, listed, strict=True)
-            ]
-            spreads[cluster] = sum(_spread(m, correlation) for m in seen) / len(listed)
-    everything = (t for name in pair.layers.parameters for t in pair.plain_terms(name))
-    fallback = pair.objective([t for t in everything if t.facet.cluster not in gains])
-    return MomentObjective(pair.layers.structure, gains, spreads, fallback)
-
-
-def _gain(moment: CrossMoment, correlation: bool) -> Tensor:
-    if correlation:
-        return moment.correlation
-    gain = moment.covariance.clone()
-    constant_a, constant_b = moment.constant_units
-    gain[constant_a] = 0.0
-    gain[:, constant_b] = 0.0
-    return gain
-
-
-def _spread(moment: CrossMoment, correlation: bool) -> float:
-    if not correlation:
-        return float(moment.variance_a.sum() + moment.variance_b.sum())
-    constant_a, constant_b = moment.constant_units
-    return float(moment.units_a - len(constant_a) + moment.units_b - len(constant_b))
+def _imported(module: str) -> ModuleType:
+    """Import a module; the current folder is searched last, if it is not among the usual places."""
+    here = os.getcwd()
+    if here in sys.path:
+        return importlib.import_module(module)
+    sys.path.append(here)
+    try:
+        return importlib.import_module(module)
+    finally:
+        sys.path.remove(here)

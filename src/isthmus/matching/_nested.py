@@ -10,16 +10,17 @@ are solved from the inside out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["Gain", "Solver", "best_change", "couple", "total_gain"]
+from isthmus.couplings import Coupling, Permutation, index_of
+from isthmus.matching._solvers import Solver
+from isthmus.symmetry import Couplings
 
-Solver = Callable[[Tensor], Tensor]
-"""Turns a gain matrix ``(size, size)`` into a permutation: the unit of B for each unit of A."""
+__all__ = ["Gain", "best_change", "couple", "total_gain"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,34 +45,34 @@ class Gain:
             (self.matrix[own[:, k]][:, own[:, k]] for k in range(own.shape[1])), self.matrix.new_zeros(())
         )
 
-    def index(self, permutations: Mapping[str, Tensor]) -> Tensor:
+    def index(self, at: Couplings) -> Tensor:
         """Return the cell of B at each cell of A; groups that are not listed do not move."""
-        return _moved_cells(len(self.matrix), self.members, permutations)
+        return _moved_cells(len(self.matrix), self.members, at)
 
-    def moved(self, permutations: Mapping[str, Tensor]) -> Gain:
+    def moved(self, at: Couplings) -> Gain:
         """Return the gains of moving further from where the permutations have taken B's cells."""
-        return Gain(self.matrix[:, self.index(permutations).to(self.matrix.device)], self.members)
+        return Gain(self.matrix[:, self.index(at).to(self.matrix.device)], self.members)
 
-    def value(self, permutations: Mapping[str, Tensor]) -> float:
+    def value(self, at: Couplings) -> float:
         """Return the total gain of permutations."""
-        index = self.index(permutations)
+        index = self.index(at)
         return float(self.matrix.gather(1, index[:, None].to(self.matrix.device)).sum())
 
 
-def _moved_cells(cells: int, members: Mapping[str, Tensor], permutations: Mapping[str, Tensor]) -> Tensor:
+def _moved_cells(cells: int, members: Mapping[str, Tensor], at: Couplings) -> Tensor:
     """Return the cell that ends at each place when groups move, outermost first."""
     index = torch.arange(cells)
     for group, own in members.items():
-        if group in permutations:
+        if group in at:
             step = torch.arange(cells)
-            step[own.flatten()] = own[permutations[group]].flatten()
+            step[own.flatten()] = own[index_of(at[group])].flatten()
             index = index[step]
     return index
 
 
-def total_gain(gains: Sequence[Gain], permutations: Mapping[str, Tensor]) -> float:
+def total_gain(gains: Sequence[Gain], at: Couplings) -> float:
     """Return the sum of all gains under permutations."""
-    return sum(g.value(permutations) for g in gains)
+    return sum(g.value(at) for g in gains)
 
 
 def best_change(
@@ -81,7 +82,7 @@ def best_change(
     *,
     names: Sequence[str] | None,
     measured: bool,
-) -> tuple[dict[str, Tensor], float]:
+) -> tuple[dict[str, Coupling], float]:
     """Return the best change of a cluster by its gains, and its matched gain if that is to be ``measured``.
 
     Args:
@@ -99,7 +100,7 @@ def best_change(
 
 def couple(
     gains: Sequence[Gain], groups: Sequence[str], solver: Solver, *, keep: bool = False
-) -> dict[str, Tensor]:
+) -> dict[str, Coupling]:
     """Find permutations of groups with a large total gain.
 
     Args:
@@ -116,7 +117,7 @@ def couple(
         name = groups[0]
         return {name: solver(_summed([g.reduced(name) for g in gains if name in g.members]))}
     local = [part for g in gains for part in _disjoint(_restricted(g, groups))]
-    found: dict[str, Tensor] = {}
+    found: dict[str, Coupling] = {}
     for names in _components(local, groups):
         own = [g for g in local if any(n in g.members for n in names)]
         if len(names) == 1:
@@ -169,11 +170,11 @@ def _merged(parts: list[list[str]], ties: Iterable[Sequence[str]]) -> list[list[
 
 def _couple_nest(
     gains: Sequence[Gain], groups: Sequence[str], solver: Solver, keep: bool
-) -> dict[str, Tensor]:
+) -> dict[str, Coupling]:
     nest = _Nest(gains, groups[0], groups[1:])
     best = nest.alternate(nest.best_pairs(solver), solver, keep=False)
     if keep:
-        other = nest.alternate(torch.arange(nest.size), solver, keep=True)
+        other = nest.alternate(Permutation.identity(nest.size), solver, keep=True)
         best = max(best, other, key=lambda found: total_gain(gains, found))
     return best
 
@@ -204,7 +205,7 @@ class _Nest:
             parts.append(Gain(gain.matrix[own[i]][:, own[k]], inside[i]))
         return parts
 
-    def best_pairs(self, solver: Solver) -> Tensor:
+    def best_pairs(self, solver: Solver) -> Coupling:
         """Return the permutation of the blocks when every pair of blocks has its best members."""
         gain = torch.zeros(self.size, self.size, dtype=torch.float64)
         for i in range(self.size):
@@ -219,7 +220,7 @@ class _Nest:
                 gain[i, k] = total_gain(parts, couple(parts, here, solver) if here else {})
         return solver(gain)
 
-    def alternate(self, blocks: Tensor, solver: Solver, *, keep: bool) -> dict[str, Tensor]:
+    def alternate(self, blocks: Coupling, solver: Solver, *, keep: bool) -> dict[str, Coupling]:
         """Improve members and blocks in turn until the total gain stops rising."""
         best = self._with_members(blocks, solver, keep)
         value = total_gain(self.gains, best)
@@ -230,17 +231,18 @@ class _Nest:
                 return best
             best, value = proposal, new
 
-    def _with_members(self, blocks: Tensor, solver: Solver, keep: bool) -> dict[str, Tensor]:
-        parts = [part for i in range(self.size) for part in self.pair(i, int(blocks[i]))]
+    def _with_members(self, blocks: Coupling, solver: Solver, keep: bool) -> dict[str, Coupling]:
+        order = index_of(blocks)
+        parts = [part for i in range(self.size) for part in self.pair(i, int(order[i]))]
         return {self.outer: blocks, **couple([*parts, *self.unblocked], self.inner, solver, keep=keep)}
 
-    def _block_gain(self, permutations: Mapping[str, Tensor]) -> Tensor:
+    def _block_gain(self, at: Couplings) -> Tensor:
         """Return the gain of pairing blocks when the members keep their permutations."""
         total = torch.zeros(self.size, self.size, dtype=torch.float64)
         for gain, inside in zip(self.blocked, self.inside, strict=True):
             own = gain.members[self.outer]
             for i in range(self.size):
-                members = _moved_cells(own.shape[1], inside[i], permutations)
+                members = _moved_cells(own.shape[1], inside[i], at)
                 total[i] += gain.matrix[own[i][None, :], own[:, members]].sum(1)
         return total
 

@@ -18,23 +18,21 @@ from torch import Tensor
 
 from isthmus.matching._grids import Cluster, Facet, Grid, Structure
 from isthmus.matching._nested import Gain, total_gain
-from isthmus.matching._pairs import Movers, order_of, pair_products
-from isthmus.symmetry._apply import permute_tensor
+from isthmus.matching._pairs import order_of, pair_products
+from isthmus.symmetry import Couplings, Slots, carry_tensor
 
-__all__ = ["AbstractObjective", "Comparison", "MomentObjective", "Term", "TermObjective", "independent"]
+__all__ = ["Comparison", "MomentObjective", "Objective", "Term", "TermObjective", "independent"]
 
 
-class AbstractObjective(Protocol):
-    """Turns two networks into gain matrices, and measures a whole set of permutations."""
+class Objective(Protocol):
+    """Turns two networks into gain matrices, and measures couplings of all groups."""
 
     @property
     def structure(self) -> Structure:
         """The groups, those that are matched together, and their order."""
         ...
 
-    def gains(
-        self, cluster: Cluster, permutations: Mapping[str, Tensor], *, all_terms: bool = True
-    ) -> Sequence[Gain]:
+    def gains(self, cluster: Cluster, at: Couplings, *, all_terms: bool = True) -> Sequence[Gain]:
         """Return the gains (to be summed) of pairing units of A (rows) with units of B (columns).
 
         B's units are taken where the permutations have moved them, so that a coupling found from the gains is
@@ -42,7 +40,7 @@ class AbstractObjective(Protocol):
 
         Args:
             cluster: the groups that are matched.
-            permutations: current permutations; a group that is not listed is not matched yet.
+            at: current permutations; a group that is not listed is not matched yet.
             all_terms: whether what depends on groups not matched yet counts too (with the identity there).
                 If not, only a part of the cluster may take part; at least one group not matched yet does.
 
@@ -51,16 +49,16 @@ class AbstractObjective(Protocol):
         """
         ...
 
-    def value(self, permutations: Mapping[str, Tensor], groups: Iterable[str] | None = None) -> float:
+    def value(self, at: Couplings, groups: Iterable[str] | None = None) -> float:
         """Return the value of permutations (maximised); a group that is not listed counts as the identity.
 
         Args:
-            permutations: by group.
+            at: by group.
             groups: leave out all that does not depend on any of these; default: everything counts.
         """
         ...
 
-    def cost(self, group: str, permutations: Mapping[str, Tensor]) -> float:
+    def cost(self, group: str, at: Couplings) -> float:
         """Return the matched cost of a group: mean squared distance per unit in the objective's metric."""
         ...
 
@@ -83,7 +81,7 @@ class Comparison:
 
     a: tuple[Tensor, ...]
     b: tuple[Tensor, ...]
-    movers: tuple[Movers, ...]
+    movers: tuple[Slots, ...]
     norm_a: float
     metric: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] | None = None
 
@@ -92,27 +90,25 @@ class Comparison:
         """Groups that move some tensor."""
         return frozenset(g for m in self.movers for pairs in m.values() for g, _ in pairs)
 
-    def moved(self, permutations: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    def moved(self, at: Couplings) -> tuple[Tensor, ...]:
         """Return B's tensors relabelled, float64."""
-        return tuple(
-            permute_tensor(b, m, permutations).double() for b, m in zip(self.b, self.movers, strict=True)
-        )
+        return tuple(carry_tensor(b, m, at).double() for b, m in zip(self.b, self.movers, strict=True))
 
-    def inner(self, permutations: Mapping[str, Tensor]) -> float:
+    def inner(self, at: Couplings) -> float:
         """Return the inner product of A's tensors with the relabelled ones of B."""
-        return sum(_inner(*x, permutations) for x in zip(self.a, self.b, self.movers, strict=True))
+        return sum(_inner(*x, at) for x in zip(self.a, self.b, self.movers, strict=True))
 
-    def cost(self, permutations: Mapping[str, Tensor], inner: Measure | None = None) -> float:
+    def cost(self, at: Couplings, inner: Measure | None = None) -> float:
         """Return the squared distance of A's tensors to the relabelled ones of B, in the metric.
 
         Args:
-            permutations: by group.
+            at: by group.
             inner: computes :meth:`inner` where that is needed, or remembers it.
         """
         if self.metric is None:
-            product = self.inner(permutations) if inner is None else inner(self, permutations)
+            product = self.inner(at) if inner is None else inner(self, at)
             return self.norm_a + self._norm_b - 2 * product
-        moved = self.moved(permutations)
+        moved = self.moved(at)
         norm_b = sum(float((x * y).sum()) for x, y in zip(self.metric(moved), moved, strict=True))
         product = sum(float((x * y).sum()) for x, y in zip(self.a, moved, strict=True))
         return self.norm_a + norm_b - 2 * product
@@ -123,15 +119,15 @@ class Comparison:
         return sum(_inner(b, b, {}, {}) for b in self.b)
 
 
-def _inner(a: Tensor, b: Tensor, movers: Movers, permutations: Mapping[str, Tensor]) -> float:
+def _inner(a: Tensor, b: Tensor, movers: Slots, at: Couplings) -> float:
     """Return the inner product of a tensor with another one relabelled."""
     if (
         a.ndim == 0
         or a.numel() <= _PIECE
         or any(slot.block for pairs in movers.values() for _, slot in pairs)
     ):
-        return float((a.double() * permute_tensor(b, movers, permutations).double()).sum())
-    order, rows = order_of(movers, permutations), torch.arange(len(b))
+        return float((a.double() * carry_tensor(b, movers, at).double()).sum())
+    order, rows = dict(order_of(movers, at)), torch.arange(len(b))
     columns = order.pop(0, rows)
     return float(pair_products(a, b, 0, rows, columns, order).sum())
 
@@ -159,10 +155,10 @@ class Term:
         """Groups that move the same tensors along other axes."""
         return self.comparison.groups - self.facet.groups
 
-    def gains(self, permutations: Mapping[str, Tensor]) -> list[Gain]:
+    def gains(self, at: Couplings) -> list[Gain]:
         """Return the gain matrices of the grids' cells when B's tensors have been moved."""
         c = self.comparison
-        moved = c.moved(permutations)
+        moved = c.moved(at)
         return [
             Gain(
                 sum(
@@ -201,17 +197,17 @@ class _Dependent(Protocol):
 _Part = TypeVar("_Part", bound=_Dependent)
 
 
-def independent(parts: Sequence[_Part], permutations: Mapping[str, Tensor]) -> list[_Part]:
+def independent(parts: Sequence[_Part], at: Couplings) -> list[_Part]:
     """Return the parts that depend on no group not matched yet: a single pass goes by these where there are any."""
-    return [part for part in parts if part.neighbours <= permutations.keys()]
+    return [part for part in parts if part.neighbours <= at.keys()]
 
 
-Measure = Callable[[Comparison, Mapping[str, Tensor]], float]
+Measure = Callable[[Comparison, Couplings], float]
 
 
-def negative_cost(comparison: Comparison, permutations: Mapping[str, Tensor]) -> float:
+def negative_cost(comparison: Comparison, at: Couplings) -> float:
     """Return minus half the squared distance: equal to the inner product up to what does not change."""
-    return -0.5 * comparison.cost(permutations)
+    return -0.5 * comparison.cost(at)
 
 
 class TermObjective:
@@ -258,19 +254,19 @@ class TermObjective:
     def gains(
         self,
         cluster: Cluster,
-        permutations: Mapping[str, Tensor],
+        at: Couplings,
         *,
         all_terms: bool = True,
-        of_term: Callable[[Term, Mapping[str, Tensor]], Sequence[Gain]] = Term.gains,
+        of_term: Callable[[Term, Couplings], Sequence[Gain]] = Term.gains,
     ) -> Sequence[Gain]:
-        """Return the gains of a cluster (see :class:`AbstractObjective`); ``of_term`` computes those of a term."""
+        """Return the gains of a cluster (see :class:`Objective`); ``of_term`` computes those of a term."""
         terms, needed = self._terms[cluster], list(cluster)
         if not all_terms:
-            needed = [name for name in cluster if name not in permutations]
-            known = independent(terms, permutations)
+            needed = [name for name in cluster if name not in at]
+            known = independent(terms, at)
             if any(t.facet.groups.intersection(needed) for t in known):
                 terms, needed = known, []
-        found = _added([g for t in terms for g in of_term(t, permutations)])
+        found = _added([g for t in terms for g in of_term(t, at)])
         return found + [self._nothing(n) for n in needed if not any(n in g.members for g in found)]
 
     def _nothing(self, group: str) -> Gain:
@@ -278,28 +274,22 @@ class TermObjective:
         size = self._structure.sizes[group]
         return Gain(torch.zeros(size, size, dtype=torch.float64), {group: torch.arange(size)[:, None]})
 
-    def cost(
-        self, group: str, permutations: Mapping[str, Tensor], *, inner: Measure = Comparison.inner
-    ) -> float:
+    def cost(self, group: str, at: Couplings, *, inner: Measure = Comparison.inner) -> float:
         """Return the matched squared distance per unit, over the unscaled terms of the group's cluster.
 
         Args:
             group: which.
-            permutations: by group.
+            at: by group.
             inner: computes, or remembers, the inner product of a comparison.
         """
         terms = self._terms[self._structure.cluster_of[group]]
         compared = {id(t.comparison): t.comparison for t in terms if t.scale is None}
-        return sum(c.cost(permutations, inner) for c in compared.values()) / max(
-            self._structure.sizes[group], 1
-        )
+        return sum(c.cost(at, inner) for c in compared.values()) / max(self._structure.sizes[group], 1)
 
-    def value(self, permutations: Mapping[str, Tensor], groups: Iterable[str] | None = None) -> float:
-        """Return the value of permutations (see :class:`AbstractObjective`)."""
+    def value(self, at: Couplings, groups: Iterable[str] | None = None) -> float:
+        """Return the value of permutations (see :class:`Objective`)."""
         wanted = None if groups is None else frozenset(groups)
-        return sum(
-            self._measure(c, permutations) for c in self._compared if wanted is None or wanted & c.groups
-        )
+        return sum(self._measure(c, at) for c in self._compared if wanted is None or wanted & c.groups)
 
 
 def _added(gains: Sequence[Gain]) -> list[Gain]:
@@ -307,7 +297,7 @@ def _added(gains: Sequence[Gain]) -> list[Gain]:
     found: list[Gain] = []
     for gain in gains:
         for k, other in enumerate(found):
-            if _samecells_of(gain, other):
+            if _same_cells(gain, other):
                 found[k] = Gain(other.matrix + gain.matrix.to(other.matrix.device), other.members)
                 break
         else:
@@ -315,7 +305,7 @@ def _added(gains: Sequence[Gain]) -> list[Gain]:
     return found
 
 
-def _samecells_of(one: Gain, other: Gain) -> bool:
+def _same_cells(one: Gain, other: Gain) -> bool:
     return list(one.members) == list(other.members) and all(
         torch.equal(own, other.members[name]) for name, own in one.members.items()
     )
@@ -336,7 +326,7 @@ class MomentObjective:
         structure: Structure,
         gains: Mapping[Cluster, Sequence[Gain]],
         spreads: Mapping[Cluster, float],
-        fallback: AbstractObjective,
+        fallback: Objective,
     ) -> None:
         self._gains, self._spreads, self._fallback = dict(gains), dict(spreads), fallback
         seen = [c for c in structure.clusters if c in self._gains]
@@ -349,28 +339,26 @@ class MomentObjective:
         """The groups; those whose activations are seen come first."""
         return self._structure
 
-    def gains(
-        self, cluster: Cluster, permutations: Mapping[str, Tensor], *, all_terms: bool = True
-    ) -> Sequence[Gain]:
+    def gains(self, cluster: Cluster, at: Couplings, *, all_terms: bool = True) -> Sequence[Gain]:
         """Return the gains of a cluster; what the other groups do plays no part where activations are seen."""
         if cluster in self._gains:
-            return [g.moved(permutations) for g in self._gains[cluster]]
-        return self._fallback.gains(cluster, permutations, all_terms=all_terms)
+            return [g.moved(at) for g in self._gains[cluster]]
+        return self._fallback.gains(cluster, at, all_terms=all_terms)
 
-    def cost(self, group: str, permutations: Mapping[str, Tensor]) -> float:
+    def cost(self, group: str, at: Couplings) -> float:
         """Return the mean squared distance per unit under permutations, identity where missing."""
         cluster = self._structure.cluster_of[group]
         if cluster not in self._gains:
-            return self._fallback.cost(group, permutations)
-        gain = total_gain(self._gains[cluster], permutations)
+            return self._fallback.cost(group, at)
+        gain = total_gain(self._gains[cluster], at)
         return (self._spreads[cluster] - 2 * gain) / max(self._structure.sizes[group], 1)
 
-    def value(self, permutations: Mapping[str, Tensor], groups: Iterable[str] | None = None) -> float:
-        """Return the value of permutations (see :class:`AbstractObjective`)."""
+    def value(self, at: Couplings, groups: Iterable[str] | None = None) -> float:
+        """Return the value of permutations (see :class:`Objective`)."""
         wanted = frozenset(self._structure.sizes if groups is None else groups)
-        total = sum(total_gain(g, permutations) for c, g in self._gains.items() if wanted.intersection(c))
-        return total + self._fallback.value(permutations, groups)
+        total = sum(total_gain(g, at) for c, g in self._gains.items() if wanted.intersection(c))
+        return total + self._fallback.value(at, groups)
 
-    def seen_value(self, permutations: Mapping[str, Tensor]) -> float:
+    def seen_value(self, at: Couplings) -> float:
         """Return the total gain of the clusters whose activations are seen."""
-        return sum(total_gain(gains, permutations) for gains in self._gains.values())
+        return sum(total_gain(gains, at) for gains in self._gains.values())

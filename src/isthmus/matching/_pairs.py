@@ -10,12 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isthmus.symmetry import Slot
+from isthmus.symmetry import Couplings, Slots, reordering
 
-__all__ = ["Movers", "Order", "kernels_for", "order_of", "ordered", "pair_products", "slices"]
-
-Movers = Mapping[int, Sequence[tuple[str, Slot]]]
-"""All ``(group, slot)`` pairs that move a tensor, by axis."""
+__all__ = ["Order", "kernels_for", "order_of", "ordered", "pair_products", "slices"]
 
 Order = Mapping[int, Tensor]
 """By axis, where the entries of B's tensor come from; axes that stay as they are do not appear."""
@@ -26,18 +23,9 @@ _COMPILED = 2**18
 """Entries from which on compiled loops are used: below, no one should wait for them to load."""
 
 
-def order_of(movers: Movers, permutations: Mapping[str, Tensor]) -> dict[int, Tensor]:
+def order_of(movers: Slots, at: Couplings) -> Mapping[int, Tensor]:
     """Return how the axes of a tensor of B are reordered, on the CPU; axes that stay as they are do not appear."""
-    found: dict[int, Tensor] = {}
-    for axis, pairs in movers.items():
-        index = None
-        for name, slot in pairs:
-            if name in permutations:
-                step = slot.index.gather_index(permutations[name])
-                index = step if index is None else index[step]
-        if index is not None and not torch.equal(index, torch.arange(len(index))):
-            found[axis] = index
-    return found
+    return reordering(movers, at).axes
 
 
 def ordered(tensor: Tensor, order: Order) -> Tensor:

@@ -7,7 +7,7 @@ another group have moved, and single entries can be had in float64 without the w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from isthmus.matching._objectives import Comparison, Term, cells_of
-from isthmus.matching._pairs import Movers, Order, order_of, ordered, pair_products, slices
+from isthmus.matching._pairs import Order, order_of, ordered, pair_products, slices
+from isthmus.symmetry import Couplings, Slots
 
 __all__ = ["Part", "parts_of"]
 
@@ -37,7 +38,7 @@ class Part:
     b: Tensor
     axis: int
     positions: Tensor
-    movers: Movers
+    movers: Slots
     scale: Tensor | None = field(default=None)
 
     @cached_property
@@ -50,9 +51,9 @@ class Part:
         """Terms of the sum that an entry of the gain is."""
         return self.a.numel() // max(self.a.shape[self.axis], 1) * self.positions.shape[1]
 
-    def order(self, permutations: Mapping[str, Tensor]) -> Order:
+    def order(self, at: Couplings) -> Order:
         """Return how the other axes of B's tensor are reordered."""
-        return {axis: index.to(self.b.device) for axis, index in order_of(self.movers, permutations).items()}
+        return {axis: index.to(self.b.device) for axis, index in order_of(self.movers, at).items()}
 
     def matrix(self, order: Order, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the rows of A and of B, scaled, whose products are the gains."""

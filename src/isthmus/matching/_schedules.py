@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from isthmus.couplings import identity_permutation, moved_fraction
+from isthmus.couplings import Coupling, Permutation, index_of
 from isthmus.errors import DataError
 from isthmus.matching._grids import Cluster
-from isthmus.matching._incremental import Incremental, Products
-from isthmus.matching._nested import Solver, best_change
-from isthmus.matching._objectives import AbstractObjective, TermObjective
-from isthmus.transport import assign
+from isthmus.matching._objectives import Objective
+from isthmus.matching._solvers import Solver
+from isthmus.matching._working import Products, working
+from isthmus.symmetry import Couplings
 
-__all__ = ["AbstractSchedule", "CoordinateDescent", "Match", "SinglePass", "assignment_solver"]
+__all__ = ["CoordinateDescent", "Match", "Schedule", "SinglePass", "Status", "Then"]
 
 
-def assignment_solver(gain: Tensor) -> Tensor:
-    """Return the permutation of largest total gain (exact linear assignment)."""
-    return assign(gain, maximize=True).columns.cpu()
+class Status(StrEnum):
+    """Why a schedule stopped."""
+
+    CONVERGED = "converged"
+    SINGLE_PASS = "single pass"
+    SWEEP_LIMIT = "sweep limit reached"
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,71 +34,37 @@ class Match:
     """What a schedule found.
 
     Attributes:
-        permutations: by group.
-        sweeps: value after each sweep; for a single pass, the sum of the matched gains.
+        couplings: by group.
+        sweeps: value before the first sweep and after each one; for a single pass, the sum of the matched gains.
         status: why it stopped.
     """
 
-    permutations: dict[str, Tensor]
+    couplings: dict[str, Coupling]
     sweeps: tuple[float, ...]
-    status: str
+    status: Status
+
+    @property
+    def permutations(self) -> dict[str, Tensor]:
+        """Index tensors by group.
+
+        Raises:
+            ShapeError: a coupling is no permutation.
+        """
+        return {name: index_of(coupling) for name, coupling in self.couplings.items()}
 
 
-class AbstractSchedule(Protocol):
+class Schedule(Protocol):
     """Runs an objective and a solver over the groups."""
 
     def run(
         self,
-        objective: AbstractObjective,
+        objective: Objective,
         solver: Solver,
-        start: Mapping[str, Tensor] | None,
+        start: Couplings | None,
         generator: torch.Generator,
     ) -> Match:
-        """Return permutations for all groups of the objective, and those of ``start`` for all others."""
+        """Return couplings for all groups of the objective, and those of ``start`` for all others."""
         ...
-
-
-class _Plain:
-    """An objective that remembers nothing, as the schedules see it."""
-
-    def __init__(self, objective: AbstractObjective) -> None:
-        self._objective, self.value = objective, objective.value
-
-    def depends(self, cluster: Cluster) -> frozenset[str]:
-        """Return all groups: who knows."""
-        return frozenset(self._objective.structure.sizes)
-
-    def change(
-        self,
-        cluster: Cluster,
-        permutations: Mapping[str, Tensor],
-        solver: Solver,
-        *,
-        names: Sequence[str] | None = None,
-        measured: bool = False,
-    ) -> tuple[dict[str, Tensor], float]:
-        """Return the best change of a cluster (see :meth:`Incremental.change`)."""
-        gains = self._objective.gains(cluster, permutations, all_terms=names is None)
-        return best_change(gains, cluster, solver, names=names, measured=measured)
-
-    def rise(
-        self,
-        cluster: Cluster,
-        permutations: Mapping[str, Tensor],
-        changed: Mapping[str, Tensor],
-        threshold: float,
-    ) -> tuple[float, bool]:
-        """Return by how much a change raises the value, and that this is exact."""
-        return self._objective.value(changed, cluster) - self._objective.value(permutations, cluster), True
-
-
-def _working(objective: AbstractObjective, solver: Solver, products: Products | None) -> Incremental | _Plain:
-    """Return an objective as the schedules use it: with a memory where that changes nothing."""
-    if isinstance(objective, Incremental) and products is not None:
-        return objective
-    if isinstance(objective, TermObjective) and solver is assignment_solver and products is not None:
-        return Incremental(objective, products)
-    return _Plain(objective)
 
 
 @dataclass(frozen=True)
@@ -107,22 +77,22 @@ class SinglePass:
 
     def run(
         self,
-        objective: AbstractObjective,
+        objective: Objective,
         solver: Solver,
-        start: Mapping[str, Tensor] | None,
+        start: Couplings | None,
         generator: torch.Generator,
     ) -> Match:
-        """Return one permutation per group; those in ``start`` are already matched."""
-        work = _working(objective, solver, "float32")
-        permutations = dict(start or {})
+        """Return one coupling per group; those in ``start`` are already matched."""
+        work = working(objective, solver, "float32")
+        at = started(start)
         structure = objective.structure
         total = 0.0
         for cluster in structure.clusters:
-            while missing := [name for name in cluster if name not in permutations]:
-                change, gain = work.change(cluster, permutations, solver, names=missing, measured=True)
+            while missing := [name for name in cluster if name not in at]:
+                change, gain = work.change(cluster, at, names=missing, measured=True)
                 total += gain
-                permutations = structure.followed(permutations, cluster, change)
-        return Match(permutations, (total,), "single pass")
+                at = structure.followed(at, cluster, change)
+        return Match(at, (total,), Status.SINGLE_PASS)
 
 
 @dataclass(frozen=True)
@@ -169,17 +139,17 @@ class CoordinateDescent:
 
     def run(
         self,
-        objective: AbstractObjective,
+        objective: Objective,
         solver: Solver,
-        start: Mapping[str, Tensor] | None,
+        start: Couplings | None,
         generator: torch.Generator,
     ) -> Match:
         """Return a fixed point: no cluster's proposal improves the value. Groups not in ``start`` start as they are."""
-        work = _working(objective, solver, self.products if self.incremental else None)
+        work = working(objective, solver, self.products if self.incremental else None)
         structure = objective.structure
-        permutations = {g: identity_permutation(n) for g, n in structure.sizes.items()}
-        permutations.update(start or {})
-        value = work.value(permutations)
+        at: dict[str, Coupling] = {g: Permutation.identity(n) for g, n in structure.sizes.items()}
+        at.update(started(start))
+        value = work.value(at)
         trace = [value]
         settled: set[Cluster] = set()
         for _ in range(self.max_sweeps):
@@ -188,24 +158,53 @@ class CoordinateDescent:
                 if cluster in settled:
                     continue
                 settled.add(cluster)
-                change, _gain = work.change(cluster, permutations, solver)
-                if all(moved_fraction(p) == 0.0 for p in change.values()):
+                change, _gain = work.change(cluster, at)
+                if all(isinstance(c, Permutation) and not c.moves for c in change.values()):
                     continue
-                changed = structure.followed(permutations, cluster, change)
+                changed = structure.followed(at, cluster, change)
                 threshold = self.tolerance * abs(value)
-                rise, known = work.rise(cluster, permutations, changed, threshold)
+                rise, known = work.rise(cluster, at, changed, threshold)
                 if rise > threshold:
-                    permutations, value, improved = changed, value + rise, True
+                    at, value, improved = changed, value + rise, True
                     exact = exact and known
                     settled = {c for c in settled if work.depends(c).isdisjoint(cluster)}
             if not exact:
-                value = work.value(permutations)
+                value = work.value(at)
             trace.append(value)
             if not improved:
-                return Match(permutations, tuple(trace), "converged")
-        return Match(permutations, tuple(trace), "sweep limit reached")
+                return Match(at, tuple(trace), Status.CONVERGED)
+        return Match(at, tuple(trace), Status.SWEEP_LIMIT)
 
     def _ordered(self, clusters: Sequence[Cluster], generator: torch.Generator) -> Sequence[Cluster]:
         if self.order == "forward":
             return clusters
         return [clusters[int(k)] for k in torch.randperm(len(clusters), generator=generator)]
+
+
+@dataclass(frozen=True)
+class Then:
+    """One schedule after the other: the second starts from what the first one found.
+
+    Attributes:
+        first: runs from the start.
+        second: goes on; its trace and status are those of the whole.
+    """
+
+    first: Schedule
+    second: Schedule
+
+    def run(
+        self,
+        objective: Objective,
+        solver: Solver,
+        start: Couplings | None,
+        generator: torch.Generator,
+    ) -> Match:
+        """Return what the second schedule finds."""
+        found = self.first.run(objective, solver, start, generator)
+        return self.second.run(objective, solver, found.couplings, generator)
+
+
+def started(start: Couplings | None) -> dict[str, Coupling]:
+    """Return what a schedule starts from as couplings; an index tensor stands for its permutation."""
+    return {n: c if isinstance(c, Coupling) else Permutation(c) for n, c in (start or {}).items()}

@@ -1,10 +1,13 @@
-"""Statistics of a network over data: moments of what flows into layers, and cross-moments of a pair."""
+"""Statistics over data: moments of what flows into layers, joint moments of a pair, all in one pass if need be.
+
+A :class:`Request` says what is wanted; :func:`collected` runs each network once on every batch and serves all requests.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +21,18 @@ from isthmus.moments._rows import Actions, Frame, Tap, framed_rows, unit_rows
 from isthmus.moments._runner import SiteRunner
 from isthmus.moments._sites import Site
 
-__all__ = ["InputStatistics", "RowSample", "cross_moments", "input_statistics", "unit_moments"]
+__all__ = [
+    "CrossRequest",
+    "InputRequest",
+    "InputStatistics",
+    "Request",
+    "RowSample",
+    "UnitRequest",
+    "collected",
+    "cross_moments",
+    "input_statistics",
+    "unit_moments",
+]
 
 _Key = TypeVar("_Key", bound=Hashable)
 MAX_FEATURES = 2304
@@ -88,6 +102,202 @@ class InputStatistics:
         return (weights @ rows.T) @ rows / len(rows)
 
 
+class Request(Protocol):
+    """What is collected in a pass over the data, and its state while the pass runs."""
+
+    reads_b: bool
+    """Whether network B is run too."""
+
+    def start(self, runner: SiteRunner, state_a: Mapping[str, Tensor], batch: Batch) -> None:
+        """Begin a batch."""
+        ...
+
+    def see(self, site: Site, activation: Tensor, *, inflow: bool, of_b: bool) -> None:
+        """Look at what flows into a site or comes out of it."""
+        ...
+
+    def end(self) -> None:
+        """End a batch, which every network has seen."""
+        ...
+
+    def result(self) -> Any:
+        """Return what was collected."""
+        ...
+
+
+def collected(
+    runner: SiteRunner,
+    batches: Batches,
+    requests: Sequence[Request],
+    state_a: Mapping[str, Tensor],
+    state_b: Mapping[str, Tensor] | None = None,
+) -> list[Any]:
+    """Serve several requests in one pass over the data: each network is run once on each batch.
+
+    Args:
+        runner: the architecture.
+        batches: the data.
+        requests: fresh ones; each result is as if it were collected alone.
+        state_a: tensors of A.
+        state_b: tensors of B, where a request looks at both.
+
+    Returns:
+        One result for each request.
+
+    Raises:
+        DataError: no data, or NaN or infinite activations.
+    """
+
+    def run(state: Mapping[str, Tensor], batch: Batch, listening: Sequence[Request], *, of_b: bool) -> None:
+        def watch(inflow: bool, site: Site, activation: Tensor) -> None:
+            for request in listening:
+                request.see(site, activation, inflow=inflow, of_b=of_b)
+
+        runner.run(
+            state,
+            batch,
+            inflow=lambda site, x: watch(True, site, x),
+            outflow=lambda site, x: watch(False, site, x),
+        )
+
+    for batch in iterate(batches) if requests else ():
+        for request in requests:
+            request.start(runner, state_a, batch)
+        run(state_a, batch, requests, of_b=False)
+        readers = [request for request in requests if request.reads_b]
+        if readers:
+            assert state_b is not None, "a request that looks at B needs B"
+            run(state_b, batch, readers, of_b=True)
+        for request in requests:
+            request.end()
+    return [request.result() for request in requests]
+
+
+class InputRequest:
+    """Second moments of what flows into sites of one network, A or B (see :func:`input_statistics`)."""
+
+    def __init__(
+        self,
+        sites: Iterable[str],
+        generator: torch.Generator,
+        max_features: int = MAX_FEATURES,
+        sample_rows: int = SAMPLE_ROWS,
+        *,
+        of_b: bool = False,
+    ) -> None:
+        self.reads_b = of_b
+        self._wanted, self._generator = set(sites), generator
+        self._max_features, self._sample_rows = max_features, sample_rows
+        self._found: dict[str, Stream | RowSample] = {}
+
+    def start(self, runner: SiteRunner, state_a: Mapping[str, Tensor], batch: Batch) -> None:
+        """Do nothing: every row counts by itself."""
+
+    def see(self, site: Site, activation: Tensor, *, inflow: bool, of_b: bool) -> None:
+        """Add the rows that flow into a site."""
+        if not inflow or of_b != self.reads_b or site.name not in self._wanted:
+            return
+        for rows in input_rows(activation, site.convolution):
+            width = rows.shape[1]
+            current = self._found.get(site.name)
+            if width <= self._max_features:
+                stream = current if isinstance(current, Stream) else Stream(width)
+                self._found[site.name] = stream
+                stream.update(rows)
+            else:
+                _refuse_non_finite(rows, site.name)
+                empty = RowSample(0, rows.new_empty(0, width), self._sample_rows)
+                sample = current if isinstance(current, RowSample) else empty
+                self._found[site.name] = sample.update(rows, self._generator)
+
+    def end(self) -> None:
+        """Do nothing."""
+
+    def result(self) -> dict[str, InputStatistics]:
+        """Return statistics by site."""
+        return {
+            name: InputStatistics(source.result() if isinstance(source, Stream) else source)
+            for name, source in self._found.items()
+        }
+
+
+def _refuse_non_finite(rows: Tensor, name: str) -> None:
+    if not bool(torch.isfinite(rows).all()):
+        raise DataError(
+            f"Statistics of what flows into {name!r}: NaN or infinite values. "
+            "The network diverged or the inputs are damaged."
+        )
+
+
+class _Tapped:
+    """Rows of units at taps, of one network or of both, batch after batch."""
+
+    def __init__(self, taps: Mapping[Any, Sequence[Tap]], frame: Frame | None = None) -> None:
+        self._taps, self._frame = taps, frame
+        self._by_site: dict[tuple[str, bool], list[Tap]] = {}
+        for tap in (tap for listed in taps.values() for tap in listed):
+            self._by_site.setdefault((tap.site, tap.inflow), []).append(tap)
+        self._seen: tuple[dict[Tap, Tensor], dict[Tap, Tensor]] = ({}, {})
+        self._actions: Actions | None = None
+
+    def start(self, runner: SiteRunner, state_a: Mapping[str, Tensor], batch: Batch) -> None:
+        """Begin a batch: find how groups move activations of its shapes."""
+        self._seen = ({}, {})
+        if self._frame is not None:
+            self._actions = runner.actions(batch, self._frame.spec, state_a)
+
+    def see(self, site: Site, activation: Tensor, *, inflow: bool, of_b: bool) -> None:
+        """Keep the rows of the taps at a site."""
+        for tap in self._by_site.get((site.name, inflow), ()):
+            self._seen[of_b][tap] = self._rows(site, activation, tap, of_b)
+
+    def _rows(self, site: Site, activation: Tensor, tap: Tap, of_b: bool) -> Tensor:
+        if self._actions is None or self._frame is None:
+            return unit_rows(activation, site, tap)
+        return framed_rows(activation, site, tap, self._actions, self._frame, moves=of_b)
+
+
+class CrossRequest(_Tapped):
+    """Joint moments of the units of both networks at taps (see :func:`cross_moments`)."""
+
+    reads_b = True
+
+    def __init__(self, taps: Mapping[Any, Sequence[Tap]], frame: Frame | None = None) -> None:
+        super().__init__(taps, frame)
+        self._found = {key: [CrossStream(t.units) for t in listed] for key, listed in taps.items()}
+
+    def end(self) -> None:
+        """Add a batch."""
+        a, b = self._seen
+        for key, listed in self._taps.items():
+            for stream, tap in zip(self._found[key], listed, strict=True):
+                stream.update(a[tap], b[tap])
+
+    def result(self) -> dict[Any, list[CrossMoment]]:
+        """Return one cross-moment per tap, by key."""
+        return {key: [stream.result() for stream in streams] for key, streams in self._found.items()}
+
+
+class UnitRequest(_Tapped):
+    """Moments of the units of one network, A or B, at taps (see :func:`unit_moments`)."""
+
+    def __init__(self, taps: Mapping[Any, Sequence[Tap]], *, of_b: bool = False) -> None:
+        super().__init__(taps)
+        self.reads_b = of_b
+        self._found = {key: [Stream(t.units) for t in listed] for key, listed in taps.items()}
+
+    def end(self) -> None:
+        """Add a batch."""
+        seen = self._seen[self.reads_b]
+        for key, listed in self._taps.items():
+            for stream, tap in zip(self._found[key], listed, strict=True):
+                stream.update(seen[tap])
+
+    def result(self) -> dict[Any, list[Moment]]:
+        """Return one moment per tap, by key."""
+        return {key: [stream.result() for stream in streams] for key, streams in self._found.items()}
+
+
 def input_statistics(
     runner: SiteRunner,
     state: Mapping[str, Tensor],
@@ -118,39 +328,7 @@ def input_statistics(
     Raises:
         DataError: no data, or NaN or infinite activations.
     """
-    wanted = set(sites)
-    found: dict[str, Stream | RowSample] = {}
-
-    def watch(site: Site, activation: Tensor) -> None:
-        if site.name not in wanted:
-            return
-        for rows in input_rows(activation, site.convolution):
-            width = rows.shape[1]
-            current = found.get(site.name)
-            if width <= max_features:
-                stream = current if isinstance(current, Stream) else Stream(width)
-                found[site.name] = stream
-                stream.update(rows)
-            else:
-                _refuse_non_finite(rows, site.name)
-                empty = RowSample(0, rows.new_empty(0, width), sample_rows)
-                sample = current if isinstance(current, RowSample) else empty
-                found[site.name] = sample.update(rows, generator)
-
-    for batch in iterate(batches):
-        runner.run(state, batch, inflow=watch)
-    return {
-        name: InputStatistics(source.result() if isinstance(source, Stream) else source)
-        for name, source in found.items()
-    }
-
-
-def _refuse_non_finite(rows: Tensor, name: str) -> None:
-    if not bool(torch.isfinite(rows).all()):
-        raise DataError(
-            f"Statistics of what flows into {name!r}: NaN or infinite values. "
-            "The network diverged or the inputs are damaged."
-        )
+    return collected(runner, batches, [InputRequest(sites, generator, max_features, sample_rows)], state)[0]
 
 
 def cross_moments(
@@ -180,61 +358,11 @@ def cross_moments(
     Raises:
         DataError: no data, or NaN or infinite activations.
     """
-    found = {g: [CrossStream(t.units) for t in listed] for g, listed in taps.items()}
-    for batch in iterate(batches):
-        actions = None if frame is None else runner.actions(batch, frame.spec, state_a)
-        seen_a = _tapped(runner, state_a, batch, taps, _reader(actions, frame, moves=False))
-        seen_b = _tapped(runner, state_b, batch, taps, _reader(actions, frame, moves=True))
-        for key, listed in taps.items():
-            for k, tap in enumerate(listed):
-                found[key][k].update(seen_a[tap], seen_b[tap])
-    return {key: [stream.result() for stream in streams] for key, streams in found.items()}
+    return collected(runner, batches, [CrossRequest(taps, frame)], state_a, state_b)[0]
 
 
 def unit_moments(
     runner: SiteRunner, state: Mapping[str, Tensor], batches: Batches, taps: Mapping[_Key, Sequence[Tap]]
 ) -> dict[_Key, list[Moment]]:
     """Collect, in one pass over the data, the moments of one network's units at every tap."""
-    found = {g: [Stream(t.units) for t in listed] for g, listed in taps.items()}
-    for batch in iterate(batches):
-        seen = _tapped(runner, state, batch, taps, unit_rows)
-        for key, listed in taps.items():
-            for stream, tap in zip(found[key], listed, strict=True):
-                stream.update(seen[tap])
-    return {key: [stream.result() for stream in streams] for key, streams in found.items()}
-
-
-_Reader = Callable[[Tensor, Site, Tap], Tensor]
-"""Reads the rows of a tap off an activation."""
-
-
-def _reader(actions: Actions | None, frame: Frame | None, *, moves: bool) -> _Reader:
-    if actions is None or frame is None:
-        return unit_rows
-    return lambda activation, site, tap: framed_rows(activation, site, tap, actions, frame, moves=moves)
-
-
-def _tapped(
-    runner: SiteRunner,
-    state: Mapping[str, Tensor],
-    batch: Batch,
-    taps: Mapping[_Key, Sequence[Tap]],
-    read: _Reader,
-) -> dict[Tap, Tensor]:
-    by_site: dict[tuple[str, bool], list[Tap]] = {}
-    for listed in taps.values():
-        for tap in listed:
-            by_site.setdefault((tap.site, tap.inflow), []).append(tap)
-    seen: dict[Tap, Tensor] = {}
-
-    def watch(inflow: bool, site: Site, activation: Tensor) -> None:
-        for tap in by_site.get((site.name, inflow), ()):
-            seen[tap] = read(activation, site, tap)
-
-    runner.run(
-        state,
-        batch,
-        inflow=lambda site, x: watch(True, site, x),
-        outflow=lambda site, x: watch(False, site, x),
-    )
-    return seen
+    return collected(runner, batches, [UnitRequest(taps)], state)[0]

@@ -18,8 +18,15 @@ import torch
 from torch import Tensor
 
 from isthmus.moments._sites import Site
-from isthmus.symmetry import AxisGroup, Slot, SymmetrySpec, Trace, discover_from_trace
-from isthmus.symmetry._apply import permute_tensor
+from isthmus.symmetry import (
+    AxisGroup,
+    Couplings,
+    Slot,
+    SymmetrySpec,
+    Trace,
+    carry_tensor,
+    discover_from_trace,
+)
 from isthmus.symmetry._discover import activation_name
 
 __all__ = ["Actions", "Frame", "Tap", "framed_rows", "unit_rows"]
@@ -65,7 +72,7 @@ class Frame:
     """
 
     spec: SymmetrySpec
-    permutations: Mapping[str, Tensor]
+    permutations: Couplings
 
     def knows(self, group: str) -> bool:
         """Return whether it is known how B lists a group's units, those of the groups around it included."""
@@ -180,7 +187,7 @@ def framed_rows(
     around = {k: pairs for k, pairs in movers.items() if k != axis}
     if moves:
         known = {k: [(g, s) for g, s in pairs if frame.knows(g)] for k, pairs in around.items()}
-        activation = permute_tensor(activation, known, frame.permutations)
+        activation = carry_tensor(activation, known, frame.permutations)
     for k, pairs in around.items():
         unknown = [slot for name, slot in pairs if not frame.knows(name)]
         if unknown:

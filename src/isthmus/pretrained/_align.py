@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from isthmus.couplings import index_of
 from isthmus.matching import (
-    AbstractSchedule,
     Alignment,
     Cluster,
     Comparison,
     CoordinateDescent,
     Facet,
     Gain,
+    Schedule,
     SinglePass,
     Structure,
     Term,
@@ -27,12 +28,11 @@ from isthmus.matching._align import OnStage, _costs, silent
 from isthmus.matching._layers import Layers
 from isthmus.matching._objectives import _added as added
 from isthmus.moments import find_sites
-from isthmus.pretrained._gather import Gather, gather_of
 from isthmus.pretrained._lazy import LazyState
 from isthmus.pretrained._open import OpenedModel
 from isthmus.pretrained._verify import function_change, verify
 from isthmus.states import check_finite, check_same_architecture, digest_of
-from isthmus.symmetry import SymmetrySpec
+from isthmus.symmetry import Couplings, Reordering, SymmetrySpec, reordering
 
 __all__ = ["StoredWeights", "align"]
 
@@ -47,7 +47,7 @@ def align(
     *,
     spec: SymmetrySpec | None = None,
     outputs: Any = None,
-    schedule: AbstractSchedule | None = None,
+    schedule: Schedule | None = None,
     check: bool = True,
     seed: int = 0,
     on_stage: OnStage | None = None,
@@ -96,7 +96,7 @@ def align(
         match = schedule.run(objective, assignment_solver, None, generator)
     else:
         first = SinglePass().run(objective, assignment_solver, None, generator)
-        match = CoordinateDescent().run(objective, assignment_solver, first.permutations, generator)
+        match = CoordinateDescent().run(objective, assignment_solver, first.couplings, generator)
     permutations = {name: match.permutations[name] for name in spec.groups}
     tell("measuring how far outputs change", 3, 4)
     return Alignment(
@@ -140,21 +140,19 @@ class StoredWeights:
         """The groups, those that are matched together, and their order."""
         return self._layers.structure
 
-    def gains(
-        self, cluster: Cluster, permutations: Mapping[str, Tensor], *, all_terms: bool = True
-    ) -> Sequence[Gain]:
-        """Return the gains of a cluster (see :class:`isthmus.matching.AbstractObjective`)."""
+    def gains(self, cluster: Cluster, at: Couplings, *, all_terms: bool = True) -> Sequence[Gain]:
+        """Return the gains of a cluster (see :class:`isthmus.matching.Objective`)."""
         facets = [(n, f) for n in self._moved_by(cluster) for f in self._facets[n] if f.cluster == cluster]
         needed = list(cluster)
         if not all_terms:
-            needed = [name for name in cluster if name not in permutations]
-            known = [(n, f) for n, f in facets if all(g in permutations for g in self._groups[n] - f.groups)]
+            needed = [name for name in cluster if name not in at]
+            known = [(n, f) for n, f in facets if all(g in at for g in self._groups[n] - f.groups)]
             if any(f.groups.intersection(needed) for _, f in known):
                 facets, needed = known, []
         _log.info("matching %s: %d facets", ", ".join(cluster), len(facets))
         found: list[Gain] = []
         for name, facet in facets:
-            for piece in self._pieces_along(name, facet, permutations):
+            for piece in self._pieces_along(name, facet, at):
                 found = added([*found, *piece])
         return found + [self._nothing(g) for g in needed if not any(g in gain.members for gain in found)]
 
@@ -163,43 +161,41 @@ class StoredWeights:
         size = self.structure.sizes[group]
         return Gain(torch.zeros(size, size, dtype=torch.float64), {group: torch.arange(size)[:, None]})
 
-    def value(self, permutations: Mapping[str, Tensor], groups: Iterable[str] | None = None) -> float:
+    def value(self, at: Couplings, groups: Iterable[str] | None = None) -> float:
         """Return the inner product of A's tensors with the relabelled ones of B (maximised)."""
         names = list(self._facets) if groups is None else self._moved_by(groups)
-        return sum(self._product(name, permutations) for name in names)
+        return sum(self._product(name, at) for name in names)
 
-    def cost(self, group: str, permutations: Mapping[str, Tensor]) -> float:
+    def cost(self, group: str, at: Couplings) -> float:
         """Return the squared distance per unit over the tensors of the group's cluster."""
         names = self._moved_by(self.structure.cluster_of[group])
-        total = sum(self._norm(name) - 2 * self._product(name, permutations) for name in names)
+        total = sum(self._norm(name) - 2 * self._product(name, at) for name in names)
         return total / max(self.structure.sizes[group], 1)
 
     def _moved_by(self, groups: Iterable[str]) -> list[str]:
         wanted = frozenset(groups)
         return [name for name in self._facets if wanted & self._groups[name]]
 
-    def _pieces_along(
-        self, name: str, facet: Facet, permutations: Mapping[str, Tensor]
-    ) -> Iterator[list[Gain]]:
+    def _pieces_along(self, name: str, facet: Facet, at: Couplings) -> Iterator[list[Gain]]:
         """Yield the gains of one tensor along a facet, piece by piece."""
-        a, b, gather = self._a[name], self._b[name], self._gather(name, permutations)
+        a, b, gather = self._a[name], self._b[name], self._gather(name, at)
         cut = None if gather.parts else _longest_axis(a.shape, facet.axes)
         for piece_a, piece_b in _pieces(a, b, cut, gather):
             comparison = Comparison((piece_a,), (piece_b,), ({},), 0.0)
             yield Term(facet, comparison, (facet.axes,)).gains({})
 
-    def _gather(self, name: str, permutations: Mapping[str, Tensor]) -> Gather:
-        return gather_of(self._layers.table[name], self._a.stored(name).shape, permutations)
+    def _gather(self, name: str, at: Couplings) -> Reordering:
+        return reordering(self._layers.table[name], at)
 
-    def _product(self, name: str, permutations: Mapping[str, Tensor]) -> float:
+    def _product(self, name: str, at: Couplings) -> float:
         """Return the inner product of one tensor; remembered, as most groups move between two questions."""
         digest = hashlib.blake2b()
         for group in sorted(self._groups[name]):
-            if group in permutations:
-                digest.update(group.encode() + permutations[group].numpy().tobytes())
+            if group in at:
+                digest.update(group.encode() + index_of(at[group]).numpy().tobytes())
         key = (name, digest.digest())
         if key not in self._inner:
-            self._inner[key] = _product(self._a[name], self._b[name], self._gather(name, permutations))
+            self._inner[key] = _product(self._a[name], self._b[name], self._gather(name, at))
         return self._inner[key]
 
     def check_finite(self, name_a: str, name_b: str) -> None:
@@ -227,13 +223,13 @@ def _longest_axis(shape: Sequence[int], without: Sequence[int] = ()) -> int | No
     return max(axes, key=lambda k: shape[k], default=None)
 
 
-def _pieces(a: Tensor, b: Tensor, cut: int | None, gather: Gather) -> Iterator[tuple[Tensor, Tensor]]:
+def _pieces(a: Tensor, b: Tensor, cut: int | None, gather: Reordering) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield pieces of two tensors in float64, cut along an axis; B is put in order first."""
     if cut is None:
         yield a.double(), gather.apply(b).double()
         return
     order = gather.axes.get(cut)
-    rest = Gather({axis: index for axis, index in gather.axes.items() if axis != cut})
+    rest = gather.without(cut)
     length = a.shape[cut]
     step = max(1, _PIECE * length // max(a.numel(), 1))
     for start in range(0, length, step):
@@ -243,7 +239,7 @@ def _pieces(a: Tensor, b: Tensor, cut: int | None, gather: Gather) -> Iterator[t
         yield a.narrow(cut, start, count).double(), rest.apply(part).double()
 
 
-def _product(a: Tensor, b: Tensor, gather: Gather) -> float:
+def _product(a: Tensor, b: Tensor, gather: Reordering) -> float:
     """Return the inner product of a tensor with another put in order."""
     cut = None if gather.parts else _longest_axis(a.shape)
     return sum(float((x * y).sum()) for x, y in _pieces(a, b, cut, gather))

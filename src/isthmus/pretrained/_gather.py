@@ -2,102 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from isthmus.errors import ShapeError, SymmetryError
 from isthmus.pretrained._lazy import LazyState
 from isthmus.pretrained._open import OpenedModel
-from isthmus.symmetry import Slot, SymmetrySpec
-from isthmus.symmetry._apply import check_permutations, permute_tensor
+from isthmus.symmetry import Couplings, Reordering, SymmetrySpec, as_couplings, reordering
 
-__all__ = ["BLOCK_BYTES", "STILL", "Gather", "blocks", "gather_of", "gathers", "gathers_by_key"]
+__all__ = ["BLOCK_BYTES", "STILL", "blocks", "gathers", "gathers_by_key"]
+
 
 BLOCK_BYTES = 64 * 2**20
 """Bytes of a tensor that are worked on at a time."""
 
 
-@dataclass(frozen=True, eq=False)
-class Gather:
-    """How one tensor is put in order.
-
-    Attributes:
-        axes: by axis, the index that orders it; axes that stay are left out.
-        parts: ``(group, slot)`` pairs that move a part of the tensor only (one expert's units), after the axes.
-        permutations: of these groups.
-    """
-
-    axes: Mapping[int, Tensor]
-    parts: tuple[tuple[str, Slot], ...] = ()
-    permutations: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-
-    def __bool__(self) -> bool:
-        """Whether anything moves."""
-        return bool(self.axes or self.parts)
-
-    def apply(self, tensor: Tensor) -> Tensor:
-        """Return the tensor in order; the same tensor where nothing moves."""
-        for axis, index in self.axes.items():
-            tensor = tensor.index_select(axis, index)
-        return permute_tensor(tensor, {0: self.parts}, self.permutations) if self.parts else tensor
-
-    def same(self, other: Gather) -> bool:
-        """Whether two tensors are ordered alike."""
-        return (
-            self.axes.keys() == other.axes.keys()
-            and all(torch.equal(index, other.axes[axis]) for axis, index in self.axes.items())
-            and [(g, s.axis, s.index, s.block) for g, s in self.parts]
-            == [(g, s.axis, s.index, s.block) for g, s in other.parts]
-        )
-
-
-STILL = Gather({})
+STILL = Reordering()
 """Nothing moves."""
 
 
-def gathers(spec: SymmetrySpec, permutations: Mapping[str, Tensor]) -> dict[str, Gather]:
+def gathers(spec: SymmetrySpec, permutations: Couplings) -> dict[str, Reordering]:
     """Return how every tensor that permutations move is put in order.
 
     Raises:
         SymmetryError: a permutation names an unknown group.
         ShapeError: a permutation has the wrong shape.
     """
-    checked = check_permutations(spec, permutations)
-    found = {n: gather_of(slots, spec.shapes[n], checked) for n, slots in spec.slots_by_tensor().items()}
-    return {name: gather for name, gather in found.items() if gather}
+    checked = as_couplings(spec, permutations)
+    found = {n: reordering(slots, checked) for n, slots in spec.slots_by_tensor().items()}
+    return {name: order for name, order in found.items() if order}
 
 
-def gather_of(
-    by_axis: Mapping[int, Sequence[tuple[str, Slot]]],
-    shape: Sequence[int],
-    permutations: Mapping[str, Tensor],
-) -> Gather:
-    """Return how one tensor is put in order.
-
-    Args:
-        by_axis: per axis, the ``(group, slot)`` pairs that act there.
-        shape: of the tensor.
-        permutations: checked permutations by group; a group that is not listed does not move.
-    """
-    axes: dict[int, Tensor] = {}
-    parts: list[tuple[str, Slot]] = []
-    own = {g: permutations[g] for slots in by_axis.values() for g, _ in slots if g in permutations}
-    moving = {g: p for g, p in own.items() if not torch.equal(p, torch.arange(len(p)))}
-    for axis, slots in by_axis.items():
-        still = torch.arange(shape[axis])
-        index = permute_tensor(still, {0: [(g, s) for g, s in slots if not s.block]}, moving)
-        if not torch.equal(index, still):
-            axes[axis] = index
-        parts += [(g, s) for g, s in slots if s.block and g in moving]
-    return Gather(axes, tuple(parts), {g: moving[g] for g, _ in parts})
-
-
-def gathers_by_key(
-    spec: SymmetrySpec, permutations: Mapping[str, Tensor], opened: OpenedModel
-) -> dict[str, Gather]:
+def gathers_by_key(spec: SymmetrySpec, permutations: Couplings, opened: OpenedModel) -> dict[str, Reordering]:
     """Return how the stored tensors are put in order, by their names in the files.
 
     Raises:
@@ -116,7 +53,7 @@ def gathers_by_key(
                 f"{opened.path}: {name!r} has shape {shape}, the alignment expects {spec.shapes[name]}. Was it made "
                 "for this network?"
             )
-    found: dict[str, Gather] = {}
+    found: dict[str, Reordering] = {}
     for key, names in opened.names.items():
         wanted = [moves.get(name, STILL) for name in names]
         if any(not wanted[0].same(other) for other in wanted[1:]):
@@ -129,7 +66,7 @@ def gathers_by_key(
     return found
 
 
-def blocks(state: LazyState, key: str, gather: Gather, limit: int = BLOCK_BYTES) -> Iterator[Tensor]:
+def blocks(state: LazyState, key: str, gather: Reordering, limit: int = BLOCK_BYTES) -> Iterator[Tensor]:
     """Yield a tensor, put in order, in blocks of rows of about ``limit`` bytes.
 
     Only a tensor whose axis 0 or whose parts move is ever read whole; of any other no more than a block is in
@@ -141,7 +78,7 @@ def blocks(state: LazyState, key: str, gather: Gather, limit: int = BLOCK_BYTES)
         return
     length = stored.shape[0]
     step = max(1, limit * length // max(stored.nbytes, 1))
-    within = Gather({axis: index for axis, index in gather.axes.items() if axis})
+    within = Reordering(gather.without(0).axes)
     rows = gather.axes.get(0)
     whole = None if rows is None else state[key]
     if gather.parts:

@@ -19,9 +19,9 @@ from torch.utils import _pytree as pytree
 from isthmus.couplings import random_permutation
 from isthmus.errors import ModelError
 from isthmus.evaluation import relative_difference
-from isthmus.pretrained._gather import STILL, Gather, gathers, gathers_by_key
+from isthmus.pretrained._gather import STILL, gathers, gathers_by_key
 from isthmus.pretrained._open import OpenedModel
-from isthmus.symmetry import SymmetrySpec, Trace, Verification
+from isthmus.symmetry import Couplings, Reordering, SymmetrySpec, Trace, Verification
 from isthmus.symmetry._runner import _Double as DoubleMode
 from isthmus.symmetry._trace import operator_of
 
@@ -75,7 +75,7 @@ def verify(
 
 
 def function_change(
-    spec: SymmetrySpec, permutations: Mapping[str, Tensor], model: OpenedModel, *, outputs: Any = None
+    spec: SymmetrySpec, permutations: Couplings, model: OpenedModel, *, outputs: Any = None
 ) -> float:
     """Return how far given relabellings move the outputs of a stored network with its own weights.
 
@@ -107,7 +107,7 @@ def _errors(
     """Return, per relabelling, the largest relative change of each output; ``seed`` None changes no weight."""
     for permutations in relabellings:
         gathers_by_key(spec, permutations, model)  # checks shapes and ties
-    variants: list[Mapping[str, Gather]] = [{}, *(gathers(spec, p) for p in relabellings)]
+    variants: list[Mapping[str, Reordering]] = [{}, *(gathers(spec, p) for p in relabellings)]
 
     def read(name: str) -> Tensor:
         key = model.state.stored(name).key if name in model.state else name
@@ -171,7 +171,7 @@ class _SideBySide:
         traced: Trace,
         read: Callable[[str], Tensor],
         buffers: Mapping[str, Tensor],
-        variants: Sequence[Mapping[str, Gather]],
+        variants: Sequence[Mapping[str, Reordering]],
         dtype: torch.dtype,
     ) -> None:
         self._traced, self._read, self._buffers = traced, read, buffers
@@ -235,7 +235,7 @@ class _SideBySide:
         results: list[Any] = []
         for k, moves in enumerate(self._variants):
 
-            def value(n: fx.Node, k: int = k, moves: Mapping[str, Gather] = moves) -> Any:
+            def value(n: fx.Node, k: int = k, moves: Mapping[str, Reordering] = moves) -> Any:
                 if n in stored:
                     return moves.get(self._values[n].name, STILL).apply(stored[n])
                 return self._values[n][k]
@@ -248,7 +248,7 @@ class _SideBySide:
             results.append(self._apply(node, args, kwargs))
         return results
 
-    def _unchanged(self, node: fx.Node, k: int, moves: Mapping[str, Gather]) -> bool:
+    def _unchanged(self, node: fx.Node, k: int, moves: Mapping[str, Reordering]) -> bool:
         for n in node.all_input_nodes:
             value = self._values[n]
             if value.name in moves if isinstance(value, _Stored) else value[k] is not value[0]:

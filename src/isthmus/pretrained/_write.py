@@ -20,11 +20,12 @@ from isthmus.pretrained._card import Source, merge_card, relabelled_card
 from isthmus.pretrained._doubts import doubts_of_average
 from isthmus.pretrained._extras import extras_of
 from isthmus.pretrained._folder import free_target, output_folder
-from isthmus.pretrained._gather import STILL, Gather, blocks, gathers_by_key
+from isthmus.pretrained._gather import STILL, blocks, gathers_by_key
 from isthmus.pretrained._lazy import INDEX_NAME
 from isthmus.pretrained._open import OpenedModel
 from isthmus.pretrained._shards import DEFAULT_SHARD_SIZE, PlannedTensor, parse_size, write_shards
 from isthmus.states import check_same_architecture
+from isthmus.symmetry import Reordering
 
 __all__ = ["Progress", "Written", "apply", "merge"]
 
@@ -191,7 +192,7 @@ def merge(
 
 def _averaged(
     models: Sequence[OpenedModel],
-    moves: Sequence[Mapping[str, Gather]],
+    moves: Sequence[Mapping[str, Reordering]],
     name: str,
     shares: Sequence[float],
     similarities: Sequence[Similarity],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from isthmus.matching import METHODS
 from isthmus.report._record import Record
 
 __all__ = [
@@ -23,21 +24,15 @@ __all__ = [
 NATS = "nats per example"
 """Unit of a cross-entropy, and of records that name no unit."""
 
-_LABELS = {
-    "none": "no relabelling",
-    "weights-incoming": "incoming weights",
-    "weights": "weights, both sides",
-    "covariance": "covariance",
-    "activations": "activations",
-    "correlation": "correlation",
-}
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _DASH = "–"
 
 
 def label(method: str) -> str:
     """Return the name of a method in words; an unknown method keeps its own name."""
-    return _LABELS.get(method, method)
+    if method in METHODS:
+        return METHODS[method].label
+    return "no relabelling" if method == "none" else method
 
 
 def unit_of(record: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import datetime
 import math
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +19,22 @@ import torch
 from torch import Tensor, nn
 
 import isthmus
-from isthmus.batches import Batches, device_of, first_batch
+from isthmus.batches import Batches, device_of, first_batch, held
 from isthmus.connectivity import Line, line
 from isthmus.losses import Loss
-from isthmus.matching import METHODS, Alignment, align, dimension
-from isthmus.matching._layers import Layers
-from isthmus.moments import Frame, SiteRunner, cross_moments
+from isthmus.matching import (
+    METHODS,
+    Alignment,
+    DimensionTable,
+    Method,
+    Problem,
+    dimensions_of_both,
+    method_named,
+    solve,
+)
+from isthmus.moments import CrossMoment, CrossRequest, Frame, Tap
 from isthmus.moments._normalisation import chosen_refresh
-from isthmus.states import state_of
-from isthmus.symmetry import SymmetrySpec, Verification, discover_from_trace, trace, verify
+from isthmus.symmetry import SymmetrySpec, Verification
 from isthmus.transport import assign
 
 __all__ = ["Comparison", "OnStage", "compare"]
@@ -68,7 +75,7 @@ def compare(
     *,
     name: str,
     settings: Mapping[str, Any],
-    methods: Sequence[str] = METHODS,
+    methods: Iterable[str | Method] = METHODS,
     points: int = 11,
     headline: str | None = None,
     loss: Loss | None = None,
@@ -98,12 +105,19 @@ def compare(
         IsthmusError: whatever discovery, alignment or the lines raise.
     """
     tell = on_stage if on_stage is not None else (lambda stage, done, total: None)
-    steps = 2 + len(methods) + 1
-    tell("discovering symmetries", 0, steps)
+    used = [method_named(method) for method in methods]
+    steps = 2 + len(used) + 1
+    count = _count(statistics)
+    tell("reading data", 0, steps)
+    statistics = held(statistics)
+    splits = {name: held(batches, name) for name, batches in splits.items()}
     example = first_batch(statistics).head(_EXAMPLES).to(device_of(model_a))
-    traced = trace(model_a, example.args, example.kwargs)
-    spec = discover_from_trace(traced)
-    verification = verify(spec, model_a, example.args, example.kwargs).require()
+    problem = Problem(
+        model_a, model_b, batches=statistics, args=example.args, kwargs=example.kwargs, seed=seed
+    )
+    tell("discovering symmetries", 0, steps)
+    spec = problem.spec
+    verification = problem.verification
     chosen = headline if headline is not None else list(splits)[-1]
 
     how = chosen_refresh(refresh, model_a, statistics)
@@ -126,33 +140,27 @@ def compare(
     plain = measure(None)
     recorded = {"none": _method(plain, chosen, None, 0.0, {})}
     alignments: dict[str, Alignment] = {}
-    arrays = _similarities(model_a, model_b, spec, statistics)
-    dimensions = _dimensions(model_a, model_b, statistics, spec)
+    tell("looking at activations", 1, steps)
+    similarity = CrossRequest(_pictured(problem), Frame(spec, {}))
+    table_a, table_b, seen = dimensions_of_both(problem, similarity=similarity)
+    arrays, dimensions = _similarities(seen["similarity"]), _means(table_a, table_b)
     tell("preparing the solver", 1, steps)
     _prepare_solver(max((g.size for g in spec.groups.values()), default=0), seed)
-    for done, method in enumerate(methods):
-        tell(f"aligning by {method}", 2 + done, steps)
+    for done, method in enumerate(used):
+        tell(f"aligning by {method.name}", 2 + done, steps)
         start = time.perf_counter()
-        found = align(
-            model_a,
-            model_b,
-            batches=statistics,
-            args=example.args,
-            kwargs=example.kwargs,
-            method=method,
-            spec=spec,
-            seed=seed,
-        )
+        found = solve(problem, method)
         seconds = time.perf_counter() - start
-        alignments[method] = found
-        recorded[method] = _method(measure(found), chosen, found, seconds, dimensions.get(method, {}))
-        arrays.update({f"permutation/{method}/{g}": p.numpy() for g, p in found.permutations.items()})
+        alignments[method.name] = found
+        about = dimensions.get(method.name, {})
+        recorded[method.name] = _method(measure(found), chosen, found, seconds, about)
+        arrays.update({f"permutation/{method.name}/{g}": p.numpy() for g, p in found.permutations.items()})
     tell("done", steps, steps)
     record = {
         "isthmus_version": isthmus.__version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": _versions(),
-        "settings": {**settings, "points": points, "refresh": how, "statistics": _count(statistics)},
+        "settings": {**settings, "points": points, "refresh": how, "statistics": count},
         "network": {"name": name, "parameters": sum(p.numel() for p in model_a.parameters())},
         "split": chosen,
         "unit": plain.unit,
@@ -264,19 +272,19 @@ def _symmetry(spec: SymmetrySpec, verification: Verification) -> dict[str, Any]:
     }
 
 
-def _similarities(
-    model_a: nn.Module, model_b: nn.Module, spec: SymmetrySpec, statistics: Batches
-) -> dict[str, np.ndarray]:
+def _pictured(problem: Problem) -> dict[str, list[Tap]]:
+    """Return where each group's units are seen first, for the groups that are not too large for a picture."""
+    layers = problem.layers
+    return {
+        g: listed[:1] for g, listed in layers.taps().items() if listed and layers.sizes[g] <= _LARGEST_PICTURE
+    }
+
+
+def _similarities(found: Mapping[str, Sequence[CrossMoment]]) -> dict[str, np.ndarray]:
     """Return correlations of A's units with B's, by group; NaN for units that never vary.
 
     Rows that are units themselves are replaced by their mean: B lists them in another order.
     """
-    runner = SiteRunner(model_a, first_batch(statistics))
-    layers = Layers(spec, tuple(runner.sites.values()), tuple(n for n, _ in model_a.named_parameters()))
-    taps = {
-        g: listed[:1] for g, listed in layers.taps().items() if listed and layers.sizes[g] <= _LARGEST_PICTURE
-    }
-    found = cross_moments(runner, state_of(model_a), state_of(model_b), statistics, taps, Frame(spec, {}))
     arrays: dict[str, np.ndarray] = {}
     for group, moments in found.items():
         matrix: Tensor = moments[0].correlation.clone()
@@ -287,11 +295,9 @@ def _similarities(
     return arrays
 
 
-def _dimensions(
-    model_a: nn.Module, model_b: nn.Module, statistics: Batches, spec: SymmetrySpec
-) -> dict[str, dict[str, Any]]:
-    """Return, per method and group, the mean of A's and B's dimensions of what is matched."""
-    tables = [dimension(m, statistics, spec=spec).to_dict() for m in (model_a, model_b)]
+def _means(*of_networks: DimensionTable) -> dict[str, dict[str, Any]]:
+    """Return, per method and group, the mean of the networks' dimensions of what is matched."""
+    tables = [table.to_dict() for table in of_networks]
     return {
         method: {
             group: {k: _mean([t[method][group][k] for t in tables]) for k in values}

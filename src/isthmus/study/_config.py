@@ -161,7 +161,7 @@ class MeasureConfig(_Strict):
     """What is measured on every pair.
 
     Attributes:
-        methods: ``"none"`` and methods of :func:`isthmus.matching.align`.
+        methods: ``"none"`` and methods of :func:`isthmus.matching.align`, your own as ``"module:METHOD"``.
         points: positions on each line.
         refresh: ``"none"``, ``"batchnorm"`` or both: what happens to states inside the line.
         dimension: whether approximate dimensions are measured.
@@ -175,7 +175,7 @@ class MeasureConfig(_Strict):
     @field_validator("methods")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_one_of(v, ("none", *METHODS)) for v in value)
+        return tuple(v if ":" in v else _one_of(v, ("none", *METHODS)) for v in value)
 
 
 class Variant(_Strict):

@@ -16,7 +16,7 @@ from isthmus.batches import Batches
 from isthmus.checkpoints import load_state, save_state
 from isthmus.connectivity import Curve, Line, line
 from isthmus.errors import IsthmusWarning
-from isthmus.matching import Alignment, align
+from isthmus.matching import Alignment, Problem, method_named, solve
 from isthmus.moments._normalisation import keeps_running_statistics
 from isthmus.states import check_finite, state_of
 from isthmus.study._config import NetworkConfig
@@ -121,13 +121,17 @@ def _measure(unit: Unit, store: Store, data_dir: str | None, device: str) -> dic
         "test": to_batches(test_data, _LINE_BATCH, limit=_at_most(sizes["test"], test_data), seed=_DRAW),
     }
     seed = derive_seed(content["a"]["seed"], "pair", str(content["b"]["seed"]))
-    spec = symmetries_of(model_a, statistics, seed)
+    problem = Problem(model_a, model_b, batches=statistics, seed=seed)
+    needs = {method_named(method).needs for method in options["methods"] if method != "none"}
+    problem.verification.require()
+    problem.prepare(inputs="inputs" in needs, joint="activations" in needs)
+    spec = problem.spec
     recomputable = keeps_running_statistics(model_a)
     rows: list[dict[str, Any]] = []
     for method in options["methods"]:
         found = None
         if method != "none":
-            found = align(model_a, model_b, batches=statistics, method=method, spec=spec, seed=seed)
+            found = solve(problem, method)
         lines: dict[bool, Line] = {}
         for refresh in options["refresh"]:
             recompute = refresh == "batchnorm" and recomputable

@@ -1,29 +1,43 @@
-"""Applying permutations to a state: a pure function, one gather per moved axis."""
+"""Carrying tensors by couplings: in another order where units are permuted, by their matrices elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from isthmus.couplings import validate_permutation
+from isthmus.couplings import Coupling, Permutation, Rotation, index_of, validate_permutation
 from isthmus.errors import ShapeError, SymmetryError
 from isthmus.states import with_versions_of
 from isthmus.symmetry._spec import Slot, SymmetrySpec
 
-__all__ = ["apply", "check_permutations", "permute_tensor"]
+__all__ = [
+    "Couplings",
+    "Reordering",
+    "Slots",
+    "apply",
+    "as_couplings",
+    "carry_tensor",
+    "check_permutations",
+    "reordering",
+]
+
+Slots = Mapping[int, Sequence[tuple[str, Slot]]]
+"""By axis of a tensor, the ``(group, slot)`` pairs that act there, outer groups first."""
+Couplings = Mapping[str, Coupling | Tensor]
+"""By group; an index tensor stands for its permutation."""
 
 
-def apply(
-    spec: SymmetrySpec, permutations: Mapping[str, Tensor], state: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def apply(spec: SymmetrySpec, permutations: Couplings, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Relabel the units of a network: return a new state, the input stays untouched.
 
     Args:
         spec: the symmetries of the network.
         permutations: from group name to index tensor, int, shape ``(group.size,)``: entry ``i`` is the unit of
-            ``state`` placed at position ``i``. A missing group stays as it is.
+            ``state`` placed at position ``i``; or to a :class:`isthmus.couplings.Coupling`. A missing group stays as
+            it is.
         state: tensors by name; any device (meta too) and dtype.
 
     Returns:
@@ -31,10 +45,11 @@ def apply(
         the same objects.
 
     Raises:
-        SymmetryError: a permutation names an unknown group, or the state lacks a tensor of the spec.
+        SymmetryError: a permutation names an unknown group, the state lacks a tensor of the spec, or a coupling needs
+            to know whether a slot holds or reads its units.
         ShapeError: a permutation or a tensor has the wrong shape.
     """
-    checked = check_permutations(spec, permutations)
+    checked = as_couplings(spec, permutations)
     result = with_versions_of(state, dict(state))
     for name, by_axis in spec.slots_by_tensor().items():
         moving = {
@@ -51,70 +66,169 @@ def apply(
             raise ShapeError(
                 f"{name!r}: the spec expects shape {spec.shapes[name]}, the state has {tuple(state[name].shape)}."
             )
-        result[name] = permute_tensor(state[name], moving, checked)
+        result[name] = carry_tensor(state[name], moving, checked)
     return result
 
 
-def permute_tensor(
-    tensor: Tensor,
-    slots_by_axis: Mapping[int, Sequence[tuple[str, Slot]]],
-    permutations: Mapping[str, Tensor],
-) -> Tensor:
-    """Move one tensor: one gather per slot, those that act on whole rows of an axis composed into a single one.
+def carry_tensor(tensor: Tensor, slots_by_axis: Slots, at: Couplings) -> Tensor:
+    """Return one tensor carried by couplings.
 
     Args:
         tensor: any shape.
         slots_by_axis: per axis, the ``(group name, slot)`` pairs that act there, outer groups first.
-        permutations: checked permutations by group name; groups without one do not move.
+        at: couplings by group name, checked; groups without one do not move.
+
+    Raises:
+        SymmetryError: a coupling treats what holds units and what reads them differently, and a slot does not say
+            which it is, or is both.
     """
-    moved = tensor
-    blocks: list[tuple[str, Slot]] = []
+    own = [(g, slot) for slots in slots_by_axis.values() for g, slot in slots if g in at]
+    if all(isinstance(at[group], Permutation | Tensor) for group, _ in own):
+        return reordering(slots_by_axis, at).apply(tensor)
+    for group, slot in own:
+        coupling = at[group]
+        tensor = _carried(
+            tensor, slot, coupling if isinstance(coupling, Coupling) else Permutation(coupling), group
+        )
+    return tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Reordering:
+    """How permutations put one tensor in order: one gather per axis, those of several slots composed.
+
+    Attributes:
+        axes: by axis, where its entries come from, int64 on the CPU; axes that stay are left out.
+        parts: ``(slot, index)`` of the slots that move a part of the tensor only (one expert's units), after the axes.
+    """
+
+    axes: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
+    parts: tuple[tuple[Slot, Tensor], ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether anything moves."""
+        return bool(self.axes or self.parts)
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        """Return the tensor in order; the same tensor where nothing moves."""
+        moved = tensor
+        for axis, index in self.axes.items():
+            moved = moved.index_select(axis, index.to(moved.device))
+        if self.parts and moved is tensor:
+            moved = tensor.clone()
+        for slot, index in self.parts:
+            target, source = _open_grid(moved, slot, None), _open_grid(moved, slot, index)
+            moved[target] = moved[source]
+        return moved
+
+    def without(self, axis: int) -> Reordering:
+        """Return the same without one axis."""
+        return Reordering({k: index for k, index in self.axes.items() if k != axis}, self.parts)
+
+    def same(self, other: Reordering) -> bool:
+        """Whether two tensors are ordered alike."""
+        if self.axes.keys() != other.axes.keys() or len(self.parts) != len(other.parts):
+            return False
+        pairs = [(index, other.axes[axis]) for axis, index in self.axes.items()]
+        for (slot, index), (other_slot, other_index) in zip(self.parts, other.parts, strict=True):
+            if (slot.axis, slot.index, slot.block) != (other_slot.axis, other_slot.index, other_slot.block):
+                return False
+            pairs.append((index, other_index))
+        return all(torch.equal(one, two) for one, two in pairs)
+
+
+def reordering(slots_by_axis: Slots, at: Couplings) -> Reordering:
+    """Return how permutations put a tensor in order.
+
+    Args:
+        slots_by_axis: per axis, the ``(group name, slot)`` pairs that act on the tensor, outer groups first.
+        at: checked permutations by group name; groups without one do not move.
+
+    Raises:
+        ShapeError: a coupling is no permutation.
+    """
+    axes: dict[int, Tensor] = {}
+    parts: list[tuple[Slot, Tensor]] = []
     for axis, slots in slots_by_axis.items():
         index = None
         for group, slot in slots:
-            if group not in permutations:
+            if group not in at:
                 continue
+            permutation = index_of(at[group])
+            step = slot.index.moved_by(permutation)
             if slot.block:
-                blocks.append((group, slot))
+                if not torch.equal(permutation, torch.arange(len(permutation))):
+                    parts.append((slot, step))
                 continue
-            step = slot.index.gather_index(permutations[group])
             index = step if index is None else index[step]
         if index is not None and not torch.equal(index, torch.arange(len(index))):
-            moved = moved.index_select(axis, index.to(moved.device))
-    if blocks and moved is tensor:
-        moved = tensor.clone()
-    for group, slot in blocks:
-        _move_block(moved, slot, slot.index.gather_index(permutations[group]).to(moved.device))
-    return moved
+            axes[axis] = index
+    return Reordering(axes, tuple(parts))
 
 
-def _move_block(tensor: Tensor, slot: Slot, index: Tensor) -> None:
-    """Move, in place, the part of a tensor that a slot with a block acts on."""
-    grids = [torch.arange(n, device=tensor.device) for n in tensor.shape]
+def _open_grid(tensor: Tensor, slot: Slot, index: Tensor | None) -> tuple[Tensor, ...]:
+    """Return index tensors that address the part of a tensor that a slot with a block acts on, its axis reordered."""
+    grids = [torch.arange(n) for n in tensor.shape]
     for axis, where in slot.block:
-        grids[axis] = where.positions().reshape(-1).to(tensor.device)
-    target = _open_grid(grids)
-    grids[slot.axis] = index
-    tensor[target] = tensor[_open_grid(grids)]
+        grids[axis] = where.positions().reshape(-1)
+    if index is not None:
+        grids[slot.axis] = index
+    return tuple(
+        g.to(tensor.device).reshape([-1 if k == axis else 1 for k in range(tensor.ndim)])
+        for axis, g in enumerate(grids)
+    )
 
 
-def _open_grid(grids: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return index tensors that address the product of the given positions of each axis."""
-    rank = len(grids)
-    return tuple(g.reshape([-1 if k == axis else 1 for k in range(rank)]) for axis, g in enumerate(grids))
+def _carried(tensor: Tensor, slot: Slot, coupling: Coupling, group: str) -> Tensor:
+    """Return a tensor of which the units of one slot were carried by any coupling."""
+    if slot.role not in ("holds", "reads") and not isinstance(coupling, Permutation | Rotation):
+        which = "holds and reads" if slot.role else "does not say whether it holds or reads"
+        raise SymmetryError(
+            f"group {group!r}: slot {slot} {which} its units, so only a Permutation or a Rotation can act on it, found "
+            f"{coupling!r}."
+        )
+    inside = _open_grid(tensor, slot, None)
+    part, where = tensor[inside], slot.index.positions()
+    units = part.index_select(slot.axis, where.flatten().to(part.device)).unflatten(slot.axis, where.shape)
+    carry = coupling.carry_readers if slot.role == "reads" else coupling.carry
+    moved = carry(units, slot.axis).flatten(slot.axis, slot.axis + 1)
+    part = part.index_copy(slot.axis, where.flatten().to(part.device), moved.to(part.dtype))
+    return torch.index_put(tensor, inside, part)
 
 
-def check_permutations(spec: SymmetrySpec, permutations: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the permutations as int64 tensors on the CPU, each checked against its group.
+def as_couplings(spec: SymmetrySpec, permutations: Couplings) -> dict[str, Coupling]:
+    """Return couplings by group, each checked against its group; an index tensor stands for its permutation.
 
     Raises:
         SymmetryError: a group is unknown.
-        ShapeError: an entry is not a permutation of the group's units.
+        ShapeError: an entry is not a permutation of the group's units, or a coupling of other units.
     """
     unknown = [name for name in permutations if name not in spec.groups]
     if unknown:
         raise SymmetryError(f"no group named {unknown[0]!r}; the spec has {list(spec.groups)}.")
-    return {
-        name: validate_permutation(p, spec.groups[name].size, f"permutation of group {name!r}")
-        for name, p in permutations.items()
-    }
+    found: dict[str, Coupling] = {}
+    for name, given in permutations.items():
+        size = spec.groups[name].size
+        if not isinstance(given, Coupling):
+            given = Permutation.known(validate_permutation(given, size, f"permutation of group {name!r}"))
+        elif given.shape != (size, size):
+            raise ShapeError(
+                f"coupling of group {name!r}: expected one of {size} units with themselves, found {given!r}."
+            )
+        found[name] = given
+    return found
+
+
+def check_permutations(spec: SymmetrySpec, permutations: Couplings) -> dict[str, Tensor]:
+    """Return the permutations as int64 tensors on the CPU, each checked against its group.
+
+    Raises:
+        SymmetryError: a group is unknown, or a coupling is no permutation.
+        ShapeError: an entry is not a permutation of the group's units.
+    """
+    found: dict[str, Tensor] = {}
+    for name, coupling in as_couplings(spec, permutations).items():
+        if not isinstance(coupling, Permutation):
+            raise SymmetryError(f"group {name!r}: expected a permutation, found {coupling!r}.")
+        found[name] = coupling.index
+    return found

@@ -1,4 +1,4 @@
-"""Inverting and composing permutations of nested groups.
+"""Inverting and composing couplings of nested groups.
 
 An outer permutation acts first, the inner one at the new place of its outer unit:
 ``new[i, j] = old[outer[i], inner_i[j]]``. So when outer units move, the inner permutations change owners.
@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from isthmus.couplings import invert_permutation
+from isthmus.couplings import Coupling, Monomial, Permutation
 from isthmus.errors import SymmetryError
 
 __all__ = ["nested_composition", "nested_inverse"]
@@ -41,7 +40,7 @@ _Origin = dict[tuple[str, int], tuple[str, int]]
 class _Members:
     """Finds the member of a family that belongs to given outer units."""
 
-    def __init__(self, spec: _Spec, *given: Mapping[str, Tensor]) -> None:
+    def __init__(self, spec: _Spec, *given: Mapping[str, Coupling]) -> None:
         self.groups = spec.groups
         for permutations in given:
             unknown = [n for n in permutations if n not in self.groups]
@@ -67,40 +66,47 @@ class _Members:
         return found
 
 
-def _record(origin: _Origin, target: str, source: str, permutation: Tensor) -> None:
-    for place, unit in enumerate(permutation.tolist()):
-        origin[target, place] = (source, unit)
+def _record(origin: _Origin, target: _Group, source: str, coupling: Coupling | None, spec: _Spec) -> None:
+    """Note where each unit of a group that others are nested in came from."""
+    if not any(target.name == outer for group in spec.groups.values() for outer, _ in group.within):
+        return
+    if not isinstance(coupling, Permutation | Monomial | None):
+        raise SymmetryError(
+            f"group {target.name!r}: others are nested in its units, so its coupling must keep them apart, found "
+            f"{coupling!r}."
+        )
+    units = torch.arange(target.size) if coupling is None else coupling.index
+    for place, unit in enumerate(units.tolist()):
+        origin[target.name, place] = (source, unit)
 
 
-def nested_inverse(spec: _Spec, permutations: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the inverse: group by group, but an inner permutation goes back to where its outer unit came from."""
-    members = _Members(spec, permutations)
+def nested_inverse(spec: _Spec, couplings: Mapping[str, Coupling]) -> dict[str, Coupling]:
+    """Return the inverse: group by group, but an inner coupling goes back to where its outer unit came from."""
+    members = _Members(spec, couplings)
     origin: _Origin = {}  # in the inverse: from a place of the result to the place it is read from
-    inverse: dict[str, Tensor] = {}
+    inverse: dict[str, Coupling] = {}
     for group in members.ordered():
         source = members.member(group, origin)
-        moved = permutations.get(source)
+        moved = couplings.get(source)
         if moved is not None:
-            inverse[group.name] = invert_permutation(moved)
-        backwards = torch.arange(group.size) if moved is None else inverse[group.name]
-        _record(origin, group.name, source, backwards.cpu())
+            inverse[group.name] = moved.inverse()
+        _record(origin, group, source, inverse.get(group.name), spec)
     return inverse
 
 
 def nested_composition(
-    spec: _Spec, first: Mapping[str, Tensor], second: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Return the permutations of moving by ``first`` and then by ``second``."""
+    spec: _Spec, first: Mapping[str, Coupling], second: Mapping[str, Coupling]
+) -> dict[str, Coupling]:
+    """Return the couplings of moving by ``first`` and then by ``second``."""
     members = _Members(spec, first, second)
     origin: _Origin = {}  # from a place after the second move to the place it had between the two
-    composed: dict[str, Tensor] = {}
+    composed: dict[str, Coupling] = {}
     for group in members.ordered():
         between = members.member(group, origin)
         one, two = first.get(between), second.get(group.name)
-        if one is not None or two is not None:
-            size = torch.arange(group.size)
-            one, two = (size if one is None else one), (size if two is None else two)
-            composed[group.name] = one[two]
-        step = second.get(group.name)
-        _record(origin, group.name, between, torch.arange(group.size) if step is None else step.cpu())
+        if one is not None and two is not None:
+            composed[group.name] = one.then(two)
+        elif one is not None or two is not None:
+            composed[group.name] = one if one is not None else two  # pyright: ignore[reportArgumentType]
+        _record(origin, group, between, two, spec)
     return composed

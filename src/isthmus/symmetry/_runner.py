@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from isthmus.errors import CheckpointError, ModelError
 from isthmus.evaluation import require_evaluation
 from isthmus.replica import Replica, other_inputs, registered
-from isthmus.symmetry._apply import apply
+from isthmus.symmetry._apply import Couplings, apply
 from isthmus.symmetry._memory import saved_tensors
 from isthmus.symmetry._outputs import named_outputs
 from isthmus.symmetry._spec import SymmetrySpec
@@ -118,7 +118,7 @@ class Runner:
             )
         self._trials = self._tying() if ranking.seen and generator is not None else []
 
-    def errors(self, spec: SymmetrySpec, permutations: Mapping[str, Tensor]) -> dict[str, float]:
+    def errors(self, spec: SymmetrySpec, permutations: Couplings) -> dict[str, float]:
         """Return the largest relative change of each output under a relabelling.
 
         A relabelling that tears tied tensors apart changes every output by infinity. A network that ranks numbers is
@@ -133,7 +133,7 @@ class Runner:
     def _errors(
         self,
         spec: SymmetrySpec,
-        permutations: Mapping[str, Tensor],
+        permutations: Couplings,
         original: Mapping[str, Tensor],
         inputs: Any,
         reference: Mapping[str, Tensor],

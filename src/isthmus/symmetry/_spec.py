@@ -6,12 +6,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from isthmus.couplings import validate_permutation
+from isthmus.couplings import Coupling, Permutation, validate_permutation
 from isthmus.errors import SymmetryError
 from isthmus.symmetry._nested import nested_composition, nested_inverse
 from isthmus.symmetry._overlaps import check_overlaps, distinct_positions
@@ -22,6 +22,8 @@ __all__ = ["AxisGroup", "IndexMap", "PinnedAxis", "Slot", "SymmetrySpec"]
 
 _FORMAT = 2
 _READABLE = (1, 2)
+Role = Literal["holds", "reads", "both", ""]
+_ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,15 @@ class IndexMap:
         Raises:
             ShapeError: ``permutation`` is none of the units.
         """
+        return self.moved_by(validate_permutation(permutation, self.size))
+
+    def moved_by(self, permutation: Tensor) -> Tensor:
+        """Return what :meth:`gather_index` returns, for a permutation that is known to be one, on the CPU."""
+        if self.is_whole:
+            return permutation
         index = torch.arange(self.length)
         positions = self.positions()
-        checked = validate_permutation(permutation, self.size)
-        index[positions.reshape(-1)] = positions[checked].reshape(-1)
+        index[positions.reshape(-1)] = positions[permutation].reshape(-1)
         return index
 
     def __str__(self) -> str:
@@ -120,12 +127,15 @@ class Slot:
         index: where the units sit on the axis.
         block: other axes on which the group acts at some positions only (the hidden units of one expert, in a
             tensor of all experts): ``(axis, index map with one unit)`` pairs.
+        role: whether the tensor ``"holds"`` the units (a weight that computes them, a bias, a gain), ``"reads"`` them
+            (a weight that they flow into) or does ``"both"`` (a tied embedding); empty where nobody said.
     """
 
     tensor: str
     axis: int
     index: IndexMap = field(compare=False)
     block: tuple[tuple[int, IndexMap], ...] = field(default=(), compare=False)
+    role: Role = field(default="", compare=False)
 
     def __str__(self) -> str:
         """Return ``tensor[axis]`` and, unless it is the whole axis, the index map and the block."""
@@ -277,7 +287,7 @@ class SymmetrySpec:
         Raises:
             SymmetryError: an unknown group.
         """
-        return nested_inverse(self, permutations)
+        return _indices(nested_inverse(self, _couplings(self, permutations)))
 
     def compose(self, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the permutations equal to applying ``first`` and then ``second``.
@@ -285,7 +295,8 @@ class SymmetrySpec:
         Raises:
             SymmetryError: an unknown group.
         """
-        return nested_composition(self, first, second)
+        both = (_couplings(self, permutations) for permutations in (first, second))
+        return _indices(nested_composition(self, *both))
 
     def slots_by_tensor(self) -> dict[str, dict[int, list[tuple[str, Slot]]]]:
         """Return, per tensor and axis, the ``(group name, slot)`` pairs that act there, outer groups first."""
@@ -428,6 +439,18 @@ class SymmetrySpec:
         return "\n".join(lines)
 
 
+def _couplings(spec: SymmetrySpec, permutations: Mapping[str, Tensor]) -> dict[str, Coupling]:
+    """Return index tensors as permutations; that their groups exist is left to those who use them."""
+    return {
+        name: Permutation(validate_permutation(p, spec.groups[name].size if name in spec.groups else len(p)))
+        for name, p in permutations.items()
+    }
+
+
+def _indices(couplings: Mapping[str, Coupling]) -> dict[str, Tensor]:
+    return {name: c.index for name, c in couplings.items() if isinstance(c, Permutation)}
+
+
 def _entries(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return f"{sum(math.prod(s) for s in shapes.values()):,}"
 
@@ -440,6 +463,8 @@ def _slot_to_json(slot: Slot) -> dict[str, Any]:
     data = {"tensor": slot.tensor, "axis": slot.axis, **_index_to_json(slot.index)}
     if slot.block:
         data["block"] = [{"axis": axis, **_index_to_json(index)} for axis, index in slot.block]
+    if slot.role:
+        data["role"] = slot.role
     return data
 
 
@@ -466,6 +491,11 @@ def _group_from_json(data: Mapping[str, Any], shapes: Mapping[str, tuple[int, ..
     for s in data["slots"]:
         shape = shapes[s["tensor"]]
         block = tuple((_whole(b["axis"]), _index_from_json(b, shape, 1)) for b in s.get("block", ()))
-        slots.append(Slot(s["tensor"], _whole(s["axis"]), _index_from_json(s, shape, size), block))
+        role = s.get("role", "")
+        if role not in _ROLES:
+            raise SymmetryError(
+                f"not a symmetry spec in JSON: expected a role of {', '.join(map(repr, _ROLES))}, found {role!r}."
+            )
+        slots.append(Slot(s["tensor"], _whole(s["axis"]), _index_from_json(s, shape, size), block, role))
     within = tuple((str(name), _whole(unit)) for name, unit in data.get("within", ()))
     return AxisGroup(str(data["name"]), size, tuple(slots), within, str(data.get("family", "")))

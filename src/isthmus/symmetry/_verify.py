@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from isthmus.couplings import invert_permutation, random_permutation
 from isthmus.errors import VerificationError
+from isthmus.symmetry._apply import Couplings
 from isthmus.symmetry._discover import Outputs
 from isthmus.symmetry._runner import Runner
 from isthmus.symmetry._spec import SymmetrySpec
@@ -130,7 +131,7 @@ def verify(
 
 def function_change(
     spec: SymmetrySpec,
-    permutations: Mapping[str, Tensor],
+    permutations: Couplings,
     model: nn.Module,
     args: Any = (),
     kwargs: Mapping[str, Any] | None = None,
@@ -141,7 +142,7 @@ def function_change(
 
     Args:
         spec: the symmetries.
-        permutations: from group name to index tensor.
+        permutations: from group name to index tensor or coupling.
         model: the network, in evaluation mode; not mutated.
         args: positional inputs.
         kwargs: keyword inputs.

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from isthmus.couplings import random_permutation
 from isthmus.matching import (
-    AbstractObjective,
-    AbstractSchedule,
     Match,
+    Objective,
+    Schedule,
     Solver,
     assignment_solver,
     total_gain,
@@ -23,8 +23,8 @@ _TOLERANCE = 1e-9
 
 
 def check_alignment_contract(
-    objective: AbstractObjective,
-    schedule: AbstractSchedule,
+    objective: Objective,
+    schedule: Schedule,
     *,
     solver: Solver = assignment_solver,
     seed: int = 0,
@@ -77,7 +77,7 @@ def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(p, other[name]) for name, p in one.items())
 
 
-def _check_gains(objective: AbstractObjective, seed: int) -> None:
+def _check_gains(objective: Objective, seed: int) -> None:
     structure = objective.structure
     generator = torch.Generator().manual_seed(seed)
     draw = {name: random_permutation(size, generator) for name, size in structure.sizes.items()}
@@ -109,13 +109,13 @@ def _check_gains(objective: AbstractObjective, seed: int) -> None:
             )
 
 
-def _acts_twice(objective: AbstractObjective, group: str) -> bool:
+def _acts_twice(objective: Objective, group: str) -> bool:
     """Return whether a group moves two axes of one tensor, so that its gain is a linearisation."""
     slots = objective.structure.spec.groups[group].slots
     return len({s.tensor for s in slots}) < len({(s.tensor, s.axis) for s in slots})
 
 
-def _check_permutations(objective: AbstractObjective, permutations: Mapping[str, Tensor]) -> None:
+def _check_permutations(objective: Objective, permutations: Mapping[str, Tensor]) -> None:
     sizes = objective.structure.sizes
     _require(set(permutations) == set(sizes), "not every group has a permutation")
     for name, permutation in permutations.items():
@@ -125,7 +125,7 @@ def _check_permutations(objective: AbstractObjective, permutations: Mapping[str,
         )
 
 
-def _check_trace(objective: AbstractObjective, found: Match) -> None:
+def _check_trace(objective: Objective, found: Match) -> None:
     if len(found.sweeps) < 2:
         return
     steps = torch.tensor(found.sweeps).diff()

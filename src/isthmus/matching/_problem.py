@@ -1,0 +1,282 @@
+"""Problems: two networks of one architecture and, if need be, data, with all that methods ask about them.
+
+Everything is found when it is first asked for, and then kept: the trace (one export), the symmetries, their
+verification, the sites, and the statistics. What several methods need is collected in one pass over the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isthmus.batches import Batch, Batches, device_of, first_batch, reusable
+from isthmus.errors import DataError
+from isthmus.evaluation import require_evaluation
+from isthmus.losses import completed_batches
+from isthmus.matching._grids import Cluster
+from isthmus.matching._layers import Layers
+from isthmus.matching._seen import Seen, seen_units
+from isthmus.matching._terms import Pair
+from isthmus.moments import (
+    CrossMoment,
+    CrossRequest,
+    Frame,
+    InputRequest,
+    InputStatistics,
+    Moment,
+    Request,
+    SiteRunner,
+    Tap,
+    UnitRequest,
+    collected,
+    find_sites,
+)
+from isthmus.replica import require_same_code, with_state
+from isthmus.states import check_finite, check_same_architecture, state_of
+from isthmus.symmetry import (
+    Couplings,
+    Outputs,
+    SymmetrySpec,
+    Trace,
+    Verification,
+    discover_from_trace,
+    function_change,
+    trace,
+    verify,
+)
+
+__all__ = ["Problem", "example_of"]
+
+_EXAMPLES = 4
+"""Examples of the first batch that discovery and verification run on."""
+
+
+class Problem:
+    """Two networks of one architecture, and data: the input gate, and what is known about the pair.
+
+    Args:
+        model_a: network A, in evaluation mode; not mutated.
+        model_b: network B, or its state; not mutated. Default: A itself, for what is asked of one network.
+        batches: data (see :mod:`isthmus.batches`).
+        args: example positional inputs for discovery and verification; default: the start of the first batch.
+        kwargs: example keyword inputs.
+        spec: the symmetries; default: discovered.
+        outputs: outputs that must be preserved (see :func:`isthmus.discover`).
+        seed: of all randomness.
+
+    Attributes:
+        model_a: network A.
+        model_b: network B or its state.
+        state_a: tensors of A.
+        state_b: tensors of B.
+        data: the batches, reusable; None without data.
+        example: example inputs.
+        outputs: outputs that must be preserved.
+        seed: as given.
+
+    Raises:
+        DataError: neither data nor example inputs.
+        ModelError: a model is in training mode.
+        CheckpointError: different architectures, NaN or infinite weights.
+    """
+
+    def __init__(
+        self,
+        model_a: nn.Module,
+        model_b: nn.Module | Mapping[str, Tensor] | None = None,
+        *,
+        batches: Batches | None = None,
+        args: Any = None,
+        kwargs: Mapping[str, Any] | None = None,
+        spec: SymmetrySpec | None = None,
+        outputs: Outputs = None,
+        seed: int = 0,
+    ) -> None:
+        alone = model_b is None
+        names = ("The network",) if alone else ("A", "B")
+        require_evaluation(model_a, names[0] if alone else "Network A")
+        if isinstance(model_b, nn.Module):
+            require_evaluation(model_b, "Network B")
+        self.model_a = model_a
+        self.model_b = model_a if model_b is None else model_b
+        self.state_a = state_of(model_a, names[0])
+        self.state_b = self.state_a if alone else state_of(self.model_b, "B")
+        if not alone:
+            check_same_architecture(self.state_a, self.state_b)
+        for name, state in zip(names, (self.state_a, self.state_b), strict=False):
+            check_finite(state, name)
+        self.data = None if batches is None else reusable(completed_batches(model_a, batches))
+        self.example = example_of(args, kwargs, self.data, model_a)
+        self.outputs, self.seed = outputs, seed
+        self._given_spec = spec
+        self._drawn: torch.Tensor | None = None
+        self._after_inputs: torch.Tensor | None = None
+        self._kept: dict[str, Any] = {}
+
+    @cached_property
+    def traced(self) -> Trace:
+        """The architecture as a graph.
+
+        Raises:
+            ModelError: it cannot be traced.
+        """
+        return trace(self.model_a, self.example.args, self.example.kwargs)
+
+    @cached_property
+    def spec(self) -> SymmetrySpec:
+        """The symmetries: those given, else those discovered."""
+        given = self._given_spec
+        return discover_from_trace(self.traced, outputs=self.outputs) if given is None else given
+
+    @cached_property
+    def verification(self) -> Verification:
+        """The result of running A under random relabellings; B's code is compared with A's too.
+
+        Raises:
+            VerificationError: the spec changes the function of A.
+            ModelError: A is random, or B computes something else than its tensors do in A's code.
+        """
+        source = torch.Generator().manual_seed(self.seed)
+        args, kwargs = self.example.args, self.example.kwargs
+        found = verify(
+            self.spec, self.model_a, args, kwargs, outputs=self.outputs, generator=source
+        ).require()
+        if isinstance(self.model_b, nn.Module) and self.model_b is not self.model_a:
+            require_same_code(self.model_a, self.model_b, args, kwargs)
+        self._drawn = source.get_state()
+        return found
+
+    def generator(self) -> torch.Generator:
+        """Return a source of randomness for one method: the same for every method, whatever ran before it."""
+        found = torch.Generator().manual_seed(self.seed)
+        return found if self._drawn is None else found.set_state(self._drawn)
+
+    @cached_property
+    def layers(self) -> Layers:
+        """How the groups meet the layers."""
+        parameters = tuple(name for name, _ in self.model_a.named_parameters())
+        return Layers(self.spec, find_sites(self.traced), parameters)
+
+    @cached_property
+    def pair(self) -> Pair:
+        """The layers and both states, as objectives compare them."""
+        return Pair(self.layers, self.state_a, self.state_b)
+
+    @cached_property
+    def runner(self) -> SiteRunner:
+        """Runs the architecture on the data and looks at its layers.
+
+        Raises:
+            DataError: there are no data.
+        """
+        return SiteRunner(self.model_a, first_batch(self.batches))
+
+    @cached_property
+    def seen(self) -> Seen:
+        """Where the units are seen."""
+        sites = tuple(self.runner.sites.values())
+        return seen_units(self.layers, sites, self.traced, self.state_a, self.example)
+
+    @property
+    def batches(self) -> Batches:
+        """The data.
+
+        Raises:
+            DataError: there are none.
+        """
+        if self.data is None:
+            raise DataError("this method compares activations: pass batches=..., or use method='weights'.")
+        return self.data
+
+    # --- Statistics --------------------------------------------------------------------------------------------
+
+    def prepare(
+        self, *, inputs: bool = False, joint: bool = False, units: bool = False, **more: Request
+    ) -> dict[str, Any]:
+        """Collect, in one pass over the data, what methods will ask for, unless it is there already.
+
+        Args:
+            inputs: second moments of what flows into A's layers.
+            joint: joint moments of the units of both networks, where they can be seen.
+            units: moments of the units of A.
+            more: further requests, served in the same pass and not kept.
+
+        Returns:
+            The results of the further requests by name.
+        """
+        wanted: dict[str, Request] = {}
+        source = self.generator()
+        if inputs and "inputs" not in self._kept:
+            wanted["inputs"] = InputRequest(self.runner.sites, source)
+        if joint and "joint" not in self._kept:
+            taps = {c: [v.tap for v in listed] for c, listed in self.seen.views.items() if listed}
+            wanted["joint"] = CrossRequest(taps, self.seen.frame)
+        if units and "units" not in self._kept:
+            wanted["units"] = UnitRequest(self.layers.taps())
+        requests = [*wanted.values(), *more.values()]
+        found = collected(self.runner, self.batches, requests, self.state_a, self.state_b) if requests else []
+        self._kept.update(zip(wanted, found, strict=False))
+        if "inputs" in wanted:
+            self._after_inputs = source.get_state()
+        return dict(zip(more, found[len(wanted) :], strict=True))
+
+    def input_statistics(self, generator: torch.Generator) -> Mapping[str, InputStatistics]:
+        """Return second moments of what flows into the layers of A, by site.
+
+        Args:
+            generator: a fresh one of :meth:`generator`; advanced by what was drawn to sample wide rows.
+        """
+        self.prepare(inputs=True)
+        assert self._after_inputs is not None
+        generator.set_state(self._after_inputs)
+        return self._kept["inputs"]
+
+    def unit_moments(self) -> Mapping[str, list[Moment]]:
+        """Return moments of A's units by group, one for each place where they are seen."""
+        self.prepare(units=True)
+        return self._kept["units"]
+
+    def joint_moments(self) -> Mapping[Cluster, list[CrossMoment]]:
+        """Return joint moments of the units of both networks by cluster, one for each view.
+
+        Rows that are units themselves are replaced by their mean: B lists them in another order.
+        """
+        self.prepare(joint=True)
+        return self._kept["joint"]
+
+    def moments_of(
+        self, taps: Mapping[Cluster, list[Tap]], frame: Frame | None
+    ) -> dict[Cluster, list[CrossMoment]]:
+        """Return joint moments at taps under a relabelling of rows: one pass over the data, not kept."""
+        return collected(self.runner, self.batches, [CrossRequest(taps, frame)], self.state_a, self.state_b)[
+            0
+        ]
+
+    # --- Proof -------------------------------------------------------------------------------------------------
+
+    def function_change(self, at: Couplings) -> float:
+        """Return how far relabelling B moves its outputs, in float64, no unit."""
+        other = with_state(self.model_a, self.state_b)
+        args, kwargs = self.example.args, self.example.kwargs
+        return function_change(self.spec, at, other, args, kwargs, outputs=self.outputs)
+
+
+def example_of(args: Any, kwargs: Mapping[str, Any] | None, data: Batches | None, model: nn.Module) -> Batch:
+    """Return example inputs: those given, else the start of the first batch.
+
+    Raises:
+        DataError: neither inputs nor data.
+    """
+    if args is not None or kwargs is not None:
+        positional = () if args is None else ((args,) if isinstance(args, Tensor) else tuple(args))
+        return Batch(positional, dict(kwargs or {}))
+    if data is None:
+        raise DataError(
+            "align needs example inputs to trace the network: pass batches=... or args=(example input,)."
+        )
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    return first_batch(data).head(_EXAMPLES).to(device_of(model), dtype)
