@@ -33,6 +33,7 @@ __all__ = [
     "Evaluation",
     "Relabelling",
     "bind",
+    "check_frame",
     "combine_states",
     "evaluate",
     "floating_dtype",
@@ -54,6 +55,14 @@ class Relabelling(Protocol):
 
 EXAMINED = 8
 """Examples on which a private copy is examined."""
+
+
+def check_frame(relabelling: Relabelling, state: Mapping[str, Tensor]) -> None:
+    """Let a relabelling that knows the network it leads to say whether a state is that network's."""
+    check = getattr(relabelling, "check_frame", None)
+    if check is not None:
+        check(state)
+
 
 _DROPOUT = (
     nn.Dropout,

@@ -274,3 +274,21 @@ def test_index_maps_are_checked_when_read(change, found, tmp_path) -> None:
         save_state(path, load_state(path), {"format": "isthmus-alignment-1", "alignment": "[]"})
     with pytest.raises(CheckpointError, match="the alignment in it is damaged"):
         Alignment.load(path)
+
+
+def test_an_alignment_used_with_another_network_as_its_frame_is_warned_of() -> None:
+    """The first network of a line or a merge must be the one towards which B was moved."""
+    a, b, c = (seeded_net(k) for k in range(3))
+    data = [(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3)]
+    ab = isthmus.align(a, b, batches=data, method="weights")
+    with pytest.warns(IsthmusWarning, match="brings B close to another network than the one it is used with"):
+        isthmus.line(c, b, data, alignment=ab, points=3, bootstrap=0)
+    with pytest.warns(IsthmusWarning, match="brings B close to another network"):
+        isthmus.merge([c, b], alignments=[ab])
+    isthmus.merge([a, b], alignments=[ab])
+
+
+def seeded_net(seed: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 3)).eval()

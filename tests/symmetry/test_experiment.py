@@ -213,3 +213,39 @@ def test_a_diagonal_of_weights_moves_with_its_units() -> None:
     )
     check(two(lambda m, h: h @ torch.diag_embed(m.d, 1), d=(3,)), X, set())
     assert rule_of("aten.diag_embed") is not None
+
+
+# --- Precision and size of the numbers ------------------------------------------------------------------------------
+@torch.library.custom_op("isthmus_test::sums_in_single_precision", mutates_args=())
+def sums_in_single_precision(x: Tensor) -> Tensor:
+    return x.cumsum(-1) if x.dtype == torch.float32 else 2 * x
+
+
+@sums_in_single_precision.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("isthmus_test::sums_the_small", mutates_args=())
+def sums_the_small(x: Tensor) -> Tensor:
+    return x.cumsum(-1) if bool((x.abs() < 0.01).all()) else 2 * x
+
+
+@sums_the_small.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@pytest.mark.parametrize("operator", [sums_in_single_precision, sums_the_small])
+def test_an_operator_is_also_tried_in_the_traced_precision_and_on_small_numbers(
+    operator: Callable[[Tensor], Tensor],
+) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(operator(self.a(x)))
+
+    assert discover(Net().eval(), torch.randn(5, 3)).groups == {}

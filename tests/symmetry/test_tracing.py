@@ -12,7 +12,7 @@ from symmetry_helpers import Net, build, check, group, normal
 from torch import Tensor, nn
 
 from isthmus.errors import ModelError
-from isthmus.symmetry import apply, discover, trace
+from isthmus.symmetry import apply, discover, trace, verify
 
 X = normal(2, 3)
 HIDDEN = group(4, "a.weight[0]", "a.bias[0]", "b.weight[1]")
@@ -249,3 +249,21 @@ def test_code_that_cannot_be_followed_names_the_line() -> None:
 
     with pytest.raises(ModelError, match=r"test_tracing\.py:\d+: .*rewrite this line with"):
         discover(outer(leaves), X)
+
+
+def test_a_number_that_python_reads_is_read_on_other_inputs_too() -> None:
+    """``float(tensor)`` leaves nothing to follow, so verification runs where the number is another one."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f, self.g = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.f(x).relu()
+            return self.g(h) if float(x.sum()) > 0 else self.g(h * torch.arange(8.0, dtype=h.dtype))
+
+    model, x = Net().eval(), torch.rand(20, 4, generator=torch.Generator().manual_seed(0))
+    spec = discover(model, x)
+    found = verify(spec, model, x, generator=torch.Generator().manual_seed(0))
+    assert not spec.groups or not found.passed

@@ -21,6 +21,7 @@ from isthmus.errors import DataError, IsthmusWarning, ModelError, VerificationEr
 from isthmus.evaluation import (
     Relabelling,
     bind,
+    check_frame,
     floating_dtype,
     relative_difference,
     require_deterministic,
@@ -348,6 +349,7 @@ def _checked_states(
     if alignment is None:
         return state_a, state_b, state_b
     end = state_of(alignment.apply(state_b), "aligned B")
+    check_frame(alignment, state_a)
     check_same_architecture(state_a, end, "A", "aligned B")
     check_finite(end, "aligned B")
     return state_a, state_b, end

@@ -122,6 +122,20 @@ class Alignment:
                 stacklevel=3,
             )
 
+    def check_frame(self, state: Mapping[str, Tensor]) -> None:
+        """Check that a state is of the network towards which B was relabelled.
+
+        Warns:
+            IsthmusWarning: it is another one's than A's.
+        """
+        if self.digest_a and digest_of(state) != self.digest_a:
+            warnings.warn(
+                "This alignment brings B close to another network than the one it is used with here. That is meant for "
+                "later checkpoints, averages and casts of that network; align to any other network anew.",
+                IsthmusWarning,
+                stacklevel=3,
+            )
+
     def inverse(self) -> Alignment:
         """Return the alignment that undoes this one, and that moves A towards B.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from isthmus import matching
 from isthmus.batches import Batches, reusable
 from isthmus.errors import DataError, IsthmusWarning, ModelError, ShapeError
-from isthmus.evaluation import Relabelling, combine_states
+from isthmus.evaluation import Relabelling, check_frame, combine_states
 from isthmus.moments._normalisation import (
     Refresh,
     averaged_statistics,
@@ -269,4 +269,6 @@ def _relabelled(states: Sequence[State], alignments: Sequence[Relabelling | None
     moved = [states[0]]
     for k, (state, alignment) in enumerate(zip(states[1:], alignments, strict=True), start=1):
         moved.append(state if alignment is None else state_of(alignment.apply(state), f"aligned model {k}"))
+        if alignment is not None:
+            check_frame(alignment, states[0])
     return moved

@@ -151,6 +151,7 @@ def merge(
     for model, alignment in zip(models, used, strict=True):
         if alignment is not None:
             alignment.check_network(model.state)
+            alignment.check_frame(models[0].state)
     first = models[0]
     for model in models[1:]:
         if type(model.model).__name__ != type(first.model).__name__:

@@ -1,7 +1,8 @@
 """Axes that an operator without a rule only passes along, found by running it.
 
-The operator is run alone, in float64, on random operands of the traced shapes. If permuting axis ``i`` of its operands
-permutes an axis ``j`` of every result and changes nothing else, in every draw, the label passes from ``i`` to ``j``.
+The operator is run alone, in float64 and in the precision of the trace, on random operands of the traced shapes. If
+permuting axis ``i`` of its operands permutes an axis ``j`` of every result and changes nothing else, in every draw, the
+label passes from ``i`` to ``j``.
 An experiment can refute and cannot prove, so the doors are narrow (:func:`passing_axes` lists them), everything that
 is not shown to pass is pinned, and the pins of such an operator say that its rule is an experiment.
 """
@@ -20,9 +21,10 @@ from torch.utils import _pytree as pytree
 __all__ = ["Passing", "passing_axes"]
 
 _MOST_ENTRIES = 1 << 18
-_DRAWS = ("normal", "ties", "positive", "large", "special")
+_DRAWS = ("normal", "ties", "positive", "large", "tiny", "special")
 _RANDOM = (torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
-_EXACT = 1e-9
+_EXACT, _ROUNDED = 1e-9, 1e-4
+"""Differences, relative to the largest entry, that are rounding in float64, and in the precision of the trace."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def passing_axes(node: fx.Node) -> list[Passing] | None:
     given = [s for s in shapes if s is not None]
     run = _runner(node, sources)
     try:
-        return _tried(run, given)
+        dtypes = (torch.float64, *(s.meta["val"].dtype for s in sources))
+        return _tried(run, given, tuple(dict.fromkeys(dtypes)))
     except Exception:  # an operator that fails on some draw tells nothing
         return None
 
@@ -82,7 +85,7 @@ def _runner(node: fx.Node, sources: Sequence[fx.Node]) -> Callable[[Sequence[Ten
 
 
 def _draws(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[Tensor]]:
-    """Yield operands: generic ones, many equal entries, positive, large, and with zeros, ones and infinities."""
+    """Yield operands: generic ones, many equal entries, positive, large, tiny, and with zeros, ones and infinities."""
     generator = torch.Generator().manual_seed(0)
     for kind in _DRAWS:
         drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
@@ -92,6 +95,8 @@ def _draws(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[Tensor]]:
             drawn = [t.abs() + 0.1 for t in drawn]
         elif kind == "large":
             drawn = [1e3 * t for t in drawn]
+        elif kind == "tiny":
+            drawn = [1e-4 * t for t in drawn]
         elif kind == "special":
             special = torch.tensor([0.0, 1.0, -1.0, torch.inf, 0.5], dtype=torch.float64)
             drawn = [
@@ -103,9 +108,12 @@ def _draws(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[Tensor]]:
 
 
 def _tried(
-    run: Callable[[Sequence[Tensor]], list[Tensor]], shapes: Sequence[tuple[int, ...]]
+    run: Callable[[Sequence[Tensor]], list[Tensor]],
+    shapes: Sequence[tuple[int, ...]],
+    dtypes: Sequence[torch.dtype],
 ) -> list[Passing]:
-    cases = [(operands, run(operands)) for operands in _draws(shapes)]
+    drawn = [[t.to(dtype) for t in operands] for dtype in dtypes for operands in _draws(shapes)]
+    cases = [(operands, run(operands)) for operands in drawn]
     cases = [(o, r) for o, r in cases if any(bool(torch.isfinite(t).any()) for t in r)]
     # results that never change with the operands (an operator that reads a state, say) show nothing
     if len(cases) < 2 or all(_equal(cases[0][1], results) for _, results in cases[1:]):
@@ -160,6 +168,12 @@ def _turned(tensors: Sequence[Tensor], axes: Sequence[int | None], order: Tensor
 
 
 def _equal(one: Sequence[Tensor], two: Sequence[Tensor]) -> bool:
-    return all(
-        torch.allclose(x, y, rtol=_EXACT, atol=_EXACT, equal_nan=True) for x, y in zip(one, two, strict=True)
-    )
+    return all(_close(x, y) for x, y in zip(one, two, strict=True))
+
+
+def _close(one: Tensor, two: Tensor) -> bool:
+    """Compare, relative to the largest entry: a sum in another order is rounded otherwise, also where it is small."""
+    finite = one[torch.isfinite(one)].abs()
+    scale = float(finite.max()) if finite.numel() else 1.0
+    allowed = _EXACT if one.dtype == torch.float64 else max(_ROUNDED, 16 * torch.finfo(one.dtype).eps)
+    return torch.allclose(one, two, rtol=0.0, atol=allowed * scale, equal_nan=True)

@@ -152,7 +152,7 @@ class Runner:
         shifts = {n for n, p in learned.items() if p.is_floating_point() and not n.endswith(_GAINS)}
         found: list[tuple[dict[str, Tensor], Any, dict[str, Tensor]]] = []
         for trial in TRIALS:
-            with contextlib.suppress(*_FAILURES):  # a network may refuse such inputs
+            with contextlib.suppress(Exception):  # a network may refuse such inputs, in whatever way
                 state, inputs = trial.state(self._state, shifts), trial.inputs(self._inputs)
                 reference, close = self._run(state, inputs), self._run(nudged(state), inputs)
                 if all(_relative_error(v, close[k]) <= _FELT for k, v in reference.items()):

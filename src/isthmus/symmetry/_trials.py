@@ -26,7 +26,8 @@ _NUDGE = 1e-12
 class RankingSeen(TorchDispatchMode):
     """Notes whether a network makes integers from numbers or truth values: places in an order, or counts.
 
-    Plain pooling does too, but only keeps the greatest numbers; its places matter where something is unpooled.
+    A number that Python reads from a tensor counts too: code may go another way where it is another one. Plain
+    pooling makes places as well, but only keeps the greatest numbers; they matter where something is unpooled.
     """
 
     def __init__(self) -> None:
@@ -36,7 +37,11 @@ class RankingSeen(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func._schema.name
-        if "unpool" in name or ("pool" not in name and _counts((args, kwargs), result)):
+        if (
+            name == "aten::_local_scalar_dense"
+            or "unpool" in name
+            or ("pool" not in name and _counts((args, kwargs), result))
+        ):
             self.seen = True
         return result
 
@@ -118,6 +123,7 @@ TRIALS = (
     Trial("zeros, small shifts", torch.zeros_like, _by(_SMALL)),
     Trial("small", _by(_SMALL), _by(_SMALL)),
     Trial("large", _by(_LARGE), _same),
+    Trial("negated", torch.neg, _same),
     Trial("large and negative", lambda v: -_LARGE * v.abs(), _shifted(-_SHIFT)),
     Trial("large and positive", lambda v: _LARGE * v.abs(), _shifted(_SHIFT)),
     Trial("signs", torch.sign, _same),
