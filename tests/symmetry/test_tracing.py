@@ -54,7 +54,22 @@ def _halved(h: Tensor) -> Tensor:
     return h
 
 
-@pytest.mark.parametrize("work", [_asserted, _refused, _scaled, _halved])
+def _largest(h: Tensor) -> Tensor:
+    return h * 2 if max(h.sum(1).tolist()) > 0 else h
+
+
+def _all_listed(h: Tensor) -> Tensor:
+    return h * 2 if all((h.abs().amax(1) < 9).tolist()) else h - 1
+
+
+def _counted(h: Tensor) -> Tensor:
+    return h * sum((h > 0).sum(1).tolist()) + len(h.sum(1).tolist())
+
+
+@pytest.mark.parametrize(
+    "work",
+    [_asserted, _refused, _scaled, _halved, _largest, _all_listed, _counted],
+)
 def test_checks_and_choices_that_see_no_order_leave_the_symmetry(work: Callable[[Tensor], Tensor]) -> None:
     check(two(work), X, {HIDDEN})
 
@@ -69,7 +84,16 @@ def _third(h: Tensor) -> Tensor:
     return h
 
 
-@pytest.mark.parametrize("work", [_numpy, _third, lambda h: h[:, h.mean(0).argmax().item()][:, None] + h])
+@pytest.mark.parametrize(
+    "work",
+    [
+        _numpy,
+        _third,
+        lambda h: h[:, h.mean(0).argmax().item()][:, None] + h,
+        lambda h: h * 2 if h.tolist()[0][0] > 0 else h,
+        lambda h: h * int(h.mean(0).argsort().tolist()[0] + 1),
+    ],
+)
 def test_what_python_reads_unit_by_unit_is_pinned(work: Callable[[Tensor], Tensor]) -> None:
     assert sizes(two(work), X) == []
 
@@ -217,13 +241,21 @@ def _through_numpy(h: Tensor) -> Tensor:
             _until_small,
             r"repeats a step for as long as .* at test_tracing\.py:\d+: while h\.norm\(\) > 1e-3.*fixed number",
         ),
+        (
+            lambda h: h * 2 if 7 in h.repeat(1, 200)[0].int().tolist() else h,
+            r"or reads a long list of them, at test_tracing\.py:\d+: lambda h.*operators of PyTorch for lists",
+        ),
+        (
+            lambda h: h * max((h > 0).tolist()[0]),
+            r"decides by the values .* at test_tracing\.py:\d+: .*more than 8",
+        ),
         (_many, r"decides by the values .* at test_tracing\.py:\d+: h = h\.relu\(\).*more than 8 ways"),
         (
             lambda h: h @ torch.zeros(5, 4),
             r"the model itself fails .* at test_tracing\.py:\d+: .*module 'inner' \(Inner\)",
         ),
     ],
-    ids=["loop", "ways", "fails"],
+    ids=["loop", "list", "entries", "ways", "fails"],
 )
 def test_other_ends_name_the_line(work: Callable[[Tensor], Tensor], said: str) -> None:
     with pytest.raises(ModelError, match=said) as found:

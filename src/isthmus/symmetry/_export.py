@@ -216,8 +216,9 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
 
 def _endless(model: nn.Module, line: Line) -> ModelError:
     return ModelError(
-        f"{type(model).__name__} repeats a step for as long as the values of tensors say so, at {line}: the number of "
-        "steps cannot be followed. Use a fixed number of steps."
+        f"{type(model).__name__} repeats a step for as long as the values of tensors say so, or reads a long list of "
+        f"them, at {line}: the number of steps cannot be followed. Use a fixed number of steps, and operators of "
+        "PyTorch for lists."
     )
 
 
