@@ -169,6 +169,17 @@ def test_segments_of_unequal_length() -> None:
     assert "w[0] (1+2/1 of 3)" in set(map(str, outer.slots))
 
 
+def test_rows_are_looked_up_beside_segments() -> None:
+    """The segments are on the last axis, where an index of their number is not one for each of them."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        w = m.w.index_select(0, torch.tensor([3, 0]))
+        return torch.tanh(x[..., :2] @ w[..., 0]) @ m.o + torch.tanh(x[..., 3:5] @ w[..., 1]) @ m.p
+
+    spec = check(build(lambda: Net(forward, w=(6, 4, 2), o=(4, 2), p=(4, 2))), X, every_slot=False)
+    assert sizes(spec)[4] == 2
+
+
 def test_a_gate_of_one_tensor_ties_its_halves() -> None:
     model = build(lambda: Net(lambda m, x: (F.silu(x @ m.w[0]) * (x @ m.w[1])) @ m.o, w=(2, 6, 4), o=(4, 3)))
     check(model, X, {group(4, "w[2] at [0] 0", "w[2] at [0] 1", "o[0]")}, every_slot=False)
@@ -188,6 +199,11 @@ def test_layers_that_meet_are_tied(use: Callable[..., Tensor]) -> None:
     assert sizes(check(build(lambda: Net(use, w=(2, 6, 4), o=(4, 2), p=(4, 2))), X)) == {4: 1}
 
 
+def written_over(t: Tensor) -> Tensor:
+    """Rows of a table in which one was replaced; all that stand there now are read."""
+    return torch.stack([t[i] for i in range(5)]) + t[5] + t[6] + t[7]
+
+
 @pytest.mark.parametrize(
     "rows",
     [
@@ -198,6 +214,8 @@ def test_layers_that_meet_are_tied(use: Callable[..., Tensor]) -> None:
         lambda m: torch.stack([m.table[i] for i in range(5)]),
         lambda m: torch.stack(m.table.unbind(0)[:5]),
         lambda m: m.table[torch.arange(5)],
+        lambda m: written_over(torch.select_scatter(m.table, m.table[0], 0, 6)),
+        lambda m: written_over(torch.slice_scatter(m.table, m.table[:2] * 2, 0, 5, 7)),
     ],
 )
 def test_rows_that_the_example_does_not_reach_move_with_the_others(rows: Callable[..., Tensor]) -> None:

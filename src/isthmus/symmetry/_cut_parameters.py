@@ -153,10 +153,11 @@ def _of_parts(value: Stacked, made: Stacked, read: set[int]) -> set[int]:
 def _taken(node: fx.Node, user: fx.Node, value: Stacked) -> Any:
     """Return the positions that a user takes from the axis, in order, or a dictionary of them for several results.
 
-    ``None`` stands for a use that picks nothing; an index whose values are not known counts for nothing.
+    ``None`` stands for a use that picks nothing. An index whose values are not known counts for nothing, and so does an
+    operator that writes into some of the positions.
     """
     name, target = operator_of(user), user.target
-    if name == "aten.index":
+    if name in ("aten.index", "aten.select_scatter", "aten.slice_scatter"):
         return []
     if name not in _PICK or user.args[0] is not node or not isinstance(target, torch._ops.OpOverload):
         return None

@@ -122,10 +122,11 @@ class SegmentingInterpreter(Interpreter):
             or any(isinstance(v, Value) and v.points for v in operands.values())
         ):
             return None
+        aligned = False
         if listed is not None:
             dim = _lettered(bound["equation"], listed)
         elif _is_entrywise(node, op) or _is_batched(op, operands.values(), segments):
-            dim = _aligned(operands.values(), segments, len(op.shape))
+            dim, aligned = _aligned(operands.values(), segments, len(op.shape)), True
         elif isinstance(operands.get("x"), Stacked) and len(segments) == 1:
             dim = _beside(op, segments[0], bound)
         else:
@@ -136,7 +137,11 @@ class SegmentingInterpreter(Interpreter):
         place, start = segments[0].dim - segments[0].ndim, 0
         for k, length in enumerate(segments[0].lengths):
             own = {
-                name: v.parts[k] if isinstance(v, Stacked) else _section(v, place, start, length, listed)
+                name: v.parts[k]
+                if isinstance(v, Stacked)
+                else _section(v, place, start, length)
+                if aligned
+                else v
                 for name, v in operands.items()
             }
             start += length
@@ -199,9 +204,9 @@ def _at_rest(axis: Expression) -> bool:
     return all(atom.pinned is not None and not atom.copies for atom in _axes.atoms_of(axis))
 
 
-def _section(v: Value, place: int, start: int, length: int, listed: Any) -> Value:
+def _section(v: Value, place: int, start: int, length: int) -> Value:
     """Return what of a plain operand meets one segment of the others."""
-    if listed is not None or v.ndim < -place or v.shape[place] == 1:
+    if v.ndim < -place or v.shape[place] == 1:
         return v
     size, dim = v.shape[place], v.ndim + place
     _, kept = _axes.cut(v.axes[dim], start) if start else (_axes.ONE, v.axes[dim])
