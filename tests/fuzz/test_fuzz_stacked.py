@@ -16,6 +16,7 @@ from isthmus.symmetry import discover, verify
 
 LAYERS, UNITS = 4, 5
 Change = Callable[[nn.ParameterDict, Tensor], Tensor]
+Use = Callable[[Tensor, Tensor], Tensor]
 
 
 def changes(dice: random.Random) -> dict[str, Change]:
@@ -58,7 +59,7 @@ def changes(dice: random.Random) -> dict[str, Change]:
     }
 
 
-def uses(dice: random.Random) -> dict[str, Change]:
+def uses(dice: random.Random) -> dict[str, Use]:
     """Return ways to run a stream of units through a stack of matrices."""
     layer = dice.randrange(LAYERS)
     return {
@@ -70,7 +71,7 @@ def uses(dice: random.Random) -> dict[str, Change]:
         "one of all": lambda h, w: torch.tanh(torch.einsum("bd,tde->bte", h, w))[:, layer % len(w)],
         "batched": lambda h, w: torch.tanh(h @ w).unbind(0)[layer % len(w)],
         "attention": lambda h, w: (h @ w[0] @ (h @ w[-1]).T).softmax(-1) @ (h @ w[layer % len(w)]),
-    }  # type: ignore[dict-item]
+    }
 
 
 class Stacked(nn.Module):
