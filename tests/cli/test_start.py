@@ -59,3 +59,17 @@ def test_every_public_name_is_there_and_torch_is_imported_only_when_asked_for() 
     assert (run.returncode, run.stdout) == (0, "isthmus.theory\n"), run.stderr
     with pytest.raises(AttributeError, match="module 'isthmus' has no attribute 'nope'"):
         isthmus.nope  # noqa: B018  # pyright: ignore[reportUnusedExpression]
+
+
+def test_an_interruption_after_the_result_changes_nothing() -> None:
+    code = (
+        "import atexit, os, signal, sys; from isthmus.cli import main; "
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT); sys.argv = ['isthmus', '--version']; main()"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": _SOURCE},
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, f"isthmus {isthmus.__version__}\n", "")

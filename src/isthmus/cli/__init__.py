@@ -27,9 +27,9 @@ def main() -> None:
         )
         raise SystemExit(2) from error
     code = run(sys.argv[1:])
-    if code == INTERRUPTED:
-        # Seen once on a busy machine: after our message Python ended by SIGINT (-2) in its own shutdown. All
-        # cleaning up has been done by now, so that shutdown is left out.
+    # The result stands; an interruption of what is left, seconds of Python's own shutdown, must not change the code.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if code == INTERRUPTED:  # all cleaning up has been done by now, so that shutdown is left out
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
