@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-from isthmus.batches import Batch, as_batch, iterate, main_output
+import isthmus
+from isthmus.batches import Batch, as_batch, iterate, main_output, reusable
 from isthmus.errors import DataError, ModelError
 
 X, Y = torch.arange(8.0).reshape(4, 2), torch.tensor([0, 1, 2, 0])
@@ -142,3 +143,30 @@ def test_the_main_output() -> None:
     for nothing in ((), {}, {"loss": loss}, 3, ((),), Sample):
         with pytest.raises(ModelError, match="Expected the model to return a tensor"):
             main_output(nothing)
+
+
+def test_a_read_up_iterator_is_named_where_data_are_read_more_than_once() -> None:
+    given = iter([(X, Y)])
+    assert len(list(reusable(given))) == 1
+    with pytest.raises(DataError, match=r"batches: .*found none\. This list_iterator can be read once only"):
+        reusable(given)
+    net = torch.nn.Linear(2, 3)
+    for use in (
+        lambda: isthmus.align(net, net, batches=given, method="covariance"),
+        lambda: isthmus.dimension(net, given),
+        lambda: isthmus.merge([net, net], model=torch.nn.BatchNorm1d(2), batches=given),
+    ):
+        with pytest.raises(DataError, match=r"can be read once only"):
+            use()
+
+
+def test_results_are_one_line_when_shown() -> None:
+    batch = as_batch({"x": torch.ones(3, 2), "labels": torch.zeros(3)})
+    assert repr(batch) == "Batch(args=(), kwargs={'x': '<3×2>'}, targets=<3>)"
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
+    curve = isthmus.line(net, net, [(X, Y)], points=3).curves["data"]
+    assert repr(curve) == "Curve(4 examples, 3 points, barrier 0)"
+    assert repr(isthmus.dimension(net, args=X)).startswith(
+        "DimensionTable(groups=1, methods=['weights-incoming'"
+    )

@@ -113,7 +113,7 @@ def test_importing_brings_no_optional_package(package: str) -> None:
     code = (
         f"import sys, {package}; "
         "extras = {'matplotlib', 'jinja2', 'typer', 'rich', 'sklearn', 'pooch', 'pyarrow', 'PIL', 'ot', "
-        "'safetensors', 'numba', 'pydantic', 'yaml', 'ray', 'transformers'}; "
+        "'safetensors', 'numba', 'pydantic', 'yaml', 'ray', 'transformers', 'diffusers'}; "
         "sys.exit(' '.join(sorted(extras & set(sys.modules))) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -10,22 +10,26 @@ measure the straight line between the two, and merge.
     True
 """
 
-from isthmus.batches import Batch
-from isthmus.connectivity import Curve, Line, interpolate, line, loss_barrier
-from isthmus.errors import (
-    CheckpointError,
-    DataError,
-    IsthmusError,
-    MissingExtraError,
-    ModelError,
-    OutputError,
-    ShapeError,
-    SymmetryError,
-    VerificationError,
-)
-from isthmus.matching import METHODS, Alignment, DimensionTable, align, dimension, match
-from isthmus.merging import merge
-from isthmus.symmetry import AxisGroup, SymmetrySpec, Verification, apply, discover, verify
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from isthmus.batches import Batch
+    from isthmus.connectivity import Curve, Line, interpolate, line, loss_barrier
+    from isthmus.errors import (
+        CheckpointError,
+        DataError,
+        IsthmusError,
+        MissingExtraError,
+        ModelError,
+        OutputError,
+        ShapeError,
+        SymmetryError,
+        VerificationError,
+    )
+    from isthmus.matching import METHODS, Alignment, DimensionTable, align, dimension, match
+    from isthmus.merging import merge
+    from isthmus.symmetry import AxisGroup, SymmetrySpec, Verification, apply, discover, verify
 
 __version__ = "0.1.0"
 
@@ -59,3 +63,45 @@ __all__ = [
     "SymmetryError",
     "VerificationError",
 ]
+
+_HOMES = {
+    "batches": ("Batch",),
+    "connectivity": ("Curve", "Line", "interpolate", "line", "loss_barrier"),
+    "errors": (
+        "CheckpointError",
+        "DataError",
+        "IsthmusError",
+        "MissingExtraError",
+        "ModelError",
+        "OutputError",
+        "ShapeError",
+        "SymmetryError",
+        "VerificationError",
+    ),
+    "matching": ("METHODS", "Alignment", "DimensionTable", "align", "dimension", "match"),
+    "merging": ("merge",),
+    "symmetry": ("AxisGroup", "SymmetrySpec", "Verification", "apply", "discover", "verify"),
+}
+"""Where each public name lives. They are imported when first asked for: ``import isthmus`` is then quick, and the
+command line is in charge (of an interruption, of a missing package) before torch is being imported."""
+
+
+def __getattr__(name: str) -> Any:
+    """Return a public name, or a part of the package, and remember it."""
+    for home, names in _HOMES.items():
+        if name in names:
+            found = getattr(import_module(f"{__name__}.{home}"), name)
+            globals()[name] = found
+            return found
+    if not name.startswith("_"):
+        try:
+            return import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names, imported or not."""
+    return sorted({*globals(), *__all__})

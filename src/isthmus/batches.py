@@ -60,6 +60,19 @@ class Batch:
     targets: Any = None
     target_key: str | None = None
 
+    def __repr__(self) -> str:
+        """Return one line: shapes instead of values."""
+
+        def shape(value: Any) -> Any:
+            return (
+                f"<{'×'.join(map(str, value.shape))}>" if isinstance(value, Tensor) and value.ndim else value
+            )
+
+        args, kwargs, targets = (
+            pytree.tree_map(shape, v) for v in (self.args, dict(self.kwargs), self.targets)
+        )
+        return " ".join(f"Batch(args={args}, kwargs={kwargs}, targets={targets})".split())
+
     @property
     def size(self) -> int:
         """Number of examples: the length of axis 0 of ``input_ids``, else of the first tensor input."""
@@ -245,18 +258,31 @@ def iterate(batches: Batches, name: str = "batches") -> Iterator[Batch]:
         found += 1
         yield batch
     if found == 0:
-        why = (
-            f"This {type(batches).__name__} can be read once only and has perhaps been read before: give a list or a "
-            "DataLoader, or make it anew."
-            if isinstance(batches, Iterator)
-            else "Is the data set empty?"
-        )
-        raise DataError(f"{name}: expected at least one batch, found none. {why}")
+        raise _none_found(name, batches)
+
+
+def _none_found(name: str, batches: Batches) -> DataError:
+    why = (
+        f"This {type(batches).__name__} can be read once only and has perhaps been read before: give a list or a "
+        "DataLoader, or make it anew."
+        if isinstance(batches, Iterator)
+        else "Is the data set empty?"
+    )
+    return DataError(f"{name}: expected at least one batch, found none. {why}")
 
 
 def reusable(batches: Batches) -> Batches:
-    """Return something that can be iterated more than once (a one-shot iterator is read into a list)."""
-    return list(batches) if isinstance(batches, Iterator) else batches
+    """Return something that can be iterated more than once (a one-shot iterator is read into a list).
+
+    Raises:
+        DataError: an iterator that gives nothing, such as one that has been read before.
+    """
+    if not isinstance(batches, Iterator):
+        return batches
+    found = list(batches)
+    if not found:
+        raise _none_found("batches", batches)
+    return found
 
 
 def held(batches: Batches, name: str = "batches", limit: int = 2**30) -> Batches:

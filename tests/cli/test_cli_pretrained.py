@@ -228,7 +228,7 @@ def test_an_example_of_ones_own(isthmus: Cli, models: Path, monkeypatch: pytest.
     def unknown(model: object) -> object:
         raise DataError("No example inputs are known for this network.")
 
-    monkeypatch.setattr("isthmus.pretrained._open.example_for", unknown)
+    monkeypatch.setattr("isthmus.pretrained._transformers.example_for", unknown)
     result = isthmus("symmetry", "a")
     assert result.code == 2
     assert "No example inputs are known" in result.err

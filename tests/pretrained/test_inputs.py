@@ -39,13 +39,17 @@ def test_what_is_right(here: Path) -> None:
     made(here / "model", "model.safetensors", config='{"architectures": ["X"]}')
     made(here / "shards", "model.safetensors.index.json")
     made(here / "unet", "model.safetensors", config='{"_class_name": "UNet2DModel"}')
-    found = {name: inspect_input(name).kind for name in ("a.pt", "a.pt::ema", "model", "shards", "unet")}
+    made(here / "vae", "diffusion_pytorch_model.safetensors.index.json", config='{"_class_name": "VQModel"}')
+    found = {
+        name: inspect_input(name).kind for name in ("a.pt", "a.pt::ema", "model", "shards", "unet", "vae")
+    }
     assert found == {
         "a.pt": "weights",
         "a.pt::ema": "weights",
         "model": "model folder",
         "shards": "weights",
         "unet": "weights",
+        "vae": "model folder",
     }
     assert check_inputs(["model", here / "model"])
     assert not check_inputs(["model", "a.pt"], network=True)
@@ -116,13 +120,12 @@ CASES: list[tuple[Callable[[Path], object], str]] = [
     ),
     (
         lambda p: made(p / "x", "unet/config.json", "vae/config.json", model_index="{}"),
-        r"a pipeline of several networks \(model_index\.json\): unet, vae",
+        r"a pipeline of several networks \(model_index\.json\): unet, vae\. Give the folder of one of them: "
+        r"\S+/x/unet, \S+/x/vae\.",
     ),
     (
-        lambda p: made(
-            p / "x", "diffusion_pytorch_model.safetensors", config='{"_class_name": "UNet2DModel"}'
-        ),
-        r"a folder of diffusers' UNet2DModel\. Give its file",
+        lambda p: made(p / "x", "diffusion_pytorch_model.bin", config='{"_class_name": "UNet2DModel"}'),
+        r"neither diffusion_pytorch_model\.safetensors nor .*it holds diffusion_pytorch_model\.bin.*save_pretrained",
     ),
     (lambda p: made(p, "config.json") and "config.json", r"a configuration or other JSON, no weights"),
     (
@@ -140,6 +143,13 @@ CASES: list[tuple[Callable[[Path], object], str]] = [
     (lambda p: "a\x1b[2J.pt", r"a\\x1b\[2J\.pt: no such file"),
     (lambda p: "a\0.pt", r"a\\x00\.pt: (no such file|cannot be read)"),
 ]
+
+
+@pytest.mark.parametrize("pipeline", [True, False])
+def test_long_paths_are_shown_whole(here: Path, pipeline: bool) -> None:
+    folder = here / ("x" * 100) / ("y" * 100)
+    made(folder, "unet/config.json", **({"model_index": "{}"} if pipeline else {}))
+    assert f": {folder / 'unet'}." in inspect_input(folder).advice
 
 
 @pytest.mark.parametrize(("make", "message"), CASES)

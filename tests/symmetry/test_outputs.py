@@ -12,6 +12,7 @@ import pytest
 import torch
 from symmetry_helpers import build, normal
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from isthmus import align
 from isthmus.errors import ModelError, SymmetryError
@@ -213,3 +214,32 @@ def test_networks_that_return_dataclasses_are_aligned(tree: str) -> None:
     moved = found.apply(b)(X)
     assert torch.allclose(moved.sample, b(X).sample, atol=1e-5)
     assert type(moved) is type(b(X))
+
+
+class Unnamed(OrderedDict[str, Any]):
+    """A mapping that its library registered with torch, without saying what its parts are called."""
+
+
+pytree.register_pytree_node(
+    Unnamed,
+    lambda found: (list(found.values()), list(found)),
+    lambda values, keys: Unnamed(zip(keys, values, strict=True)),
+)
+
+
+@pytest.mark.parametrize(
+    ("tree", "names"),
+    [
+        (lambda a, b: Unnamed(sample=a, extra=b), ["sample", "extra"]),
+        (lambda a, b: (a, Unnamed(extra=b)), ["0", "1.extra"]),
+        (lambda a, b: {"all": Unnamed(sample=a, rest=[b])}, ["all.sample", "all.rest.0"]),
+        (lambda a, b: Unnamed(inner=Unnamed(sample=a), note="text", extra=b), ["inner.sample", "extra"]),
+    ],
+)
+def test_mappings_registered_without_names_have_theirs(tree: Callable[..., Any], names: list[str]) -> None:
+    model = build(lambda: Two(tree))
+    assert list(trace(model, (X,)).outputs) == names
+    spec = discover(model, X, outputs=names[1])
+    found = verify(spec, model, X, outputs=names[1])
+    assert found.passed
+    assert list(found.errors) == [names[1]]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -51,7 +54,22 @@ def _halved(h: Tensor) -> Tensor:
     return h
 
 
-@pytest.mark.parametrize("work", [_asserted, _refused, _scaled, _halved])
+def _largest(h: Tensor) -> Tensor:
+    return h * 2 if max(h.sum(1).tolist()) > 0 else h
+
+
+def _all_listed(h: Tensor) -> Tensor:
+    return h * 2 if all((h.abs().amax(1) < 9).tolist()) else h - 1
+
+
+def _counted(h: Tensor) -> Tensor:
+    return h * sum((h > 0).sum(1).tolist()) + len(h.sum(1).tolist())
+
+
+@pytest.mark.parametrize(
+    "work",
+    [_asserted, _refused, _scaled, _halved, _largest, _all_listed, _counted],
+)
 def test_checks_and_choices_that_see_no_order_leave_the_symmetry(work: Callable[[Tensor], Tensor]) -> None:
     check(two(work), X, {HIDDEN})
 
@@ -66,7 +84,16 @@ def _third(h: Tensor) -> Tensor:
     return h
 
 
-@pytest.mark.parametrize("work", [_numpy, _third, lambda h: h[:, h.mean(0).argmax().item()][:, None] + h])
+@pytest.mark.parametrize(
+    "work",
+    [
+        _numpy,
+        _third,
+        lambda h: h[:, h.mean(0).argmax().item()][:, None] + h,
+        lambda h: h * 2 if h.tolist()[0][0] > 0 else h,
+        lambda h: h * int(h.mean(0).argsort().tolist()[0] + 1),
+    ],
+)
 def test_what_python_reads_unit_by_unit_is_pinned(work: Callable[[Tensor], Tensor]) -> None:
     assert sizes(two(work), X) == []
 
@@ -141,9 +168,9 @@ def test_a_transformer_that_looks_at_its_mask(given: bool) -> None:
     body = nn.Transformer(8, 2, 1, 1, 6, batch_first=True)
     model = build(lambda: Net(forward, body=body, a=nn.Linear(3, 8), b=nn.Linear(3, 8), head=nn.Linear(8, 2)))
     args = (normal(2, 5, 3), normal(2, 4, 3), *([mask(4)] if given else []))
-    # one stream (fused projections read both halves), hidden units of two layers, three attentions of two heads, and
-    # in every head its values and its queries
-    assert sizes(model, *args) == [*[2] * 3, *[4] * 12, 6, 6, 8]
+    # the streams of source and target (each is read by its own rows of the fused projection), hidden units of two
+    # layers, three attentions of two heads, and in every head its values and its queries
+    assert sizes(model, *args) == [*[2] * 3, *[4] * 12, 6, 6, 8, 8]
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -214,13 +241,21 @@ def _through_numpy(h: Tensor) -> Tensor:
             _until_small,
             r"repeats a step for as long as .* at test_tracing\.py:\d+: while h\.norm\(\) > 1e-3.*fixed number",
         ),
+        (
+            lambda h: h * 2 if 7 in h.repeat(1, 200)[0].int().tolist() else h,
+            r"or reads a long list of them, at test_tracing\.py:\d+: lambda h.*operators of PyTorch for lists",
+        ),
+        (
+            lambda h: h * max((h > 0).tolist()[0]),
+            r"decides by the values .* at test_tracing\.py:\d+: .*more than 8",
+        ),
         (_many, r"decides by the values .* at test_tracing\.py:\d+: h = h\.relu\(\).*more than 8 ways"),
         (
             lambda h: h @ torch.zeros(5, 4),
             r"the model itself fails .* at test_tracing\.py:\d+: .*module 'inner' \(Inner\)",
         ),
     ],
-    ids=["loop", "ways", "fails"],
+    ids=["loop", "list", "entries", "ways", "fails"],
 )
 def test_other_ends_name_the_line(work: Callable[[Tensor], Tensor], said: str) -> None:
     with pytest.raises(ModelError, match=said) as found:
@@ -267,3 +302,45 @@ def test_a_number_that_python_reads_is_read_on_other_inputs_too() -> None:
     spec = discover(model, x)
     found = verify(spec, model, x, generator=torch.Generator().manual_seed(0))
     assert not spec.groups or not found.passed
+
+
+@pytest.mark.parametrize(
+    ("forward", "found"),
+    [
+        (lambda m, x: m.b(m.a(x)[:, :3]), "the model itself fails on these inputs"),
+        (lambda m, x: m.b(m.a(x)).repeat(int(m.a(x).abs().sum()) % 3 + 1, 1), None),
+        (lambda m, x: m.b(m.a(x) * 2 if m.a(x).sum() > 0 else m.a(x)), None),
+        (lambda m, x: m.b(m.a(x))[m.a(x)[:, 0] > 0], "the shape of the result"),
+    ],
+    ids=["wrong shape", "number", "branch", "mask"],
+)
+def test_a_failed_attempt_prints_and_logs_nothing(
+    forward: Callable[..., Tensor], found: str | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """PyTorch's exporter prints its half-made graph and logs tracebacks; the user reads one sentence of ours."""
+    model = Net(forward, a=nn.Linear(3, 4), b=nn.Linear(4, 2)).eval()
+    loggers = [
+        logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("torch")
+    ]
+    streams = [h for logger in loggers for h in logger.handlers if type(h) is logging.StreamHandler]
+    assert streams
+    before = [(handler, handler.stream) for handler in streams]  # not those of the test runner
+    try:
+        for handler in streams:
+            handler.setStream(sys.stderr)
+        with pytest.raises(ModelError, match=found) if found else contextlib.nullcontext():
+            discover(model, normal(2, 3))
+    finally:
+        for handler, stream in before:
+            handler.setStream(stream)
+    assert capfd.readouterr() == ("", "")
+    assert not any(handler.filters for handler in streams)
+
+
+def test_what_a_model_writes_itself_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        sys.stderr.write("one note\n")
+        return m.b(m.a(x))
+
+    discover(Net(forward, a=nn.Linear(3, 4), b=nn.Linear(4, 2)).eval(), normal(2, 3))
+    assert capfd.readouterr().err.count("one note") == 1

@@ -172,6 +172,26 @@ def test_models_that_cast_to_float32_are_computed_in_float64() -> None:
     assert found.max_relative_error < 1e-12
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool])
+def test_fractions_of_whole_numbers_are_computed_in_float64(dtype: torch.dtype) -> None:
+    """As image codes have them; torch makes them float32, which a convolution of float64 weights refuses."""
+
+    class Coded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b((255 * self.a(x).sigmoid()).round().to(dtype) / 255)
+
+    model, images = build(Coded), normal(2, 3, 4, 4)
+    spec = discover(model, images)
+    found = verify(spec, model, images)
+    assert len(spec.groups) == 1
+    assert found.dtype == torch.float64
+    assert found.max_relative_error < 1e-12
+
+
 @torch.library.custom_op("isthmus_test::single", mutates_args=())
 def single(x: Tensor) -> Tensor:
     if x.dtype != torch.float32:

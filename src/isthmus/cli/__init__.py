@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 __all__ = ["main"]
 
@@ -11,8 +14,9 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line; exit code 0 for success, 1 for a failed check, 2 for bad use."""
     try:
-        from isthmus.cli._app import run
-        from isthmus.cli._console import INTERRUPTED
+        with _interruptible():
+            from isthmus.cli._app import run
+            from isthmus.cli._console import INTERRUPTED
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in ("", "isthmus"):
@@ -23,10 +27,32 @@ def main() -> None:
         )
         raise SystemExit(2) from error
     code = run(sys.argv[1:])
-    if code == INTERRUPTED:
-        # Seen once on a busy machine: after our message Python ended by SIGINT (-2) in its own shutdown. All
-        # cleaning up has been done by now, so that shutdown is left out.
+    # The result stands; an interruption of what is left, seconds of Python's own shutdown, must not change the code.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if code == INTERRUPTED:  # all cleaning up has been done by now, so that shutdown is left out
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     raise SystemExit(code)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """End at once, and say so, when interrupted while packages are being imported.
+
+    That takes seconds, and an exception raised in it would come out as a traceback, or be swallowed by a package that
+    tries an import. Nothing has been begun that would have to be cleaned up.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, or somebody else's
+        yield
+        return
+
+    def end(*_: object) -> None:
+        os.write(2, b"Interrupted; nothing was written.\n")
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -69,7 +69,7 @@ def _found(
     with console.progress() as bar:
         tell = console.stages(bar)
         tell("building the network", 0, 3)
-        if pretrained.is_model_folder(target):
+        if Path(target).is_dir():  # what else lies there is named when it is opened
             given = example_of_shapes(shape) if shape else None
             opened = pretrained.open_model(target, trust_remote_code=trust_remote_code, example=given)
             tell("discovering symmetries", 1, 3)

@@ -95,6 +95,10 @@ class Curve:
     ensemble_loss: float | None
     ensemble_accuracy: float | None
 
+    def __repr__(self) -> str:
+        """Return one line."""
+        return f"Curve({self.examples} examples, {len(self.ts)} points, barrier {self.barrier:.4g})"
+
     @property
     def lmc_error_sup(self) -> float:
         """Largest LMC error on the grid."""

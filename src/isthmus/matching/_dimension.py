@@ -76,6 +76,10 @@ class DimensionTable:
     methods: Mapping[str, Mapping[str, Dimension]]
     sizes: Mapping[str, int]
 
+    def __repr__(self) -> str:
+        """Return one line."""
+        return f"DimensionTable(groups={len(self.sizes)}, methods={list(self.methods)})"
+
     def to_dict(self) -> dict[str, dict[str, dict[str, float | None]]]:
         """Return plain values by method, group and kind; ``None`` stands for NaN."""
         return {

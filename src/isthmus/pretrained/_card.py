@@ -19,11 +19,12 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class Source:
-    """A model that went into another: its title, share and, unless it stayed as it was, its alignment."""
+    """A model that went into another: its title, share, alignment (unless it stayed as it was), and what loads it."""
 
     title: str
     weight: float = 1.0
     alignment: Alignment | None = None
+    library: str = "transformers"
 
 
 def _text(text: object) -> str:
@@ -72,7 +73,7 @@ def _front(sources: Sequence[Source], tag: str) -> list[str]:
     ]
     return [
         "---",
-        "library_name: transformers",
+        f"library_name: {sources[0].library}",
         "base_model:",
         *titles,
         "tags:",

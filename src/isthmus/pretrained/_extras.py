@@ -28,6 +28,7 @@ _WEIGHT_SUFFIXES = (
 )
 _WEIGHT_NAMES = (
     "pytorch_model",
+    "diffusion_pytorch_model",
     "model",
     "consolidated",
     "adapter_model",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,8 @@ from isthmus.checkpoints._formats import looks_like
 from isthmus.checkpoints._read import split_key
 from isthmus.errors import CheckpointError, IsthmusError, printable
 from isthmus.files import read_json, require_file
-from isthmus.pretrained._lazy import INDEX_NAME, SINGLE_NAME
+from isthmus.pretrained._lazy import DIFFUSERS_WEIGHTS, TRANSFORMERS_WEIGHTS
+from isthmus.pretrained._libraries import library_of
 
 __all__ = ["FoundInput", "check_inputs", "inspect_input"]
 
@@ -131,9 +132,9 @@ def _in_cache(name: str) -> Path | None:
 def _folder(folder: Path) -> FoundInput:
     names = sorted(p.name for p in folder.iterdir())
     present = set(names)
-    weights = {SINGLE_NAME, INDEX_NAME} & present
+    weights = TRANSFORMERS_WEIGHTS.among(present) + DIFFUSERS_WEIGHTS.among(present)
     if "adapter_config.json" in present and not ("config.json" in present and weights):
-        base = _entry(folder / "adapter_config.json", "base_model_name_or_path")
+        base = _entries(folder / "adapter_config.json").get("base_model_name_or_path")
         return FoundInput(
             folder,
             "wrong",
@@ -148,30 +149,25 @@ def _folder(folder: Path) -> FoundInput:
             folder,
             "wrong",
             f"a pipeline of several networks (model_index.json): {_some(parts)}",
-            "Give the folder of one of them with --model TARGET, a function that builds it.",
+            f"Give the folder of one of them: {_some_paths([folder / part for part in parts])}.",
         )
     if "config.json" in present:
-        return _described_folder(folder, names, bool(weights))
+        return _described_folder(folder, names)
     if weights:
-        return FoundInput(folder, "weights", f"a folder with weights ({min(weights)}) and no config.json")
+        return FoundInput(folder, "weights", f"a folder with weights ({weights[0]}) and no config.json")
     return FoundInput(folder, "wrong", *_nothing_in(folder, names))
 
 
-def _described_folder(folder: Path, names: Sequence[str], weights: bool) -> FoundInput:
-    if weights:
-        if (own := _entry(folder / "config.json", "_class_name")) and not _entry(
-            folder / "config.json", "architectures"
-        ):
-            return FoundInput(folder, "weights", f"a folder with weights of diffusers' {printable(own)}")
+def _described_folder(folder: Path, names: Sequence[str]) -> FoundInput:
+    library = library_of(_entries(folder / "config.json"))
+    own, present = library.weights, set(names)
+    if own.among(present):
         return FoundInput(folder, "model folder", "a model folder (config.json)")
-    if "diffusion_pytorch_model.safetensors" in names:
-        own = printable(_entry(folder / "config.json", "_class_name") or "network")
+    if found := TRANSFORMERS_WEIGHTS.among(present) + DIFFUSERS_WEIGHTS.among(present):
         return FoundInput(
             folder,
-            "wrong",
-            f"a folder of diffusers' {own}",
-            "Give its file diffusion_pytorch_model.safetensors, with --model TARGET, a function that builds the "
-            "network.",
+            "weights",
+            f"a folder with weights ({found[0]}), whose config.json is one of {library.name}",
         )
     others = [
         n for n in names if n.endswith((".bin", ".h5", ".msgpack", ".gguf", ".onnx", ".ckpt", ".pt", ".pth"))
@@ -180,7 +176,7 @@ def _described_folder(folder: Path, names: Sequence[str], weights: bool) -> Foun
     return FoundInput(
         folder,
         "wrong",
-        f"a folder with config.json, but neither {SINGLE_NAME} nor {INDEX_NAME}"
+        f"a folder with config.json, but neither {own.single} nor {own.index}"
         + (f"; it holds {_some(others + loose)}" if others or loose else ""),
         "Load it with from_pretrained and write it with save_pretrained, which makes safetensors.",
     )
@@ -195,8 +191,7 @@ def _nothing_in(folder: Path, names: Sequence[str]) -> tuple[str, str]:
         | {p.parent for p in folder.glob("snapshots/*/config.json")}
     )
     if inside:
-        shown = _some([os.fspath(p) for p in inside])
-        return "a folder of model folders", f"Give one of them: {shown}."
+        return "a folder of model folders", f"Give one of them: {_some_paths(inside)}."
     files = [n for n in names if n.lower().endswith(READABLE)]
     if files:
         return "a folder with checkpoints and no config.json", f"Give one of the files: {_some(files)}."
@@ -238,15 +233,20 @@ def _file(path: Path) -> FoundInput:
     )
 
 
-def _entry(path: Path, key: str) -> Any:
-    """Return an entry of a JSON file; None where it cannot be read, which whoever needs it will say."""
+def _entries(path: Path) -> Mapping[str, Any]:
+    """Return the entries of a JSON file; none where it cannot be read, which whoever needs them will say."""
     try:
         found = read_json(path, allow_infinite=True)
     except IsthmusError:
-        return None
-    return found.get(key) if isinstance(found, dict) else None
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(printable(n, 80) for n in names[:_SHOWN])
+def _some_paths(paths: Sequence[Path]) -> str:
+    """Show paths to be given in turn: whole, unlike names, or they would be of no use."""
+    return _some([os.fspath(path) for path in paths], 4096)
+
+
+def _some(names: Sequence[str], longest: int = 80) -> str:
+    shown = ", ".join(printable(n, longest) for n in names[:_SHOWN])
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

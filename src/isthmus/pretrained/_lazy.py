@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,42 @@ from isthmus.errors import CheckpointError, MissingExtraError, printable
 from isthmus.files import Identity, identity_of, parse_json, read_json, require_file, require_utf8
 from isthmus.pretrained._links import require_inside, roots_of
 
-__all__ = ["DTYPES", "INDEX_NAME", "SINGLE_NAME", "LazyState", "StoredTensor"]
+__all__ = ["DIFFUSERS_WEIGHTS", "DTYPES", "TRANSFORMERS_WEIGHTS", "LazyState", "StoredTensor", "WeightNames"]
 
-SINGLE_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
+
+@dataclass(frozen=True)
+class WeightNames:
+    """How a library names the files of weights in its model folders.
+
+    Attributes:
+        stem: what the names of all of them begin with.
+    """
+
+    stem: str
+
+    @property
+    def single(self) -> str:
+        """Name of the file that holds everything."""
+        return f"{self.stem}.safetensors"
+
+    @property
+    def index(self) -> str:
+        """Name of the index of several shards."""
+        return f"{self.stem}.safetensors.index.json"
+
+    def shards(self, count: int) -> list[str]:
+        """Return the names of so many files."""
+        if count == 1:
+            return [self.single]
+        return [f"{self.stem}-{k:05}-of-{count:05}.safetensors" for k in range(1, count + 1)]
+
+    def among(self, names: Collection[str]) -> tuple[str, ...]:
+        """Return which of the two names that can be opened are among these."""
+        return tuple(name for name in (self.single, self.index) if name in names)
+
+
+TRANSFORMERS_WEIGHTS = WeightNames("model")
+DIFFUSERS_WEIGHTS = WeightNames("diffusion_pytorch_model")
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -109,12 +141,17 @@ class LazyState(Mapping[str, Tensor]):
         self.index_metadata: Mapping[str, Any] = dict(index_metadata or {})
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> LazyState:
+    def open(cls, path: str | os.PathLike[str], names: WeightNames | None = None) -> LazyState:
         """Open a ``.safetensors`` file, an index (``.json``) of several, or a folder that holds either.
 
         All headers are read and checked against the files' sizes; no tensor is read. Tensors that lie in a shard
         without being listed in the index belong to the state as well. Nothing outside of the folder is read, also
         through links, except for a snapshot in the hub's cache, whose files lie beside it.
+
+        Args:
+            path: of the file or folder.
+            names: what the files in a folder are called; default: as transformers or diffusers names them, whichever
+                are there.
 
         Raises:
             CheckpointError: a file is missing, truncated, outside of the folder or in another format, a shard lacks a
@@ -123,7 +160,7 @@ class LazyState(Mapping[str, Tensor]):
         """
         target = Path(path)
         if os.path.isdir(target):
-            return cls.open(_weights_of(target))
+            return cls.open(_weights_of(target, names))
         if target.suffix == ".json":
             return _open_index(target)
         tensors, metadata = _header(target)
@@ -180,28 +217,44 @@ class LazyState(Mapping[str, Tensor]):
         return sum(t.nbytes for t in set(self._tensors.values()))
 
 
-def _weights_of(folder: Path) -> Path:
-    """Return the file to open in a folder: ``model.safetensors``, or else its index."""
-    for name in (SINGLE_NAME, INDEX_NAME):
-        if os.path.isfile(folder / name):
-            require_inside(folder / name, roots_of(folder))
-            return folder / name
-    for name in (SINGLE_NAME, INDEX_NAME):
-        if (folder / name).is_symlink():
-            raise CheckpointError(
-                f"{printable(folder / name)}: is a link to {printable(os.readlink(folder / name))}, which is not "
-                "there. Download or copy the model folder again."
-            )
-    others = sorted(p.name for p in folder.glob("*.bin"))
-    found = (
-        f"It holds {', '.join(printable(o) for o in others[:3])}; convert them with save_pretrained. "
-        if others
-        else ""
-    )
+def _weights_of(folder: Path, names: WeightNames | None) -> Path:
+    """Return the file to open in a folder: the one that holds everything, or else the index."""
+    known = (names,) if names is not None else (TRANSFORMERS_WEIGHTS, DIFFUSERS_WEIGHTS)
+    there = [own for own in known if any(os.path.lexists(folder / n) for n in (own.single, own.index))]
+    if len(there) > 1:
+        raise CheckpointError(
+            f"{printable(folder)}: holds weights of two networks, {there[0].stem} and {there[1].stem}. Give the file "
+            "of one of them."
+        )
+    for own in there:
+        for name in (own.single, own.index):
+            if os.path.isfile(folder / name):
+                require_inside(folder / name, roots_of(folder))
+                return folder / name
+        for name in (own.single, own.index):
+            if (folder / name).is_symlink():
+                raise CheckpointError(
+                    f"{printable(folder / name)}: is a link to {printable(os.readlink(folder / name))}, which is not "
+                    "there. Download or copy the model folder again."
+                )
     raise CheckpointError(
-        f"{printable(folder)}: holds neither {SINGLE_NAME} nor {INDEX_NAME}. {found}Give a folder written by "
-        "save_pretrained."
+        f"{printable(folder)}: holds neither {known[0].single} nor {known[0].index}. {_other_weights(folder, known[0])}"
+        "Give a folder written by save_pretrained."
     )
+
+
+def _other_weights(folder: Path, names: WeightNames) -> str:
+    """Say which weights of other forms a folder holds; empty if none."""
+    variants = sorted(p.name for p in folder.glob(f"{names.stem}.*.safetensors"))
+    if variants:
+        return (
+            f"It holds {printable(variants[0])}, a variant; load it with from_pretrained(..., variant=...) and write "
+            "it with save_pretrained. "
+        )
+    others = sorted(p.name for p in folder.glob("*.bin"))
+    if not others:
+        return ""
+    return f"It holds {', '.join(printable(o) for o in others[:3])}; convert them with save_pretrained. "
 
 
 def _open_index(path: Path) -> LazyState:

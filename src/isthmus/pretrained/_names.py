@@ -10,6 +10,7 @@ from torch import nn
 
 from isthmus.errors import CheckpointError
 from isthmus.pretrained._lazy import LazyState
+from isthmus.pretrained._library import Library
 
 __all__ = ["stored_names"]
 
@@ -17,10 +18,10 @@ __all__ = ["stored_names"]
 _OLD_ENDINGS = {".gamma": ".weight", ".beta": ".bias"}
 
 
-def stored_names(folder: Path, model: nn.Module, file: LazyState) -> dict[str, str]:
+def stored_names(folder: Path, model: nn.Module, file: LazyState, library: Library) -> dict[str, str]:
     """Return, for each name in the network, the name in the files.
 
-    As transformers does on loading: its own renamings are followed where it has any, the prefix of the base
+    As the library does on loading: its own renamings are followed where it has any, the prefix of the base
     network may be there in one and not in the other, and a tied tensor may be stored under one name only.
 
     Raises:
@@ -29,7 +30,7 @@ def stored_names(folder: Path, model: nn.Module, file: LazyState) -> dict[str, s
     """
     expected = model.state_dict(keep_vars=True)
     names: dict[str, str] = {}
-    for key, found in _renamed(model, file, expected).items():
+    for key, found in _renamed(library, model, file, expected).items():
         if found in expected:
             names.setdefault(found, key)
     twins: dict[int, list[str]] = {}
@@ -43,7 +44,7 @@ def stored_names(folder: Path, model: nn.Module, file: LazyState) -> dict[str, s
     if missing:
         raise CheckpointError(
             f"{folder}: the weights lack {_some(missing)} of {type(model).__name__}. They belong to another "
-            "architecture, or are stored in a form that transformers converts on loading (experts one by one, "
+            f"architecture, or are stored in a form that {library.name} converts on loading (experts one by one, "
             "say), which cannot be permuted in place. Name the right class in config.json."
         )
     for name, key in names.items():
@@ -55,30 +56,16 @@ def stored_names(folder: Path, model: nn.Module, file: LazyState) -> dict[str, s
     return {name: names[name] for name in expected if name in names}
 
 
-def _renamed(model: nn.Module, keys: Iterable[str], expected: Mapping[str, object]) -> dict[str, str]:
+def _renamed(
+    library: Library, model: nn.Module, keys: Iterable[str], expected: Mapping[str, object]
+) -> dict[str, str]:
     """Return the name in the network that each stored name stands for, or the stored name itself."""
     found = {key: key for key in keys}
-    found.update(_library_names(model, found, expected))
+    found.update(library.renamed(model, found, expected))
     prefix = str(getattr(model, "base_model_prefix", "") or "")
     return {
         key: next((n for n in (name, *_candidates(key, prefix)) if n in expected), key)
         for key, name in found.items()
-    }
-
-
-def _library_names(model: nn.Module, keys: Iterable[str], expected: Mapping[str, object]) -> dict[str, str]:
-    """Return the names that transformers gives; nothing in versions without such a table (before 5.0)."""
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, rename_source_key
-    except ImportError:
-        return {}
-    transforms = get_model_conversion_mapping(model)  # type: ignore[arg-type]
-    renamings = [t for t in transforms if not isinstance(t, WeightConverter)]
-    prefix = str(getattr(model, "base_model_prefix", "") or "") or None
-    return {
-        key: rename_source_key(key, renamings, [], prefix, dict(expected))[0]  # type: ignore[arg-type]
-        for key in sorted(keys)
     }
 
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from isthmus.batches import Batch, as_batch
 from isthmus.errors import CheckpointError, printable
 from isthmus.pretrained._build import build, describe, read_config
-from isthmus.pretrained._examples import example_for
 from isthmus.pretrained._inputs import inspect_input
 from isthmus.pretrained._lazy import LazyState, StoredTensor
+from isthmus.pretrained._libraries import TRANSFORMERS
+from isthmus.pretrained._library import Library
 from isthmus.pretrained._names import stored_names
 from isthmus.symmetry import SymmetrySpec, Trace, discover_from_trace, trace
 
@@ -39,6 +40,7 @@ class OpenedModel:
         state: the stored tensors under the names of ``model.state_dict()``; tied names share one.
         file: the same tensors under their names in the files, and any others that lie there.
         buffers: values of the buffers, by name.
+        library: which one wrote the folder.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class OpenedModel:
     state: LazyState
     file: LazyState
     buffers: Mapping[str, Tensor]
+    library: Library = TRANSFORMERS
 
     @cached_property
     def traced(self) -> Trace:
@@ -131,32 +134,37 @@ def open_model(
     example: Any = None,
     architecture: str | None = None,
 ) -> OpenedModel:
-    """Open a Hugging Face model folder without reading its weights.
+    """Open a model folder of transformers or diffusers without reading its weights.
+
+    Networks of diffusers that encode and decode return their latents beside the reconstruction, as ``latents``: other
+    networks rely on their order, so it stays.
 
     Args:
-        path: folder with ``config.json`` and ``model.safetensors``, or shards with their index.
+        path: folder with ``config.json`` and ``model.safetensors``, or shards with their index; those of diffusers
+            begin with ``diffusion_pytorch_model``.
         trust_remote_code: whether code that lies in the folder may be run.
         example: example inputs (see :func:`isthmus.batches.as_batch`); default: made for the network's task.
-        architecture: the class in transformers; default: named in ``config.json``.
+        architecture: the class in the library; default: named in ``config.json``.
 
     Raises:
         CheckpointError: a missing or damaged file, or weights that are not those of the architecture.
         ModelError: an architecture that is unknown, needs remote code, or is quantised.
         DataError: a network whose example inputs must be given.
-        MissingExtraError: transformers or safetensors is not installed.
+        MissingExtraError: transformers, diffusers or safetensors is not installed, whichever is needed.
     """
     folder = Path(path)
     if not os.path.isdir(folder) or not os.path.lexists(folder / "config.json"):
         raise _no_model_folder(folder)
     described = describe(folder, architecture=architecture, trust_remote_code=trust_remote_code)
-    file = LazyState.open(folder)
+    file = LazyState.open(folder, described.library.weights)
     model, buffers = build(described, file)
-    names = stored_names(folder, model, file)
+    names = stored_names(folder, model, file, described.library)
     return OpenedModel(
         path=folder,
         model=model,
-        example=example_for(model) if example is None else as_batch(example),
+        example=described.library.example(model) if example is None else as_batch(example),
         state=file.under(names),
         file=file,
         buffers=buffers,
+        library=described.library,
     )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import DataError, ShapeError
-from isthmus.pretrained._lazy import DTYPES, INDEX_NAME, SINGLE_NAME
+from isthmus.pretrained._lazy import DTYPES, TRANSFORMERS_WEIGHTS, WeightNames
 
 __all__ = ["DEFAULT_SHARD_SIZE", "PlannedTensor", "parse_size", "plan_shards", "write_file", "write_shards"]
 
@@ -81,6 +81,7 @@ def write_shards(
     limit: int,
     metadata: Mapping[str, str] | None = None,
     index_metadata: Mapping[str, Any] | None = None,
+    files: WeightNames = TRANSFORMERS_WEIGHTS,
 ) -> list[str]:
     """Write tensors into shards and, if there are several, their index; each file is flushed to the disk.
 
@@ -91,6 +92,7 @@ def write_shards(
         limit: bytes of tensors per shard.
         metadata: strings for the header of every shard.
         index_metadata: notes for the index, beside the total size.
+        files: what the files are called.
 
     Returns:
         Names of the shards.
@@ -100,20 +102,15 @@ def write_shards(
         OSError: from the file system.
     """
     shards = plan_shards(tensors, limit)
-    count = len(shards)
-    names = (
-        [SINGLE_NAME]
-        if count == 1
-        else [f"model-{k:05}-of-{count:05}.safetensors" for k in range(1, count + 1)]
-    )
+    names = files.shards(len(shards))
     for name, shard in zip(names, shards, strict=True):
         (folder / name).open("xb").close()
         write_file(folder / name, shard, blocks, metadata)
-    if count > 1:
+    if len(shards) > 1:
         placed = {t.key: name for name, shard in zip(names, shards, strict=True) for t in shard}
         notes = {**(index_metadata or {}), "total_size": sum(t.nbytes for t in tensors)}
         index = {"metadata": notes, "weight_map": placed}
-        (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (folder / files.index).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return names
 
 

@@ -98,7 +98,7 @@ def _precision(model: OpenedModel) -> torch.dtype:
 
 def _errors(
     spec: SymmetrySpec,
-    relabellings: Sequence[Mapping[str, Tensor]],
+    relabellings: Sequence[Couplings],
     model: OpenedModel,
     outputs: Any,
     dtype: torch.dtype,

@@ -21,9 +21,14 @@ from isthmus.pretrained._doubts import doubts_of_average
 from isthmus.pretrained._extras import extras_of
 from isthmus.pretrained._folder import free_target, output_folder
 from isthmus.pretrained._gather import STILL, blocks, gathers_by_key
-from isthmus.pretrained._lazy import INDEX_NAME
 from isthmus.pretrained._open import OpenedModel
-from isthmus.pretrained._shards import DEFAULT_SHARD_SIZE, PlannedTensor, parse_size, write_shards
+from isthmus.pretrained._shards import (
+    DEFAULT_SHARD_SIZE,
+    PlannedTensor,
+    parse_size,
+    plan_shards,
+    write_shards,
+)
 from isthmus.states import check_same_architecture
 from isthmus.symmetry import Reordering
 
@@ -97,7 +102,7 @@ def apply(
     def moved(tensor: PlannedTensor) -> Iterator[Tensor]:
         return blocks(model.file, tensor.key, moves.get(tensor.key, STILL))
 
-    source = Source(model.title, alignment=alignment)
+    source = Source(model.title, alignment=alignment, library=model.library.name)
     return _write(
         model, moved, Path(out), limit, [alignment], lambda *left: relabelled_card(source, *left), on_progress
     )
@@ -159,7 +164,7 @@ def merge(
             raise CheckpointError(
                 f"{printable(first.path)} is a {type(first.model).__name__} and {printable(model.path)} a "
                 f"{type(model.model).__name__}: they are different architectures, even if their tensors have the same "
-                "names. Correct the architectures in config.json, or pass architecture=... to open_model."
+                "names. Correct the class that config.json names, or pass architecture=... to open_model."
             )
         check_same_architecture(first.state.shapes(), model.state.shapes(), str(first.path), str(model.path))
     shares = normalised(weights, len(models))
@@ -175,7 +180,7 @@ def merge(
             return blocks(first.file, tensor.key, STILL)
         return _averaged(models, moves, names[0], shares, similarities)
 
-    sources = [Source(m.title, w, a) for m, w, a in zip(models, shares, used, strict=True)]
+    sources = [Source(m.title, w, a, m.library.name) for m, w, a in zip(models, shares, used, strict=True)]
     written = _write(
         first,
         averaged,
@@ -233,6 +238,7 @@ def _write(
     planned = [
         PlannedTensor(key, base.file.stored(key).dtype, base.file.stored(key).shape) for key in base.file
     ]
+    base.library.require_writable(base.names, len(plan_shards(planned, limit)))
     total = sum(t.nbytes for t in planned)
     done = 0
 
@@ -243,7 +249,7 @@ def _write(
         done += tensor.nbytes
         return values(tensor)
 
-    own = {INDEX_NAME, *(base.file.stored(key).file.name for key in base.file)}
+    own = {base.library.weights.index, *(base.file.stored(key).file.name for key in base.file)}
     unknown = tuple(key for key in base.file if not base.names[key])
     extras = extras_of(base.path, own)
     with output_folder(out, total + extras.nbytes) as folder:
@@ -254,6 +260,7 @@ def _write(
             limit=limit,
             metadata=base.file.metadata,
             index_metadata=base.file.index_metadata,
+            files=base.library.weights,
         )
         if alignments:
             (folder / _ALIGNMENTS).mkdir()

@@ -5,32 +5,61 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from isthmus.symmetry._axes import Atom, Pin, Placement, merged_copies, occurrences, placements, resolve
+from isthmus.symmetry._axes import (
+    Atom,
+    Expression,
+    Pin,
+    Placement,
+    Sum,
+    merged_copies,
+    occurrences,
+    placements,
+    resolve,
+)
+from isthmus.symmetry._segments import Stacked
 from isthmus.symmetry._spec import AxisGroup, IndexMap, PinnedAxis, Slot, SymmetrySpec
 from isthmus.symmetry._values import Value
 
-__all__ = ["collect"]
+__all__ = ["Label", "collect"]
 
 _MOST_MEMBERS = 4096
 """Families of more nested groups than this stay one group, whose units move alike everywhere."""
 
 Nesting = Mapping[Atom, tuple[Atom, ...]]
+Label = Value | Stacked
+"""What is known of a tensor of the state, as a whole or in segments."""
 
 
 @dataclass(frozen=True)
 class _Site:
-    """A placement of an atom on an axis of a parameter."""
+    """A placement of an atom on an axis of a parameter, or of one segment of it.
+
+    Attributes:
+        tensor: name of the parameter.
+        value: its labels, or those of the segment.
+        axis: the axis.
+        place: where the atom sits on it.
+        segment: the axis on which the segment lies, the position where it begins, and the length of the whole.
+    """
 
     tensor: str
     value: Value
     axis: int
     place: Placement
+    segment: tuple[int, int, int] | None = None
+
+    def index(self, axis: int, place: Placement, size: int, rest: dict[Atom, int]) -> IndexMap:
+        """Return positions on an axis of the whole parameter (see :func:`_index`)."""
+        if self.segment is None or self.segment[0] != axis:
+            return _index(self.value.axes[axis].size, place, size, rest)
+        _, start, length = self.segment
+        return _index(length, replace(place, offset=place.offset + start), size, rest)
 
 
 def collect(
-    labels: Mapping[str, Value],
+    labels: Mapping[str, Label],
     names: Mapping[str, Sequence[str]],
     nesting: Nesting,
     outputs: tuple[str, ...] | None,
@@ -45,20 +74,42 @@ def collect(
     """
     sites: dict[Atom, list[_Site]] = {}
     pinned: list[PinnedAxis] = []
-    for tensor, value in labels.items():
+    for tensor, label in labels.items():
         for name in names[tensor]:
-            for axis in range(value.ndim):
-                for place in placements(value.axes[axis]):
-                    if isinstance(place, Placement) and place.atom.pinned is None:
-                        sites.setdefault(place.atom, []).append(_Site(name, value, axis, place))
-                pinned += _pinned_axis(name, axis, value)
+            for axis in range(label.ndim):
+                for value, segment in _pieces(label):
+                    for place in placements(value.axes[axis]):
+                        if isinstance(place, Placement) and place.atom.pinned is None:
+                            sites.setdefault(place.atom, []).append(_Site(name, value, axis, place, segment))
+                pinned += dict.fromkeys(p for e in _axes_of(label, axis) for p in _pinned_axis(name, axis, e))
     shapes = {name: value.shape for tensor, value in labels.items() for name in names[tensor]}
     return SymmetrySpec(_Groups(sites, nesting).build(), tuple(pinned), shapes, outputs)
 
 
-def _pinned_axis(name: str, axis: int, value: Value) -> Iterator[PinnedAxis]:
+def _pieces(label: Label) -> Iterator[tuple[Value, tuple[int, int, int] | None]]:
+    """Yield the values that make up a tensor, each with the segment where it lies."""
+    if isinstance(label, Value):
+        yield label, None
+        return
+    start = 0
+    for part, length in zip(label.parts, label.lengths, strict=True):
+        yield part, (label.dim, start, label.shape[label.dim])
+        start += length
+
+
+def _axes_of(label: Label, axis: int) -> Iterator[Expression]:
+    """Yield what is known of an axis: once, or in every segment."""
+    if isinstance(label, Value):
+        yield label.axes[axis]
+    elif axis != label.dim:
+        yield from (part.axes[axis] for part in label.parts)
+    else:
+        yield resolve(Sum(tuple(p.axes[axis] for p in label.parts))) if label.whole is None else label.whole
+
+
+def _pinned_axis(name: str, axis: int, expression: Expression) -> Iterator[PinnedAxis]:
     """Yield what is pinned on an axis, unless it is a factor beside one that moves."""
-    found = list(occurrences(value.axes[axis]))
+    found = list(occurrences(expression))
     if any(o.copies for o in found if not isinstance(o, tuple)):
         return
     totals: dict[Pin, int] = {}
@@ -68,7 +119,7 @@ def _pinned_axis(name: str, axis: int, value: Value) -> Iterator[PinnedAxis]:
         if positions:
             # Factors of one product each count all of its positions.
             yield PinnedAxis(
-                name, axis, min(positions, value.axes[axis].size), why.reason, why.operator, why.module
+                name, axis, min(positions, expression.size), why.reason, why.operator, why.module
             )
 
 
@@ -111,7 +162,7 @@ class _Groups:
 def _slot(site: _Site, units: tuple[tuple[Atom, int], ...]) -> Slot | None:
     """Return the slot of the member of a family at given outer units, or ``None`` if no slot can say it."""
     rest = dict(units)
-    index = _index(site.value.axes[site.axis].size, site.place, site.place.atom.size, rest)
+    index = site.index(site.axis, site.place, site.place.atom.size, rest)
     block: list[tuple[int, IndexMap]] = []
     for axis, expression in enumerate(site.value.axes):
         places = [p for p in placements(expression) if isinstance(p, Placement) and p.atom in rest]
@@ -122,10 +173,20 @@ def _slot(site: _Site, units: tuple[tuple[Atom, int], ...]) -> Slot | None:
         anchor = places[0]
         unit = rest.pop(anchor.atom)
         moved = Placement(anchor.atom, anchor.offset + unit * anchor.stride, 1, anchor.siblings)
-        block.append((axis, _index(expression.size, moved, 1, rest)))
+        block.append((axis, site.index(axis, moved, 1, rest)))
     if rest:
         return None
+    if site.segment is not None and site.segment[0] not in (site.axis, *(axis for axis, _ in block)):
+        dim, start, length = site.segment
+        size = site.value.shape[dim]
+        block = sorted(
+            [*block, (dim, IndexMap(length, 1, start, 1, ((size, 1),) if size > 1 else ()))], key=_axis
+        )
     return Slot(site.tensor, site.axis, index, tuple(block))
+
+
+def _axis(part: tuple[int, IndexMap]) -> int:
+    return part[0]
 
 
 def _index(length: int, place: Placement, size: int, rest: dict[Atom, int]) -> IndexMap:

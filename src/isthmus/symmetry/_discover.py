@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from isthmus.symmetry import _axes, _rules
 from isthmus.symmetry._axes import Pin
-from isthmus.symmetry._collect import collect
+from isthmus.symmetry._collect import Label, collect
+from isthmus.symmetry._cut_parameters import Segments, cut_parameters, in_segments, unread_parameters
 from isthmus.symmetry._nesting import outer_atoms, used_atoms
 from isthmus.symmetry._spec import SymmetrySpec
 from isthmus.symmetry._stacked import Cuts, SegmentingInterpreter, joined
 from isthmus.symmetry._ties import Ties
 from isthmus.symmetry._trace import Trace, trace
-from isthmus.symmetry._values import Value, constant_value
+from isthmus.symmetry._values import Value, constant_value, values_in
 
 __all__ = ["Outputs", "activation_name", "discover", "discover_from_trace"]
 
@@ -78,12 +79,7 @@ def discover_from_trace(
             :func:`activation_name`: how the groups move activations of the traced shapes.
     """
     chosen = traced.select_outputs(outputs)
-    labels, interpreter = _interpret(traced, {})
-    for _ in range(_MOST_PASSES):
-        cuts = interpreter.cuts()
-        if len(cuts) == len(interpreter.known_cuts):
-            break
-        labels, interpreter = _interpret(traced, cuts)
+    labels, interpreter = _segmented(traced)
     for way in (traced, *traced.others):
         for name, node in way.select_outputs(outputs).items():
             _pin_value(interpreter.values[node], Pin(f"the model's output {name!r}"))
@@ -96,18 +92,18 @@ def discover_from_trace(
             _pin_value(interpreter.values[node], Pin(f"kept for later calls in {name!r}"))
     used = used_atoms(interpreter.steps)
     names = {tensor: traced.aliases.get(tensor, (tensor,)) for tensor in labels}
-    for value in labels.values():
+    for value in values_in(list(labels.values())):
         for axis in value.axes:
             for atom in _axes.atoms_of(axis):
                 if atom not in used:
                     _axes.pin(atom, Pin("not used by the traced computation"))
-    values = [*labels.values(), *interpreter.all_values()]
-    nesting = outer_atoms(values, interpreter.steps)
     for node in traced.graph.nodes:
         value = joined(interpreter.values[node]) if node.name in watched else None
         if isinstance(value, Value):
             labels[activation_name(node.name)] = value
             names[activation_name(node.name)] = (activation_name(node.name),)
+    # the watched values are joined first: what nests is read off the final labels
+    nesting = outer_atoms([*values_in(list(labels.values())), *interpreter.all_values()], interpreter.steps)
     found = collect(labels, names, nesting, None if outputs is None else tuple(chosen))
     return replace(found, experiments=tuple(interpreter.experiments))
 
@@ -134,14 +130,37 @@ def _ties(traced: Trace) -> Ties:
     return Ties(parameters, others)
 
 
-def _interpret(traced: Trace, cuts: Cuts) -> tuple[dict[str, Value], SegmentingInterpreter]:
+def _segmented(traced: Trace) -> tuple[dict[str, Label], SegmentingInterpreter]:
+    """Interpret until no further axis is found to be cut; what is cut is kept in segments from then on."""
+    cuts: Cuts = {}
+    segments: Segments = {}
+    whole: set[str] = set()
+    labels, interpreter = _interpret(traced, cuts, segments)
+    for _ in range(_MOST_PASSES):
+        found = {**cut_parameters(traced, labels), **segments}
+        whole |= unread_parameters(traced, interpreter.values)
+        found = {name: cut for name, cut in found.items() if name not in whole}
+        new = interpreter.cuts()
+        if len(new) == len(cuts) and found == segments:
+            return labels, interpreter
+        cuts, segments = new, found
+        labels, interpreter = _interpret(traced, cuts, segments)
+    while unread := unread_parameters(traced, interpreter.values):
+        segments = {name: cut for name, cut in segments.items() if name not in unread}
+        labels, interpreter = _interpret(traced, cuts, segments)
+    return labels, interpreter
+
+
+def _interpret(
+    traced: Trace, cuts: Cuts, segments: Segments
+) -> tuple[dict[str, Label], SegmentingInterpreter]:
     """Return the labels of every state tensor, and the interpreter with those of every node of every graph.
 
     All ways through the code share the labels of the state, so what any of them demands holds for all. Tensors that
     are one memory have one label, under the first of their names.
     """
     assert _rules.__all__, "importing the package registers the rules"
-    labels: dict[str, Value] = {}
+    labels: dict[str, Label] = {}
     interpreter = SegmentingInterpreter(cuts, _ties(traced))
     for way in (traced, *traced.others):
         interpreter.prove_with(_ties(way))
@@ -150,9 +169,13 @@ def _interpret(traced: Trace, cuts: Cuts) -> tuple[dict[str, Value], SegmentingI
             shape = tuple(int(s) for s in getattr(node.meta.get("val"), "shape", ()))
             if node.name in way.tensors:
                 name = way.tensors[node.name]
-                value = labels.setdefault(
-                    _first(name, way), _parameter_value(shape, way.overlapping.get(name))
+                first = _first(name, way)
+                made = (
+                    in_segments(shape, *segments[first])
+                    if first in segments
+                    else _parameter_value(shape, way.overlapping.get(name))
                 )
+                value = labels.setdefault(first, made)
             elif node.name in way.constants:
                 value = _constant_value(node.name, shape, way)
                 constant = way.constants[node.name]
@@ -163,7 +186,7 @@ def _interpret(traced: Trace, cuts: Cuts) -> tuple[dict[str, Value], SegmentingI
                 value = Value(tuple(_axes.immovable(s, why) for s in shape))
             inputs[node.name] = value
         for name in way.staying:
-            written = labels.get(_first(name, way))
+            written = joined(labels.get(_first(name, way)))
             for axis in () if written is None else written.axes:
                 _axes.pin(axis, Pin("written by the model for later calls"))
         interpreter.run(way.graph, inputs, way.program.graph_module)

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from isthmus.errors import ModelError
 from isthmus.replica import empty, hollow_copy, private_copy
 from isthmus.symmetry._outputs import returning_opened
+from isthmus.symmetry._quiet import quiet_failure
 from isthmus.symmetry._reading import Line, Read, Recorder, Replayer, TooManyReadsError, line_of_error
 from isthmus.symmetry._staying import WhatStays
 
@@ -126,10 +127,11 @@ def _exported(shell: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         warnings.simplefilter("ignore")
         watch = WhatStays(shell)
         try:
-            with watch:
+            with quiet_failure(), watch:
                 return Way(torch.export.export(shell, args, kwargs, strict=False), watch.names)
         except Exception:  # tried without, so that the error is about the module itself
-            return Way(torch.export.export(shell, args, kwargs, strict=False))
+            with quiet_failure():
+                return Way(torch.export.export(shell, args, kwargs, strict=False))
 
 
 def _recorded(
@@ -214,8 +216,9 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
 
 def _endless(model: nn.Module, line: Line) -> ModelError:
     return ModelError(
-        f"{type(model).__name__} repeats a step for as long as the values of tensors say so, at {line}: the number of "
-        "steps cannot be followed. Use a fixed number of steps."
+        f"{type(model).__name__} repeats a step for as long as the values of tensors say so, or reads a long list of "
+        f"them, at {line}: the number of steps cannot be followed. Use a fixed number of steps, and operators of "
+        "PyTorch for lists."
     )
 
 

@@ -26,7 +26,7 @@ from isthmus.symmetry._ties import Ties
 from isthmus.symmetry._trace import module_of, operator_of
 from isthmus.symmetry._values import Pointer, Value, constant_value, is_scaled_identity, values_in
 
-__all__ = ["Interpreter"]
+__all__ = ["Interpreter", "bind"]
 
 
 _BY_EXPERIMENT = "operator without a rule; running it shows that this axis does not pass"
@@ -136,7 +136,7 @@ class Interpreter:
             )
         if not isinstance(node.target, torch._ops.OpOverload):
             return self._higher_order(op, node, args, kwargs)
-        return self.call(node, op, _bind(node.target, args, kwargs))
+        return self.call(node, op, bind(node.target, args, kwargs))
 
     def call(self, node: fx.Node, op: Operation, bound: dict[str, Any]) -> Any:
         """Return the labelled result of an operator, given its arguments by name."""
@@ -279,7 +279,8 @@ def _with_points(result: Any, points: Pointer | None) -> Any:
     return tuple(_with_points(r, points) for r in result) if isinstance(result, (tuple, list)) else result
 
 
-def _bind(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def bind(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of an operator by name, the first tensor as ``x``."""
     bound: dict[str, Any] = {}
     for k, argument in enumerate(target._schema.arguments):
         name = "x" if argument.name in ("self", "input") else argument.name

@@ -7,6 +7,7 @@ a single tensor, is ``output``.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
@@ -125,12 +126,25 @@ def _value(key: Any) -> Any:
 
 def named_outputs(output: Any, kind: type[_T]) -> NamedOutputs[_T]:
     """Return everything of one kind (tensors, or nodes of a graph) that an output tree holds, by name."""
-    tree = opened(output)
-    try:
-        leaves, _ = pytree.tree_flatten_with_path(tree)
-    except ValueError:  # a container that was registered without names for its parts
-        leaves = [((pytree.SequenceKey(k),), leaf) for k, leaf in enumerate(pytree.tree_leaves(tree))]
+    leaves = _with_paths(opened(output))
     return NamedOutputs((path, leaf) for path, leaf in leaves if isinstance(leaf, kind))
+
+
+def _with_paths(tree: Any) -> list[tuple[_Path, Any]]:
+    with contextlib.suppress(ValueError):  # a container that was registered without names for its parts
+        return pytree.tree_flatten_with_path(tree)[0]
+    with contextlib.suppress(ValueError):  # a mapping has names nevertheless
+        return pytree.tree_flatten_with_path(_as_dicts(tree))[0]
+    return [((pytree.SequenceKey(k),), leaf) for k, leaf in enumerate(pytree.tree_leaves(tree))]
+
+
+def _as_dicts(tree: Any) -> Any:
+    """Return a tree whose mappings of every kind are dicts."""
+    return pytree.tree_map(
+        lambda part: {k: _as_dicts(v) for k, v in part.items()} if isinstance(part, Mapping) else part,
+        tree,
+        is_leaf=lambda part: isinstance(part, Mapping),
+    )
 
 
 def opened(output: Any) -> Any:

@@ -40,8 +40,8 @@ _LIBRARIES = (str(Path(torch.__file__).parent), _HERE)
 
 _TRUTH = frozenset(("__bool__", "is_nonzero"))
 _COMPARISONS = frozenset(("equal", "allclose", "__contains__"))
-_NUMBERS = frozenset(("__int__", "__float__", "__index__", "__complex__", "item"))
-_ARRAYS = frozenset(("tolist", "numpy", "__array__"))
+_NUMBERS = frozenset(("__int__", "__float__", "__index__", "__complex__"))
+_ARRAYS = frozenset(("numpy", "__array__"))
 _SIZED = frozenset(
     ("zeros", "ones", "empty", "full", "rand", "randn", "new_zeros", "new_ones", "new_empty", "new_full")
 )
@@ -143,8 +143,10 @@ class _Reading(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
-        if name == "item" and (args[0].is_floating_point() or args[0].is_complex()):
-            return args[0].detach().reshape(())  # stays a tensor, so that what is computed from it is seen
+        if name == "item":
+            return self._item(args[0])
+        if name == "tolist":  # entry by entry, as tracers do
+            return self._listed(args[0])
         if name in _COMPARISONS:
             found = _compared(name, *args, **kwargs)
             return isinstance(found, Tensor) and self.answer(
@@ -153,7 +155,7 @@ class _Reading(TorchFunctionMode):
         if name in _TRUTH or name in _NUMBERS or name in _ARRAYS or name in _TEXT:
             asked = [t for t in args if isinstance(t, Tensor)]
             return self.answer(
-                asked, lambda real: func(*_filled(args, real), **kwargs), decides=_decides(name, asked)
+                asked, lambda real: func(*_filled(args, real), **kwargs), decides=name in _TRUTH
             )
         if name == "_pack_padded_sequence":
             lengths = self.answer([args[1]], lambda real: [int(n) for n in real[0].tolist()], decides=False)
@@ -175,6 +177,15 @@ class _Reading(TorchFunctionMode):
     ) -> Any:
         """Return what Python wants to know."""
         raise NotImplementedError
+
+    def _item(self, entry: Tensor) -> Any:
+        """Return a number as Python reads it; one that is not whole stays a tensor, so that its use is seen."""
+        if entry.is_floating_point() or entry.is_complex():
+            return entry.detach().reshape(())
+        return self.answer([entry], lambda real: real[0].item(), decides=entry.dtype == torch.bool)
+
+    def _listed(self, tensor: Tensor) -> Any:
+        return self._item(tensor) if tensor.ndim == 0 else [self._listed(entry) for entry in tensor]
 
     def _number(self, size: Any) -> Any:
         if isinstance(size, (tuple, list)):
@@ -200,10 +211,6 @@ def _compared(name: str, one: Tensor, two: Any, *args: Any, **kwargs: Any) -> Te
     if name == "__contains__":
         return (one == two).any()
     return one.shape == two.shape and (one == two).all()
-
-
-def _decides(name: str, asked: Sequence[Tensor]) -> bool:
-    return name in _TRUTH or (name == "item" and asked[0].dtype == torch.bool)
 
 
 def _filled(args: Sequence[Any], real: Sequence[Tensor]) -> list[Any]:

@@ -42,7 +42,14 @@ class _Double(TorchDispatchMode):
             return pytree.tree_map(_widened, _made(func, args, kwargs))
         if not func._schema.is_mutable and any(t.dtype in _HIGH for t in tensors):
             args, kwargs = pytree.tree_map(_widened, (args, kwargs))
-        return func(*args, **kwargs)
+        found = func(*args, **kwargs)
+        whole = all(not (t.is_floating_point() or t.is_complex()) for t in tensors)
+        return pytree.tree_map(_widened, found) if whole and _makes_new(func) else found
+
+
+def _makes_new(func: Any) -> bool:
+    """Whether results share no memory with arguments: fractions of whole numbers, say, which torch makes float32."""
+    return not func._schema.is_mutable and all(r.alias_info is None for r in func._schema.returns)
 
 
 def _made(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isthmus.symmetry import _axes
-from isthmus.symmetry._axes import ONE, Expression, Product, Sum, UnsplittableError, Woven, resolve
+from isthmus.symmetry._axes import ONE, Expression, Fixed, Product, Sum, UnsplittableError, Woven, resolve
 from isthmus.symmetry._operation import Operation, rule_of
 from isthmus.symmetry._values import Value
 
@@ -22,6 +22,7 @@ __all__ = [
     "RESHAPES",
     "Stacked",
     "joined",
+    "lengths_of",
     "moved",
     "peeled",
     "regrouped",
@@ -120,6 +121,15 @@ class Stacked:
         if not positions or any(n != 1 for n in self.lengths):
             return None
         return Stacked(self.dim, tuple(self.parts[k] for k in positions))
+
+
+def lengths_of(form: Sum | Fixed) -> tuple[int, ...]:
+    """Return segment lengths; runs of single positions were fused, so they are taken apart again."""
+    lengths: list[int] = []
+    for part in form.parts if isinstance(form, Sum) else (form,):
+        whole = next(_axes.atoms_of(part), None) is not None
+        lengths += [part.size] if whole else [1] * part.size
+    return tuple(lengths)
 
 
 def peeled(whole: Expression, shape: Sequence[int]) -> list[Expression]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from isthmus.symmetry._segments import (
     RESHAPES,
     Stacked,
     joined,
+    lengths_of,
     moved,
     peeled,
     regrouped,
@@ -69,7 +71,7 @@ class SegmentingInterpreter(Interpreter):
                     and isinstance(axis, Atom)
                     and isinstance(form, (Sum, Fixed))
                 ):
-                    lengths = _lengths(form)
+                    lengths = lengths_of(form)
                     if len(lengths) <= MOST_SEGMENTS:
                         found[node] = (dim, lengths)
         return found
@@ -111,6 +113,8 @@ class SegmentingInterpreter(Interpreter):
     def _part_by_part(self, node: fx.Node, op: Operation, bound: dict[str, Any]) -> Stacked | None:
         """Compute the segments one by one where an operator does not look from one to another."""
         operands = {name: v for name, v in bound.items() if isinstance(v, (Value, Stacked))}
+        listed = bound.get("tensors") if op.name == "aten.einsum" else None
+        operands |= {f"tensors {k}": v for k, v in enumerate(listed or ())}
         segments = [v for v in operands.values() if isinstance(v, Stacked)]
         if (
             not segments
@@ -118,8 +122,11 @@ class SegmentingInterpreter(Interpreter):
             or any(isinstance(v, Value) and v.points for v in operands.values())
         ):
             return None
-        if _is_entrywise(node, op):
-            dim = _aligned(operands.values(), segments, len(op.shape))
+        aligned = False
+        if listed is not None:
+            dim = _lettered(bound["equation"], listed)
+        elif _is_entrywise(node, op) or _is_batched(op, operands.values(), segments):
+            dim, aligned = _aligned(operands.values(), segments, len(op.shape)), True
         elif isinstance(operands.get("x"), Stacked) and len(segments) == 1:
             dim = _beside(op, segments[0], bound)
         else:
@@ -127,11 +134,21 @@ class SegmentingInterpreter(Interpreter):
         if dim is None:
             return None
         parts: list[Value] = []
+        place, start = segments[0].dim - segments[0].ndim, 0
         for k, length in enumerate(segments[0].lengths):
-            own = {name: v.parts[k] if isinstance(v, Stacked) else v for name, v in operands.items()}
+            own = {
+                name: v.parts[k]
+                if isinstance(v, Stacked)
+                else _section(v, place, start, length)
+                if aligned
+                else v
+                for name, v in operands.items()
+            }
+            start += length
             part = Operation(node, op.module)
             part.result = torch.empty((*op.shape[:dim], length, *op.shape[dim + 1 :]), device="meta")
-            made = super().call(node, part, {**bound, **own})
+            given = {**bound, **own} if listed is None else {**bound, "tensors": list(own.values())}
+            made = super().call(node, part, given)
             if not isinstance(made, Value):
                 return None
             parts.append(made)
@@ -160,14 +177,58 @@ def _is_entrywise(node: fx.Node, op: Operation) -> bool:
     return known in (rule_of("aten.where"), rule_of("aten.clone"))
 
 
+def _is_batched(op: Operation, operands: Iterable[Value | Stacked], segments: Sequence[Stacked]) -> bool:
+    """Return whether an operator multiplies matrices and the segments are matrices of a batch."""
+    return (
+        op.name in ("aten.matmul", "aten.bmm")
+        and all(v.ndim >= 2 for v in operands)
+        and all(s.dim < s.ndim - 2 for s in segments)
+    )
+
+
 def _aligned(operands: Iterable[Value | Stacked], segments: Sequence[Stacked], rank: int) -> int | None:
     """Return the axis of the result that holds the segments of all operands, if they agree."""
     places = {(s.dim - s.ndim, s.lengths) for s in segments}
     if len(places) > 1:
         return None
     place = next(iter(places))[0]
-    whole = all(isinstance(v, Stacked) or v.ndim < -place or v.shape[place] == 1 for v in operands)
+    whole = all(
+        isinstance(v, Stacked) or v.ndim < -place or v.shape[place] == 1 or _at_rest(v.axes[place])
+        for v in operands
+    )
     return rank + place if whole else None
+
+
+def _at_rest(axis: Expression) -> bool:
+    """Return whether nothing moves on an axis, so that it may be cut anywhere."""
+    return all(atom.pinned is not None and not atom.copies for atom in _axes.atoms_of(axis))
+
+
+def _section(v: Value, place: int, start: int, length: int) -> Value:
+    """Return what of a plain operand meets one segment of the others."""
+    if v.ndim < -place or v.shape[place] == 1:
+        return v
+    size, dim = v.shape[place], v.ndim + place
+    _, kept = _axes.cut(v.axes[dim], start) if start else (_axes.ONE, v.axes[dim])
+    kept = _axes.cut(kept, length)[0] if start + length < size else kept
+    return replace(v, axes=(*v.axes[:dim], kept, *v.axes[dim + 1 :]), run=None)
+
+
+def _lettered(equation: str, operands: Sequence[Value | Stacked]) -> int | None:
+    """Return where the letter of the segments stands in the result of an ``einsum``, if it is not summed over."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    subscripts = left.split(",")
+    if not arrow or "." in equation:
+        return None
+    found = {
+        (s[v.dim], v.lengths) for s, v in zip(subscripts, operands, strict=True) if isinstance(v, Stacked)
+    }
+    letter = next(iter(found))[0]
+    alone = all(
+        s.count(letter) == (1 if isinstance(v, Stacked) else 0)
+        for s, v in zip(subscripts, operands, strict=True)
+    )
+    return right.index(letter) if len(found) == 1 and alone and letter in right else None
 
 
 def _beside(op: Operation, x: Stacked, bound: Mapping[str, Any]) -> int | None:
@@ -186,15 +247,6 @@ def _snapshot(source: Any, result: Value) -> Value:
     """Return the output of a reshape whose axes are new atoms (an axis that was there before is not made here)."""
     old = {id(resolve(a)) for a in source.axes}
     return Value(tuple(_axes.ONE if id(resolve(a)) in old else a for a in result.axes))
-
-
-def _lengths(form: Sum | Fixed) -> tuple[int, ...]:
-    """Return segment lengths; runs of single positions were fused, so they are taken apart again."""
-    lengths: list[int] = []
-    for part in form.parts if isinstance(form, Sum) else (form,):
-        whole = next(_axes.atoms_of(part), None) is not None
-        lengths += [part.size] if whole else [1] * part.size
-    return tuple(lengths)
 
 
 def _segmented_reshape(op: Operation, x: Value, dim: int, lengths: Sequence[int]) -> Stacked | None:

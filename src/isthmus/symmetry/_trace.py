@@ -54,7 +54,7 @@ class Trace:
         constants: from placeholder name to tensor, for what is not part of the state (lifted constants and
             non-persistent buffers).
         held: places (path and attribute) of tensors that the module holds outside its state, by the placeholder of the
-            constant that they became.
+            constant that they became, where the graph reads it (it does not where it makes the tensor anew).
         caches: places of what the module computed from weights and keeps, and how it is taken away.
         computed: placeholders of constants that the module computes from weights in a way that could not be traced.
         changing: placeholders of these, and of constants that change from call to call.
@@ -329,7 +329,8 @@ def _build(shell: nn.Module, program: ExportedProgram, way: Way) -> Trace:
             del constants[name]
     hidden = {storage_key(h.tensor): (h.module, h.attribute) for h in hidden_tensors(shell)}
     keys = {name: storage_key(constant) for name, constant in _tensors_of(constants).items()}
-    held = {name: hidden[key] for name, key in keys.items() if key in hidden}
+    read = {node.name for node in program.graph.find_nodes(op="placeholder") if node.users}
+    held = {name: hidden[key] for name, key in keys.items() if key in hidden and name in read}
     outputs, asked = _outputs(program, way.reads)
     return Trace(
         program=program,

@@ -232,6 +232,39 @@ def shufflenet() -> Built:
     ), (_normal(*IMAGE),)  # fmt: skip
 
 
+def shufflenet_v2() -> Built:
+    """Each unit works on half of the channels, and a shuffle of both halves follows."""
+
+    def apart(m: Any, x: Tensor) -> Tensor:
+        return torch.cat([m.short(x), m.long(x)], 1)
+
+    def half(m: Any, x: Tensor) -> Tensor:
+        kept, worked = x.chunk(2, 1)
+        return torch.cat([kept, m.long(worked)], 1)
+
+    def long(inner: int) -> nn.Module:
+        layers = [
+            nn.Conv2d(inner, 6, 1),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.Conv2d(6, 6, 3, padding=1, groups=6),
+        ]
+        return nn.Sequential(*layers, nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.ReLU())
+
+    short = nn.Sequential(
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 6, 1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+    )
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), Apply(apart, short=short, long=long(8)), Shuffle(2),
+        Apply(half, long=long(6)), Shuffle(2), Apply(half, long=long(6)), Shuffle(2), nn.Conv2d(12, 10, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 2),
+    ), (_normal(*IMAGE),)  # fmt: skip
+
+
 def resnext() -> Built:
     body = Residual(
         nn.Conv2d(8, 12, 1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1, groups=4),
@@ -293,6 +326,65 @@ def wavenet() -> Built:
         parts |= {f"{n}{k}": nn.Conv1d(7, 8, 2, dilation=2**k) for n in ("filter", "gate")}
         parts |= {f"skip{k}": nn.Conv1d(8, 9, 1), f"residual{k}": nn.Conv1d(8, 7, 1)}
     return Apply(forward, **parts), (_normal(2, 6, 10),)
+
+
+def wavenet_one_layer(normalised: bool) -> Built:
+    """Filters and gates come from one convolution, residuals and skips from another one."""
+
+    def layer(*settings: int, **more: int) -> nn.Module:
+        made = nn.Conv1d(*settings, **more)
+        return nn.utils.parametrizations.weight_norm(made) if normalised else made
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h, total = m.inputs(x), torch.zeros(())
+        for k in range(2):
+            filtered, gate = m.get_submodule(f"both{k}")(F.pad(h, (2**k, 0))).chunk(2, 1)
+            z = m.get_submodule(f"mixed{k}")(filtered.tanh() * gate.sigmoid())
+            h, total = h + z[:, :7], total + z[:, 7:]
+        return m.outputs(torch.cat([total.relu(), h], 1))
+
+    parts: dict[str, nn.Module] = {"inputs": layer(6, 7, 1), "outputs": layer(16, 2, 1)}
+    for k in range(2):
+        parts |= {f"both{k}": layer(7, 16, 2, dilation=2**k), f"mixed{k}": layer(8, 16, 1)}
+    return Apply(forward, **parts), (_normal(2, 6, 10),)
+
+
+def einsum_attention(layout: str) -> Built:
+    """Heads behind or before the tokens, in letters."""
+    inner = {"bnhd": ("bihd,bjhd->bhij", "bhij,bjhd->bihd"), "bhnd": ("bhid,bhjd->bhij", "bhij,bhjd->bhid")}[
+        layout
+    ]
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (p(x).view(2, 5, 3, 4) for p in (m.q, m.k, m.v))
+        if layout == "bhnd":
+            q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        mixed = torch.einsum(inner[1], torch.einsum(inner[0], q, k).softmax(-1), v)
+        return torch.einsum(f"{layout},hde->bne", mixed, m.o)
+
+    return Apply(forward, **{n: nn.Linear(6, 12) for n in "qkv"}, o=(3, 4, 2)), (_normal(*SEQUENCE),)
+
+
+def einsum_attention_fused() -> Built:
+    """One tensor for queries, keys and values."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        q, k, v = torch.einsum("bnc,thcd->tbhnd", x, m.w).unbind(0)
+        mixed = torch.einsum("bhij,bhjd->bhid", torch.einsum("bhid,bhjd->bhij", q, k).softmax(-1), v)
+        return torch.einsum("bhnd,hde->bne", mixed, m.o)
+
+    return Apply(forward, w=(3, 3, 6, 4), o=(3, 4, 2)), (_normal(*SEQUENCE),)
+
+
+def layers_in_one_tensor() -> Built:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = m.inputs(x)
+        for k in range(2):
+            h = h + torch.tanh(h @ m.up[k] + m.bias[k]) @ m.down[k]
+        return m.head(h)
+
+    parts = {"up": (2, 7, 4), "bias": (2, 4), "down": (2, 4, 7)}
+    return Apply(forward, inputs=nn.Linear(6, 7), **parts, head=nn.Linear(7, 2)), (_normal(*SEQUENCE),)
 
 
 def highway() -> Built:
@@ -477,15 +569,19 @@ PLAIN: dict[str, Callable[[], Built]] = {
     "rnn": lambda: _recurrent("RNN"),
     "swiglu": lambda: swiglu(False),
     "swiglu_fused": lambda: swiglu(True),
+    "wavenet_one_layer": lambda: wavenet_one_layer(False),
+    "wavenet_normalised": lambda: wavenet_one_layer(True),
+    "einsum_attention": lambda: einsum_attention("bnhd"),
+    "einsum_attention_heads_first": lambda: einsum_attention("bhnd"),
     **{
         f.__name__: f
         for f in (
             multihead_attention, transformer_encoder, transformer, fused_attention_block, linear_attention,
             set_transformer, mlp_mixer, gated_mlp, deep_sets, graph_convolution, graph_attention,
-            squeeze_excite_resnet, shufflenet, resnext, super_resolution, pixel_unshuffle, inception, conv_mixer,
+            squeeze_excite_resnet, shufflenet, shufflenet_v2, resnext, super_resolution, pixel_unshuffle, inception, conv_mixer,
             wavenet, highway, film, autoencoder, radiance_field, dense_experts, chosen_experts, masked_experts,
             state_space, windowed_attention, siamese, matrix_factorisation, hypernetwork, group_norm_network,
-            weight_normalised, unrolled_solver,
+            weight_normalised, unrolled_solver, einsum_attention_fused, layers_in_one_tensor,
         )
     },
 }  # fmt: skip

@@ -18,7 +18,17 @@ from isthmus.testing import randomise_state
 
 NAMES: tuple[str, ...] = (*PLAIN, *hugging_face.CONFIGS)
 
-FAST = ("lstm", "transformer_encoder", "chosen_experts", "resnext", "gpt2", "llama", "mixtral", "bloom")
+FAST = (
+    "lstm",
+    "transformer_encoder",
+    "chosen_experts",
+    "resnext",
+    "wavenet_normalised",
+    "gpt2",
+    "llama",
+    "mixtral",
+    "bloom",
+)
 """Run by default; the others are marked slow."""
 
 Kinds = dict[str, tuple[int, int]]
@@ -115,6 +125,7 @@ EXPECTED: dict[str, Kinds] = {
     "swiglu_fused": {"hidden units": (7, 1)},
     "multihead_attention": {"streams": (12, 3), **_attention(2, 3, 4)},
     "transformer_encoder": _transformer(12, 16, _attention(2, 3, 4)),
+    "transformer": {"streams of source and target": (12, 2), "hidden units": (16, 3), **_attention(5, 3, 4)},
     "fused_attention_block": {"stream": (12, 1), "hidden units": (16, 1), **_attention(1, 3, 4)},
     "linear_attention": _attention(1, 3, 4),
     "windowed_attention": {"streams": (12, 2), **_attention(1, 3, 4)},
@@ -126,7 +137,23 @@ EXPECTED: dict[str, Kinds] = {
     "resnext": {"stream": (8, 1), "groups": (4, 1), "channels in a group, before and after": (3, 8)},
     "inception": {"stem": (6, 1), "one": (4, 1), "reduced": (3, 1), "three": (5, 1), "pooled": (2, 1)},
     "conv_mixer": {"stem and layers": (8, 3)},
-    "wavenet": {"stream": (7, 1), "gates": (8, 2), "skips": (9, 1)},
+    **{
+        name: {"stream": (7, 1), "gates": (8, 2), "skips": (9, 1)}
+        for name in ("wavenet", "wavenet_one_layer", "wavenet_normalised")
+    },
+    **{
+        name: _attention(1, 3, 4)
+        for name in ("einsum_attention", "einsum_attention_heads_first", "einsum_attention_fused")
+    },
+    "layers_in_one_tensor": {"stream": (7, 1), "hidden units": (4, 2)},
+    "shufflenet_v2": {
+        "stem": (8, 1),
+        "head": (10, 1),
+        "inner channels of the long branches, and the last result": (6, 4),
+        "channels of the first unit that the second works on": (3, 2),
+        "channels of the first unit that later units tell apart": (2, 2),
+        "channels of the second unit, in the halves of the third": (3, 2),
+    },
     "highway": {"stream": (8, 1)},
     "film": {"channels": (7, 1)},
     **{
