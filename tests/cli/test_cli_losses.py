@@ -137,7 +137,8 @@ def test_ignored_labels(
 def test_the_way_out_is_named(isthmus: Cli, own: Any) -> None:
     result = isthmus("line", *PAIR, "--data", "tagger:text")
     assert result.code == 2
-    assert 'loss="cross_entropy(ignore_index=255)"' in " ".join(result.err.split())
+    said = " ".join(result.err.split())
+    assert 'loss="cross_entropy(ignore_index=255)" (on the command line --ignore-index 255)' in said
     result = isthmus("line", *PAIR, "--data", "tagger:text", "--loss", "mse", "--ignore-index", "255")
     assert result.code == 2
     assert "--ignore-index is an option of cross-entropy, found --loss mse" in " ".join(result.err.split())

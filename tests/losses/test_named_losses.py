@@ -60,7 +60,9 @@ def test_another_label_can_be_ignored() -> None:
         DataError, match=r'Labels run from 0 to 255.*named by loss="cross_entropy\(ignore_index=255\)"'
     ):
         score(LOGITS, labels)
-    with pytest.raises(DataError, match=r'ignore_index=-100\)"; now it is 255'):
+    with pytest.raises(
+        DataError, match=r'ignore_index=-100\)" \(on the command line --ignore-index -100\); now it is 255'
+    ):
         score(LOGITS, LABELS, "cross_entropy(ignore_index=255)")
 
 

@@ -195,11 +195,12 @@ class CrossEntropy:
             return
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
+            odd = high if low >= 0 else low
             raise DataError(
                 f"Labels run from {low} to {high}, but the model has {classes} outputs: expected "
                 f"0..{classes - 1}. Is this the right data set for this model? A label that marks what is not "
-                f'counted is named by loss="cross_entropy(ignore_index={high if low >= 0 else low})"; now it is '
-                f"{self.ignore_index}."
+                f'counted is named by loss="cross_entropy(ignore_index={odd})" (on the command line '
+                f"--ignore-index {odd}); now it is {self.ignore_index}."
             )
 
     def _scores(
