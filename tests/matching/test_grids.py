@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from isthmus.errors import SymmetryError
+from isthmus.couplings import index_of
 from isthmus.matching import Facet, Structure
 from isthmus.matching._grids import clusters_of, facets_of
 from isthmus.symmetry import AxisGroup, IndexMap, Slot, SymmetrySpec, apply
@@ -167,8 +168,8 @@ def test_a_flat_structure_composes_three_cycles() -> None:
     assert dict(structure.sizes) == {"g": 3, "other": 2}
     ring, swap = torch.tensor([1, 2, 0]), torch.tensor([1, 0, 2])
     once = structure.followed({}, ("g",), {"g": ring})
-    assert once["g"].tolist() == [1, 2, 0]
+    assert index_of(once["g"]).tolist() == [1, 2, 0]
     units = torch.tensor([10, 20, 30])
     twice = structure.followed(once, ("g",), {"g": swap})
-    assert torch.equal(units[twice["g"]], units[ring][swap])
-    assert not torch.equal(units[twice["g"]], units[swap][ring])
+    assert torch.equal(units[index_of(twice["g"])], units[ring][swap])
+    assert not torch.equal(units[index_of(twice["g"])], units[swap][ring])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.batches import Batch
+from isthmus.couplings import index_of
 from isthmus.errors import DataError
 from isthmus.matching import (
     CoordinateDescent,
@@ -200,7 +201,7 @@ def test_covariance_gain_is_the_mean_product_of_pre_activations() -> None:
     h = torch.relu(a.double().layers[0](x.double()))  # type: ignore[index, operator]
     moved = {k: v.double() for k, v in state_of(b).items()}
     za = a.layers[1](h)  # type: ignore[index, operator]
-    zb = h @ moved["layers.1.weight"][:, p["layers.0"]].T + moved["layers.1.bias"]
+    zb = h @ moved["layers.1.weight"][:, index_of(p["layers.0"])].T + moved["layers.1.bias"]
     direct = (za.T @ zb / len(x)).detach()
     assert float((gain.matrix - direct).norm() / direct.norm()) < 1e-6, "float32 statistics"
     assert gain.matrix.dtype == torch.float64

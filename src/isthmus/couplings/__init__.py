@@ -17,7 +17,7 @@ from isthmus.couplings._indices import (
     validate_permutation,
 )
 from isthmus.couplings._linear import Linear, Rotation
-from isthmus.couplings._monomial import Monomial, Permutation, index_of
+from isthmus.couplings._monomial import Monomial, Permutation, as_coupling, index_of
 from isthmus.couplings._nested import Nested
 from isthmus.couplings._plan import Plan
 
@@ -29,6 +29,7 @@ __all__ = [
     "Permutation",
     "Plan",
     "Rotation",
+    "as_coupling",
     "compose_permutations",
     "identity_permutation",
     "index_of",

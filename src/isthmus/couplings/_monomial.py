@@ -14,7 +14,7 @@ from isthmus.couplings._linear import Linear
 from isthmus.couplings._plan import Plan
 from isthmus.errors import ShapeError
 
-__all__ = ["Monomial", "Permutation", "index_of"]
+__all__ = ["Monomial", "Permutation", "as_coupling", "index_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +194,15 @@ def _as_monomial(coupling: Any) -> Monomial:
     if isinstance(coupling, Monomial):
         return coupling
     return Monomial(coupling.index, torch.ones(len(coupling.index), dtype=torch.float64))
+
+
+def as_coupling(given: Coupling | Tensor) -> Coupling:
+    """Return a coupling; an index tensor stands for its permutation.
+
+    Raises:
+        ShapeError: the tensor is no permutation.
+    """
+    return given if isinstance(given, Coupling) else Permutation(given)
 
 
 def index_of(coupling: Coupling | Tensor) -> Tensor:

@@ -44,7 +44,7 @@ MOST_ROUNDS = 20
 """Rounds after which matching rows and units in turn gives up; the status says so."""
 
 Moments = dict[Cluster, list[CrossMoment]]
-At = dict[str, Coupling]
+At = Mapping[str, Coupling]
 
 
 @dataclass(frozen=True, eq=False)

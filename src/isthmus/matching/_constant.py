@@ -81,7 +81,7 @@ def pair_constant_units(
     weights: TermObjective,
     solver: Solver,
     generator: torch.Generator,
-) -> dict[str, Coupling]:
+) -> Mapping[str, Coupling]:
     """Pair the units that activation matching leaves open by their weights.
 
     Args:

@@ -17,8 +17,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from isthmus.couplings import Coupling
-from isthmus.symmetry import AxisGroup, Relabelling, Slot, SymmetrySpec
+from isthmus.couplings import Coupling, as_coupling
+from isthmus.symmetry import AxisGroup, Couplings, Relabelling, Slot, SymmetrySpec
 
 __all__ = ["Cluster", "Facet", "Grid", "Structure", "facets_of"]
 
@@ -60,9 +60,7 @@ class Structure:
     def _parts(self) -> Mapping[Cluster, SymmetrySpec]:
         return {c: self.spec.restrict(c) for c in self.clusters if len(c) > 1}
 
-    def followed(
-        self, at: Mapping[str, Coupling], cluster: Cluster, change: Mapping[str, Coupling]
-    ) -> dict[str, Coupling]:
+    def followed(self, at: Couplings, cluster: Cluster, change: Couplings) -> dict[str, Coupling]:
         """Return couplings after moving the groups of a cluster further.
 
         Args:
@@ -70,17 +68,15 @@ class Structure:
             cluster: what is moved.
             change: how the groups move from where they are, by name.
         """
+        found = {name: as_coupling(coupling) for name, coupling in at.items()}
+        steps = {name: as_coupling(coupling) for name, coupling in change.items()}
         if len(cluster) == 1:
             name = cluster[0]
-            new = {name: at[name].then(change[name]) if name in at else change[name]}
-        else:
-            own = {name: at[name] for name in cluster if name in at}
-            new = (
-                Relabelling(self._parts[cluster], own)
-                .then(Relabelling(self._parts[cluster], change))
-                .couplings
-            )
-        return {**at, **new}
+            found[name] = found[name].then(steps[name]) if name in found else steps[name]
+            return found
+        own = {name: found[name] for name in cluster if name in found}
+        inside = Relabelling(self._parts[cluster], own).then(Relabelling(self._parts[cluster], steps))
+        return {**found, **inside.couplings}
 
 
 @dataclass(frozen=True, eq=False)

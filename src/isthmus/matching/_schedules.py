@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, Protocol
@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from isthmus.couplings import Coupling, Permutation, index_of
+from isthmus.couplings import Coupling, Permutation, as_coupling, index_of
 from isthmus.errors import DataError
 from isthmus.matching._grids import Cluster
 from isthmus.matching._objectives import Objective
@@ -39,9 +39,13 @@ class Match:
         status: why it stopped.
     """
 
-    couplings: dict[str, Coupling]
+    couplings: Mapping[str, Coupling]
     sweeps: tuple[float, ...]
     status: Status
+
+    def __post_init__(self) -> None:
+        """Take index tensors as their permutations."""
+        object.__setattr__(self, "couplings", {n: as_coupling(c) for n, c in self.couplings.items()})
 
     @property
     def permutations(self) -> dict[str, Tensor]:
@@ -207,4 +211,4 @@ class Then:
 
 def started(start: Couplings | None) -> dict[str, Coupling]:
     """Return what a schedule starts from as couplings; an index tensor stands for its permutation."""
-    return {n: c if isinstance(c, Coupling) else Permutation(c) for n, c in (start or {}).items()}
+    return {name: as_coupling(coupling) for name, coupling in (start or {}).items()}

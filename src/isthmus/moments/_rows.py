@@ -24,10 +24,10 @@ from isthmus.symmetry import (
     Slot,
     SymmetrySpec,
     Trace,
+    activation_name,
     carry_tensor,
     discover_from_trace,
 )
-from isthmus.symmetry._discover import activation_name
 
 __all__ = ["Actions", "Frame", "Tap", "framed_rows", "unit_rows"]
 

@@ -14,8 +14,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from isthmus.moments._patches import Convolution
-from isthmus.symmetry import Trace
-from isthmus.symmetry._trace import bound_arguments, operator_of
+from isthmus.symmetry import Trace, bound_arguments, operator_of
 
 __all__ = ["BatchNorm", "Site", "find_sites"]
 

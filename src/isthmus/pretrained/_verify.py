@@ -21,9 +21,15 @@ from isthmus.errors import ModelError
 from isthmus.evaluation import relative_difference
 from isthmus.pretrained._gather import STILL, gathers, gathers_by_key
 from isthmus.pretrained._open import OpenedModel
-from isthmus.symmetry import Couplings, Reordering, SymmetrySpec, Trace, Verification
-from isthmus.symmetry._runner import _Double as DoubleMode
-from isthmus.symmetry._trace import operator_of
+from isthmus.symmetry import (
+    Couplings,
+    DoublePrecision,
+    Reordering,
+    SymmetrySpec,
+    Trace,
+    Verification,
+    operator_of,
+)
 
 __all__ = ["function_change", "verify"]
 
@@ -183,7 +189,7 @@ class _SideBySide:
         self._values = dict(self._placeholders(model))
         kept = set(wanted.values())
         last = _last_uses(self._traced.graph)
-        mode = DoubleMode() if self._dtype == torch.float64 else contextlib.nullcontext()
+        mode = DoublePrecision() if self._dtype == torch.float64 else contextlib.nullcontext()
         with torch.no_grad(), mode:
             for node in self._traced.graph.nodes:
                 if node.op == "get_attr":

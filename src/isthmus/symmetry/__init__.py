@@ -10,35 +10,46 @@ from isthmus.symmetry._apply import (
     check_permutations,
     reordering,
 )
-from isthmus.symmetry._discover import Outputs, discover, discover_from_trace
+from isthmus.symmetry._discover import Outputs, activation_name, discover, discover_from_trace
+from isthmus.symmetry._operation import Operation, rule
 from isthmus.symmetry._permutation_spec import PermutationSpec
 from isthmus.symmetry._relabelling import Relabelling
+from isthmus.symmetry._runner import DoublePrecision
 from isthmus.symmetry._spec import AxisGroup, IndexMap, PinnedAxis, Slot, SymmetrySpec
-from isthmus.symmetry._trace import Trace, trace
+from isthmus.symmetry._trace import Trace, bound_arguments, module_of, operator_of, trace
+from isthmus.symmetry._values import Value
 from isthmus.symmetry._verify import Verification, function_change, verify
 
 __all__ = [
-    "Couplings",
-    "Relabelling",
-    "Reordering",
-    "Slots",
-    "as_couplings",
-    "carry_tensor",
-    "check_permutations",
-    "reordering",
     "AxisGroup",
+    "Couplings",
+    "DoublePrecision",
     "IndexMap",
+    "Operation",
     "Outputs",
     "PermutationSpec",
     "PinnedAxis",
+    "Relabelling",
+    "Reordering",
     "Slot",
+    "Slots",
     "SymmetrySpec",
     "Trace",
+    "Value",
     "Verification",
+    "activation_name",
     "apply",
+    "as_couplings",
+    "bound_arguments",
+    "carry_tensor",
+    "check_permutations",
     "discover",
     "discover_from_trace",
     "function_change",
+    "module_of",
+    "operator_of",
+    "reordering",
+    "rule",
     "trace",
     "verify",
 ]

@@ -20,7 +20,7 @@ from isthmus.symmetry._outputs import named_outputs
 from isthmus.symmetry._spec import SymmetrySpec
 from isthmus.symmetry._trials import TRIALS, RankingSeen, nudged
 
-__all__ = ["Runner"]
+__all__ = ["DoublePrecision", "Runner"]
 
 _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, OverflowError)
 _LOW = (torch.float16, torch.bfloat16, torch.float32)
@@ -30,7 +30,7 @@ _FELT = 1e-6
 """Change of an output, relative to its largest entry, that rounding does not explain at large or tiny values."""
 
 
-class _Double(TorchDispatchMode):
+class DoublePrecision(TorchDispatchMode):
     """Computes in float64 where a model asks for less (``.float()``, ``softmax(dtype=float32)``, factories)."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -218,7 +218,7 @@ class Runner:
         return found
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        return _Double() if self.dtype == torch.float64 else contextlib.nullcontext()
+        return DoublePrecision() if self.dtype == torch.float64 else contextlib.nullcontext()
 
     def _prepare(self, value: Any) -> Any:
         if not isinstance(value, Tensor):

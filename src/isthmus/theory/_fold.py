@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from isthmus.errors import ModelError
-from isthmus.symmetry import Trace
-from isthmus.symmetry._trace import bound_arguments, module_of, operator_of
+from isthmus.symmetry import Trace, bound_arguments, module_of, operator_of
 
 __all__ = ["fold_normalisation"]
 

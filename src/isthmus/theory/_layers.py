@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from isthmus.errors import ModelError
-from isthmus.symmetry import Trace
-from isthmus.symmetry._trace import bound_arguments, module_of, operator_of
+from isthmus.symmetry import Trace, bound_arguments, module_of, operator_of
 from isthmus.theory._norms import ROUNDOFF, convolution_norm, matrix_norm, row_norms
 
 __all__ = [

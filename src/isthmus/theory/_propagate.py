@@ -25,8 +25,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from isthmus.symmetry import Trace
-from isthmus.symmetry._trace import bound_arguments, operator_of
+from isthmus.symmetry import Trace, bound_arguments, operator_of
 from isthmus.theory._activations import ACTIVATIONS, kink_gap
 from isthmus.theory._examples import ELEMENTWISE, PARTS, PIECES, RESHAPES, TURNS, mixes_examples
 from isthmus.theory._layers import (

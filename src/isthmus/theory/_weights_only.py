@@ -15,8 +15,7 @@ from isthmus.errors import ModelError
 from isthmus.evaluation import require_evaluation
 from isthmus.replica import in_double
 from isthmus.states import check_finite, check_same_architecture, state_of
-from isthmus.symmetry import Trace, trace
-from isthmus.symmetry._trace import bound_arguments, module_of, operator_of
+from isthmus.symmetry import Trace, bound_arguments, module_of, operator_of, trace
 from isthmus.theory._examples import mixes_examples
 from isthmus.theory._norms import ROUNDOFF, matrix_norm, row_norms
 
