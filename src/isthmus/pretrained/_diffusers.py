@@ -53,8 +53,9 @@ class Diffusers:
                 f"{printable(folder)}: importing diffusers' {name} failed with {type(error).__name__}: "
                 f"{printable(error)}. Install what it needs."
             ) from error
-        is_network = isinstance(found, type) and issubclass(found, diffusers.ModelMixin)
-        return found if is_network and issubclass(found, diffusers.ConfigMixin) else None
+        if isinstance(found, type) and issubclass(found, diffusers.ModelMixin):
+            return found if issubclass(found, diffusers.ConfigMixin) else None
+        return None
 
     def unknown(self, folder: Path, config: Mapping[str, Any], name: str, trusted: bool) -> str:
         """Say why a class that diffusers does not have is refused: no code from a folder is run."""
