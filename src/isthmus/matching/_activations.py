@@ -28,6 +28,7 @@ from torch import Tensor, fx
 from isthmus.batches import Batch, Batches
 from isthmus.coupling import identity_permutation
 from isthmus.evaluation import relative_difference
+from isthmus.layers import Site
 from isthmus.matching._constant import pair_constant_units
 from isthmus.matching._grids import Cluster, Grid
 from isthmus.matching._incremental import Incremental
@@ -41,7 +42,7 @@ from isthmus.matching._schedules import (
     SinglePass,
     assignment_solver,
 )
-from isthmus.moments import Actions, CrossMoment, Frame, Site, SiteRunner, Tap, cross_moments
+from isthmus.moments import Actions, CrossMoment, Frame, SiteRunner, Tap, cross_moments
 from isthmus.symmetry import Trace, apply
 from isthmus.symmetry._apply import permute_tensor
 

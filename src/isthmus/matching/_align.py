@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from isthmus.batches import Batch, Batches, device_of, first_batch, reusable
 from isthmus.errors import DataError
 from isthmus.evaluation import require_evaluation
+from isthmus.layers import find_sites
 from isthmus.losses import completed_batches
 from isthmus.matching._activations import ActivationMatching
 from isthmus.matching._alignment import Alignment
@@ -33,7 +34,7 @@ from isthmus.matching._schedules import (
     SinglePass,
     assignment_solver,
 )
-from isthmus.moments import SiteRunner, find_sites, input_statistics
+from isthmus.moments import SiteRunner, input_statistics
 from isthmus.replica import require_same_code, with_state
 from isthmus.states import check_finite, check_same_architecture, digest_of, state_of
 from isthmus.symmetry import SymmetrySpec, Trace, discover_from_trace, function_change, trace, verify

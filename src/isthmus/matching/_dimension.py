@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from isthmus.batches import Batches, first_batch, reusable
 from isthmus.evaluation import require_evaluation
+from isthmus.layers import find_sites
 from isthmus.losses import completed_batches
 from isthmus.matching._align import example_of
 from isthmus.matching._layers import Layers
@@ -43,7 +44,7 @@ from isthmus.matching._methods import (
     weight_objective,
 )
 from isthmus.matching._objectives import AbstractObjective
-from isthmus.moments import SiteRunner, find_sites, input_statistics, unit_moments
+from isthmus.moments import SiteRunner, input_statistics, unit_moments
 from isthmus.states import check_finite, state_of
 from isthmus.symmetry import SymmetrySpec, discover_from_trace, trace
 from isthmus.symmetry._discover import Outputs

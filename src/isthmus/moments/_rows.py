@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from isthmus.moments._sites import Site
+from isthmus.layers import Site
 from isthmus.symmetry import AxisGroup, Slot, SymmetrySpec, Trace, discover_from_trace
 from isthmus.symmetry._apply import permute_tensor
 from isthmus.symmetry._discover import activation_name

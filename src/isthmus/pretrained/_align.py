@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isthmus.layers import find_sites
 from isthmus.matching import (
     AbstractSchedule,
     Alignment,
@@ -26,7 +27,6 @@ from isthmus.matching import (
 from isthmus.matching._align import OnStage, _costs, silent
 from isthmus.matching._layers import Layers
 from isthmus.matching._objectives import _added as added
-from isthmus.moments import find_sites
 from isthmus.pretrained._gather import Gather, gather_of
 from isthmus.pretrained._lazy import LazyState
 from isthmus.pretrained._open import OpenedModel

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import fx
 
-from isthmus.symmetry._trace import bound_arguments, operator_of
+from isthmus.symmetry import bound_arguments, operator_of
 from isthmus.theory._activations import ACTIVATIONS
 
 __all__ = ["ELEMENTWISE", "PARTS", "PIECES", "RESHAPES", "TURNS", "mixes_examples"]
