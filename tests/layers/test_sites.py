@@ -147,7 +147,7 @@ NOT_FOLDED: dict[str, tuple[Callable[[_Net, Tensor], Tensor], tuple[int, ...]]] 
     "a scaled bias": (lambda n, x: n.norm(torch.addmm(n.offset, x, n.layer.weight.T, beta=0.5)), (2, 5)),
     "a scaled product": (lambda n, x: n.norm(torch.addmm(n.offset, x, n.layer.weight.T, alpha=2)), (2, 5)),
     "a bias for every row": (lambda n, x: n.norm(torch.addmm(n.layer.weight, x, n.layer.weight)), (5, 5)),
-    "the mean of another": (lambda n, x: F.batch_norm(x, n.layer(x)[0], n.norm.running_var), (2, 5)),
+    "the mean of another": (lambda n, x: F.batch_norm(x, n.layer(x[0]), n.norm.running_var), (2, 5)),
 }
 
 
