@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from isthmus.errors import SymmetryError
 from isthmus.couplings import index_of
+from isthmus.errors import SymmetryError
 from isthmus.matching import Facet, Structure
 from isthmus.matching._grids import clusters_of, facets_of
 from isthmus.symmetry import AxisGroup, IndexMap, Slot, SymmetrySpec, apply

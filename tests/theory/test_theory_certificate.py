@@ -178,6 +178,23 @@ def test_folding_keeps_the_function() -> None:
         torch.testing.assert_close(bind(a, folded)(Batch((x,))), a(x))
 
 
+def test_a_normalisation_by_a_computed_gain_has_no_fixed_factor() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            n = self.norm
+            return functional.batch_norm(x, n.running_mean, n.running_var, n.weight.exp(), n.bias)
+
+    net = Net().double().eval()
+    with pytest.raises(ModelError, match="computed tensors, or the statistics of the batch"):
+        layer_norms(trace(net, (examples(3, 5),)), net.state_dict())
+    with pytest.raises(ModelError, match="has no weight of its own"):
+        certify(net, net, [examples(3, 5)])
+
+
 def test_nothing_is_mutated() -> None:
     a, b = pair(small_residual_cnn(), 0.3)
     before = {k: v.clone() for k, v in (*a.state_dict().items(), *b.state_dict().items())}

@@ -111,7 +111,7 @@ class _Refused(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
-        self.one, self.two = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.one, self.two, self.norm = nn.Linear(6, 6), nn.Linear(6, 3), nn.BatchNorm1d(6)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "branch":
@@ -132,6 +132,12 @@ class _Refused(nn.Module):
             return self.two(self.one(x).float().double())
         if self.kind == "mixed":
             return self.two(self.one(x).unsqueeze(0).flatten(0, 1)[:2])
+        if self.kind == "normalised":
+            return self.two(torch.relu(self.norm(self.one(x))))
+        if self.kind == "made bias":
+            return self.two(functional.linear(x, self.one.weight, self.one.bias * 2))
+        if self.kind == "turned":
+            return self.two(functional.linear(x, self.one.weight.T, self.one.bias))
         if self.kind == "made":
             return self.two(functional.linear(x, self.one.weight * 2))
         return torch.relu(self.one(x))
@@ -149,7 +155,10 @@ class _Refused(nn.Module):
         ("learned limit", "operator aten.clamp is out of scope"),
         ("cast", "is out of scope"),
         ("mixed", "is out of scope"),
+        ("normalised", "batch_norm.* is out of scope"),
         ("made", "operator aten.linear is out of scope"),
+        ("made bias", "operator aten.linear is out of scope"),
+        ("turned", "operator aten.linear is out of scope"),
         ("head", "end in a linear layer"),
     ],
 )

@@ -71,7 +71,6 @@ class Engine:
         self._moving = [s for s in program.steps if s.slot not in early]
         self._sites = [s for s in program.steps if isinstance(s, Site)]
         self._others = {n for s in program.steps if not isinstance(s, Site) for n in s.names}
-        self._images = any(s.call is not torch.nn.functional.linear for s in self._sites)
         self._dead, self._into = _lifetimes(program, self._moving)
         self.names = tuple(dict.fromkeys(n for s in self._moving for n in s.names))
         self.piece: int | None = None
@@ -178,7 +177,9 @@ class Engine:
     def _ready(self, site: Site, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         weight, bias = state[site.weight], None if site.bias is None else state[site.bias]
         if site.norm is not None:
-            weight, bias = _folded(site, state)
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            folded, shift = site.norm.fold(state, weight, bias, dtype=wide)
+            weight, bias = folded.to(weight.dtype), shift.to(weight.dtype)
         if self._low:
             weight, bias = weight.bfloat16(), None if bias is None else bias.bfloat16()
         if weight.ndim == 4 and self._device.type == "cpu":
@@ -201,15 +202,15 @@ def _run(step: Any, values: list[Any], point: Point, into: int | None) -> Any:
     if isinstance(step, Site):
         return step.call(values[step.source], *point.sites[step.slot])
     if isinstance(step, Relu):
-        value = values[step.source]
+        value = values[step.reads[0]]
         return torch.relu(value) if into is None else torch.relu_(value)
     if isinstance(step, Add):
-        left, right = values[step.left], values[step.right]
+        left, right = (values[slot] for slot in step.reads)
         if into is None or not isinstance(left, Tensor) or not isinstance(right, Tensor):
             return left + right
         if left.shape != right.shape or left.dtype != right.dtype:
             return left + right
-        return left.add_(right) if into == step.left else right.add_(left)
+        return left.add_(right) if into == step.reads[0] else right.add_(left)
     assert isinstance(step, Other)
     return step.call(values, point.tensors)
 
@@ -234,21 +235,3 @@ def _lifetimes(program: Program, moving: Sequence[Any]) -> tuple[list[list[int]]
         for step in moving
     ]
     return dead, into
-
-
-def _folded(site: Site, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of a site with its batch normalisation inside; the factors are float64."""
-    norm, weight = site.norm, state[site.weight]
-    assert norm is not None
-    scale = (state[norm.running_var].double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * state[norm.weight].double()
-    offset = -state[norm.running_mean].double()
-    if site.bias is not None:
-        offset = offset + state[site.bias].double()
-    shift = offset * scale
-    if norm.bias is not None:
-        shift = shift + state[norm.bias].double()
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    factor = scale.to(wide).reshape(-1, *[1] * (weight.ndim - 1))
-    return (weight.to(wide) * factor).to(weight.dtype), shift.to(weight.dtype)

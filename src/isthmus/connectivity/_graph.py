@@ -22,9 +22,10 @@ from torch.utils import _pytree as pytree
 
 from isthmus.batches import Batch
 from isthmus.errors import ModelError
+from isthmus.layers import BatchNorm
 from isthmus.replica import Replica, hollow_copy
 
-__all__ = ["Add", "Norm", "Other", "Program", "Relu", "Site", "Step", "input_leaves", "trace_steps"]
+__all__ = ["Add", "Other", "Program", "Relu", "Site", "Step", "input_leaves", "trace_steps"]
 
 SHORT_SUM = 64
 """A site on the data itself that sums fewer products than this is recomputed at every point: mixing the outputs
@@ -35,17 +36,6 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _RELUS = (F.relu, torch.relu, "relu")
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem)
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A batch normalisation folded into the site before it: names of its tensors, and what it adds to them."""
-
-    weight: str | None
-    bias: str | None
-    running_mean: str
-    running_var: str
-    eps: float
 
 
 @dataclass(frozen=True)
@@ -68,7 +58,7 @@ class Site:
     bias: str | None
     call: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     length: int
-    norm: Norm | None = None
+    norm: BatchNorm | None = None
     in_place: ClassVar[bool] = False
     fresh: ClassVar[bool] = True
 
@@ -80,43 +70,30 @@ class Site:
     @property
     def names(self) -> tuple[str, ...]:
         """Tensors of the state that are read."""
-        norm = self.norm
-        own = (self.weight, self.bias)
-        more = () if norm is None else (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        return tuple(n for n in (*own, *more) if n is not None)
+        own = (self.weight,) if self.bias is None else (self.weight, self.bias)
+        return own if self.norm is None else own + self.norm.names
 
 
 @dataclass(frozen=True)
 class Relu:
-    """Rectification of the value in slot ``source``."""
+    """Rectification of the value in the one slot that it reads."""
 
     slot: int
-    source: int
+    reads: tuple[int, ...]
     names: ClassVar[tuple[str, ...]] = ()
     in_place: ClassVar[bool] = False
     fresh: ClassVar[bool] = True
-
-    @property
-    def reads(self) -> tuple[int, ...]:
-        """Slots that are read."""
-        return (self.source,)
 
 
 @dataclass(frozen=True)
 class Add:
-    """Sum of the values in two slots."""
+    """Sum of the values in the two slots that it reads."""
 
     slot: int
-    left: int
-    right: int
+    reads: tuple[int, ...]
     names: ClassVar[tuple[str, ...]] = ()
     in_place: ClassVar[bool] = False
     fresh: ClassVar[bool] = True
-
-    @property
-    def reads(self) -> tuple[int, ...]:
-        """Slots that are read."""
-        return (self.left, self.right)
 
 
 @dataclass(frozen=True)
@@ -270,8 +247,7 @@ class _Builder:
         inputs = sum(node.op == "placeholder" for node in self._nodes)
         self._fixed.update(range(inputs))
         for node in self._nodes[inputs:]:
-            step = self._folded(node) or self._relu(node) or self._add(node) or self._site(node)
-            step = step or self._other(node)
+            step = self._folded(node) or self._elementwise(node) or self._site(node) or self._other(node)
             if step.in_place and self._fixed.intersection(step.reads):
                 raise ModelError(f"Operation {node.name!r} overwrites a value that all points share.")
             if not step.names and self._fixed.issuperset(step.reads):
@@ -317,29 +293,21 @@ class _Builder:
         weight, bias, mean, var = (name if name in self._state else None for name in names)
         if mean is None or var is None:
             return None
+        norm = BatchNorm(weight, bias, mean, var, module.eps)  # type: ignore[union-attr,arg-type]
         del self._made[site.slot]
-        norm = Norm(weight, bias, mean, var, module.eps)  # type: ignore[union-attr,arg-type]
         return replace(site, slot=self._slots[node], norm=norm)
 
-    def _relu(self, node: fx.Node) -> Relu | None:
-        module, sources = self._module(node), self._sources(node)
-        if len(sources) != 1 or not (type(module) is nn.ReLU or self._calls(node, _RELUS)):
+    def _elementwise(self, node: fx.Node) -> Relu | Add | None:
+        """Return a rectification or a sum; none if it writes into a value that may be seen elsewhere."""
+        module, sources = self._module(node), tuple(self._sources(node))
+        if len(sources) == 1 and (type(module) is nn.ReLU or self._calls(node, _RELUS)):
+            kind, writes = Relu, getattr(module, "inplace", False) or node.kwargs.get("inplace")
+        elif len(sources) == 2 and self._calls(node, _ADDITIONS):
+            kind, writes = Add, node.target in (operator.iadd, "add_")
+        else:
             return None
-        if getattr(module, "inplace", False) or node.kwargs.get("inplace"):
-            before = self._before(node, alone=True)
-            if before is None or not before.fresh:
-                return None
-        return Relu(self._slots[node], sources[0])
-
-    def _add(self, node: fx.Node) -> Add | None:
-        sources = self._sources(node)
-        if len(sources) != 2 or not self._calls(node, _ADDITIONS):
-            return None
-        if node.target in (operator.iadd, "add_"):
-            before = self._before(node, alone=True)
-            if before is None or not before.fresh:
-                return None
-        return Add(self._slots[node], *sources)
+        before = self._before(node, alone=True)
+        return None if writes and (before is None or not before.fresh) else kind(self._slots[node], sources)
 
     def _calls(self, node: fx.Node, targets: tuple[Any, ...]) -> bool:
         return node.op in ("call_function", "call_method") and node.target in targets
@@ -353,15 +321,11 @@ class _Builder:
             names = [a.target if a.op == "get_attr" else "" for a in node.args[1:]]  # type: ignore[union-attr]
             names += [None] * (2 - len(names))
             call: Callable[..., Tensor] = F.linear
-        elif len(self._sources(node)) == 1 and type(module) is nn.Linear:
-            names, call = [f"{node.target}.weight", f"{node.target}.bias"], F.linear
-        elif len(self._sources(node)) == 1 and type(module) in _CONVOLUTIONS:
-            names = [f"{node.target}.weight", f"{node.target}.bias"]
-            call = _convolution(module)
+        elif len(self._sources(node)) == 1 and (type(module) is nn.Linear or type(module) in _CONVOLUTIONS):
+            names = [f"{node.target}.weight", None if module.bias is None else f"{node.target}.bias"]
+            call = F.linear if type(module) is nn.Linear else _convolution(module)
         else:
             return None
-        if module is not None and module.bias is None:
-            names[1] = None
         if any(name is not None and name not in self._state for name in names) or names[0] is None:
             return None
         length = self._state[names[0]][0].numel()

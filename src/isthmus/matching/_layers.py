@@ -1,63 +1,20 @@
-r"""Layers as the matchers see them: weights with normalisation folded in, and which slots meet which site.
-
-BatchNorm in evaluation mode is affine, so ``norm(W h + b)`` is the layer ``W̃ h + b̃`` with
-:math:`\tilde W = \gamma / \sqrt{v + \epsilon}\; W` and :math:`\tilde b = \gamma (b - \mu) / \sqrt{v + \epsilon}
-+ \beta`. Matching in the input's metric uses the folded layer: it is what the next nonlinearity sees.
-"""
+"""How the layers of a network meet its groups: which slots act on a layer's weight, and where units are seen."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from isthmus.layers import Site
 from isthmus.matching._grids import Cluster, Facet, Grid, Structure, clusters_of, facets_of
-from isthmus.moments import Site, Tap
+from isthmus.moments import Tap
 from isthmus.symmetry import Slot, SymmetrySpec
 
-__all__ = ["Layers", "View", "affine_layer", "matrix_of", "tensor_of"]
-
-
-def affine_layer(state: Mapping[str, Tensor], site: Site) -> tuple[Tensor, Tensor | None]:
-    """Return the folded weight (its own shape) and bias ``(outputs,)`` of a site, float64."""
-    weight = state[site.weight].double()
-    bias = None if site.bias is None else state[site.bias].double()
-    if site.norm is None:
-        return weight, bias
-    norm = site.norm
-    scale = (state[norm.running_var].double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * state[norm.weight].double()
-    shift = (torch.zeros_like(scale) if bias is None else bias) - state[norm.running_mean].double()
-    folded = shift * scale
-    if norm.bias is not None:
-        folded = folded + state[norm.bias].double()
-    shape = [-1 if axis == site.out_axis else 1 for axis in range(weight.ndim)]
-    return weight * scale.reshape(shape), folded
-
-
-def matrix_of(weight: Tensor, site: Site) -> Tensor:
-    """Return a site's weight as a matrix that multiplies its input rows from the left.
-
-    Shape ``(outputs, features)``; for transposed convolutions ``(outputs · kernel, channels)``.
-    """
-    front = weight.movedim((site.out_axis, site.in_axis), (0, 1))
-    if site.convolution is not None and site.convolution.turned:
-        return front.movedim(1, -1).reshape(-1, front.shape[1])
-    return front.reshape(front.shape[0], -1)
-
-
-def tensor_of(matrix: Tensor, like: Tensor, site: Site) -> Tensor:
-    """Undo :func:`matrix_of`: return the matrix in the shape of the weight."""
-    front = like.movedim((site.out_axis, site.in_axis), (0, 1))
-    if site.convolution is not None and site.convolution.turned:
-        back = matrix.reshape(front.shape[0], *front.shape[2:], front.shape[1]).movedim(-1, 1)
-    else:
-        back = matrix.reshape(front.shape)
-    return back.movedim((0, 1), (site.out_axis, site.in_axis))
+__all__ = ["Layers", "View"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +38,7 @@ class Layers:
     spec: SymmetrySpec
     sites: Sequence[Site]
     parameters: Sequence[str]
+    _facets: dict[str, list[Facet]] = field(default_factory=dict[str, list[Facet]], repr=False, compare=False)
 
     @cached_property
     def table(self) -> Mapping[str, Mapping[int, Sequence[tuple[str, Slot]]]]:
@@ -119,19 +77,10 @@ class Layers:
         return [f for f in self._facets[tensor] if axis is None or f.axes[0] == axis]
 
     @cached_property
-    def _facets(self) -> dict[str, list[Facet]]:
-        return {}
-
-    @cached_property
     def covered(self) -> frozenset[str]:
         """Names of the parameters that sites read: weights, biases and folded norms."""
-        names: set[str] = set()
-        for site in self.sites:
-            norm = site.norm
-            names.update(n for n in (site.weight, site.bias) if n is not None)
-            if norm is not None:
-                names.update(n for n in (norm.weight, norm.bias) if n is not None)
-        return frozenset(names)
+        norms = [site.norm for site in self.sites if site.norm is not None]
+        return frozenset(n for p in (*self.sites, *norms) for n in (p.weight, p.bias) if n is not None)
 
     def views(self) -> dict[Cluster, list[View]]:
         """Return where each cluster's activations are seen: what flows into the layers that read it.

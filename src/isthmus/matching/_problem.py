@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from isthmus.batches import Batch, Batches, device_of, first_batch, reusable
 from isthmus.errors import DataError
 from isthmus.evaluation import require_evaluation
+from isthmus.layers import find_sites
 from isthmus.losses import completed_batches
 from isthmus.matching._grids import Cluster
 from isthmus.matching._layers import Layers
@@ -33,7 +34,6 @@ from isthmus.moments import (
     Tap,
     UnitRequest,
     collected,
-    find_sites,
 )
 from isthmus.replica import require_same_code, with_state
 from isthmus.states import check_finite, check_same_architecture, state_of

@@ -10,9 +10,10 @@ from torch import Tensor, fx
 
 from isthmus.batches import Batch
 from isthmus.evaluation import relative_difference
+from isthmus.layers import Site
 from isthmus.matching._grids import Cluster, Grid
 from isthmus.matching._layers import Layers, View
-from isthmus.moments import Actions, Frame, Site, Tap
+from isthmus.moments import Actions, Frame, Tap
 from isthmus.symmetry import Trace, apply, carry_tensor
 
 __all__ = ["Seen", "Views", "seen_units"]

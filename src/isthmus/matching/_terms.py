@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from isthmus.layers import Site, affine_layer, matrix_of, tensor_of
 from isthmus.matching._grids import Cluster
-from isthmus.matching._layers import Layers, View, affine_layer, matrix_of, tensor_of
+from isthmus.matching._layers import Layers, View
 from isthmus.matching._nested import Gain
 from isthmus.matching._objectives import (
     Comparison,
@@ -28,7 +29,7 @@ from isthmus.matching._objectives import (
     TermObjective,
     negative_cost,
 )
-from isthmus.moments import CrossMoment, InputStatistics, Site
+from isthmus.moments import CrossMoment, InputStatistics
 from isthmus.symmetry import Slot
 
 __all__ = [

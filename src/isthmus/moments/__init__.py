@@ -1,5 +1,10 @@
-"""Statistics of activations: streaming, mergeable moments, and where in a network they are taken."""
+"""Statistics of activations: streaming, mergeable moments, taken at the layers of a network."""
 
+from isthmus.layers import BatchNorm as BatchNorm  # kept for code that imports these five from here
+from isthmus.layers import Convolution as Convolution
+from isthmus.layers import Site as Site
+from isthmus.layers import find_sites as find_sites
+from isthmus.layers import input_rows as input_rows
 from isthmus.moments._accumulators import CONSTANT_TOLERANCE, CrossMoment, Moment
 from isthmus.moments._collect import (
     CrossRequest,
@@ -14,16 +19,12 @@ from isthmus.moments._collect import (
     unit_moments,
 )
 from isthmus.moments._normalisation import chosen_refresh, refresh_batchnorm
-from isthmus.moments._patches import Convolution, input_rows
 from isthmus.moments._rows import Actions, Frame, Tap
 from isthmus.moments._runner import SiteRunner
-from isthmus.moments._sites import BatchNorm, Site, find_sites
 
 __all__ = [
     "CONSTANT_TOLERANCE",
     "Actions",
-    "BatchNorm",
-    "Convolution",
     "CrossMoment",
     "CrossRequest",
     "Frame",
@@ -32,15 +33,12 @@ __all__ = [
     "Moment",
     "Request",
     "RowSample",
-    "Site",
     "SiteRunner",
     "Tap",
     "UnitRequest",
     "chosen_refresh",
     "collected",
     "cross_moments",
-    "find_sites",
-    "input_rows",
     "input_statistics",
     "refresh_batchnorm",
     "unit_moments",

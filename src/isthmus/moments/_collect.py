@@ -14,12 +14,11 @@ from torch import Tensor
 
 from isthmus.batches import Batch, Batches, iterate
 from isthmus.errors import DataError
+from isthmus.layers import Site, input_rows
 from isthmus.moments._accumulators import CrossMoment, Moment
 from isthmus.moments._blocks import CrossStream, Stream
-from isthmus.moments._patches import input_rows
 from isthmus.moments._rows import Actions, Frame, Tap, framed_rows, unit_rows
 from isthmus.moments._runner import SiteRunner
-from isthmus.moments._sites import Site
 
 __all__ = [
     "CrossRequest",

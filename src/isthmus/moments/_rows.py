@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from isthmus.moments._sites import Site
+from isthmus.layers import Site
 from isthmus.symmetry import (
     AxisGroup,
     Couplings,

@@ -10,8 +10,8 @@ from torch.utils import _pytree as pytree
 
 from isthmus.batches import Batch, device_of
 from isthmus.errors import ModelError
+from isthmus.layers import Site, find_sites
 from isthmus.moments._rows import Actions
-from isthmus.moments._sites import Site, find_sites
 from isthmus.symmetry import SymmetrySpec, Trace, trace
 
 __all__ = ["SiteRunner"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from isthmus.couplings import index_of
+from isthmus.layers import find_sites
 from isthmus.matching import (
     Alignment,
     Cluster,
@@ -27,7 +28,6 @@ from isthmus.matching import (
 from isthmus.matching._align import OnStage, _costs, silent
 from isthmus.matching._layers import Layers
 from isthmus.matching._objectives import _added as added
-from isthmus.moments import find_sites
 from isthmus.pretrained._lazy import LazyState
 from isthmus.pretrained._open import OpenedModel
 from isthmus.pretrained._verify import function_change, verify

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, fx
 
 from isthmus.errors import ModelError
+from isthmus.layers import BATCH_NORMS, BatchNorm, Site, find_sites
 from isthmus.symmetry import Trace, bound_arguments, module_of, operator_of
 
 __all__ = ["fold_normalisation"]
 
-_BATCH_NORMS = ("aten.batch_norm", "aten._native_batch_norm_legit_no_training")
+_HOLDERS = ("aten.linear", "aten.conv1d", "aten.conv2d", "aten.conv3d")
+"""Layers that take the scale into their weights; which ones do decides what path is certified."""
 
 
 def fold_normalisation(trace: Trace, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -30,54 +33,46 @@ def fold_normalisation(trace: Trace, state: Mapping[str, Tensor]) -> dict[str, T
         ModelError: a normalisation without gain and shift, which cannot hold them, or with shared tensors.
     """
     folded = dict(state)
-    norms = [n for n in trace.graph.nodes if n.op == "call_function" and operator_of(n) in _BATCH_NORMS]
-    for node in norms:
-        _fold(node, trace, state, folded)
+    sites = {site.name: site for site in find_sites(trace)}
+    uses = Counter(
+        trace.tensors[n.name] for n in trace.graph.nodes if n.name in trace.tensors for _ in n.users
+    )
+    for node in trace.graph.nodes:
+        if node.op != "call_function" or operator_of(node) not in BATCH_NORMS:
+            continue
+        norm, holder = _own_norm(node, trace, uses), _holder(node, sites, uses)
+        bias = None if holder is None or holder.bias is None else state[holder.bias]
+        scale, shift = norm.affine(state, bias)
+        if holder is not None:
+            folded[holder.weight], _ = norm.fold(state, state[holder.weight], bias)
+            scale = torch.ones_like(scale)
+            if bias is not None:
+                folded[str(holder.bias)] = torch.zeros_like(bias)
+        folded[str(norm.weight)], folded[str(norm.bias)] = scale, shift
+        folded[norm.running_mean] = torch.zeros_like(scale)
+        folded[norm.running_var] = torch.full_like(scale, 1 - norm.eps)
     return folded
 
 
-def _fold(node: fx.Node, trace: Trace, state: Mapping[str, Tensor], folded: dict[str, Tensor]) -> None:
+def _own_norm(node: fx.Node, trace: Trace, uses: Counter[str]) -> BatchNorm:
+    """Read a normalisation whose four tensors nothing else uses."""
     given = bound_arguments(node)
-    names: dict[str, str] = {}
     for key in ("weight", "bias", "running_mean", "running_var"):
-        argument = given.get(key)
-        if (
-            not isinstance(argument, fx.Node)
-            or argument.name not in trace.tensors
-            or len(argument.users) != 1
-        ):
+        name = trace.tensors.get(getattr(given.get(key), "name", ""), "")
+        if uses[name] != 1:
             raise ModelError(
                 f"certify: the batch normalisation in {module_of(node)!r} has no {key} of its own. Only "
                 "affine normalisation with running statistics, used once, can be folded."
             )
-        names[key] = trace.tensors[argument.name]
-    eps = float(given["eps"])
-    scale = state[names["weight"]] * (state[names["running_var"]] + eps).rsqrt()
-    shift = state[names["bias"]] - state[names["running_mean"]] * scale
-    before = _sole_layer(given["input"], trace)
-    if before is not None:
-        weight, bias, axis = before
-        shape = [-1 if k == axis else 1 for k in range(state[weight].ndim)]
-        folded[weight] = state[weight] * scale.reshape(shape)
-        if bias is not None:
-            shift = shift + scale * state[bias]
-            folded[bias] = torch.zeros_like(state[bias])
-        scale = torch.ones_like(scale)
-    folded[names["weight"]], folded[names["bias"]] = scale, shift
-    folded[names["running_mean"]] = torch.zeros_like(scale)
-    folded[names["running_var"]] = torch.full_like(scale, 1 - eps)
+    found = BatchNorm.from_node(node, trace.tensors)
+    assert found is not None, "its running statistics are tensors of the state"
+    return found
 
 
-def _sole_layer(source: fx.Node, trace: Trace) -> tuple[str, str | None, int] | None:
-    """Return weight, bias and output axis of a layer that feeds one normalisation alone."""
-    name = operator_of(source) if source.op == "call_function" else ""
-    if name not in ("aten.linear", "aten.conv1d", "aten.conv2d", "aten.conv3d") or len(source.users) != 1:
+def _holder(node: fx.Node, sites: Mapping[str, Site], uses: Counter[str]) -> Site | None:
+    """Return the layer that feeds a normalisation alone and can take its scale."""
+    source = bound_arguments(node)["input"]
+    site = sites.get(source.name)
+    if site is None or site.norm is None or site.out_axis != 0 or operator_of(source) not in _HOLDERS:
         return None
-    if name == "aten.linear" and source.meta["val"].ndim != 2:
-        return None  # the normalisation acts on axis 1, the layer's units lie on the last
-    given = bound_arguments(source)
-    weight, bias = given["weight"], given.get("bias")
-    tensors = [t for t in (weight, bias) if t is not None]
-    if any(t.name not in trace.tensors or len(t.users) != 1 for t in tensors):
-        return None
-    return trace.tensors[weight.name], None if bias is None else trace.tensors[bias.name], 0
+    return site if all(uses[n] == 1 for n in (site.weight, site.bias) if n is not None) else None

@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor, fx
 
 from isthmus.errors import ModelError
+from isthmus.layers import BATCH_NORMS, CONVOLUTIONS, BatchNorm, Operands, operands_of
 from isthmus.symmetry import Trace, bound_arguments, module_of, operator_of
 from isthmus.theory._norms import ROUNDOFF, convolution_norm, matrix_norm, row_norms
 
 __all__ = [
-    "BATCH_NORMS",
     "Magnitude",
     "argument",
     "batch_norm_scale",
@@ -23,12 +23,9 @@ __all__ = [
     "layer_norms",
     "layer_weight",
     "out_of_scope",
-    "spread",
 ]
 
-BATCH_NORMS = {"aten.batch_norm", "aten._native_batch_norm_legit_no_training"}
-
-_CONVOLUTIONS = {f"aten.conv{turned}{n}d" for turned in ("", "_transpose") for n in (1, 2, 3)}
+_LAYERS = {"aten.linear", "aten.addmm"} | BATCH_NORMS | CONVOLUTIONS
 
 _EXTRA_TERMS = 16
 """Roundings of an entry before it is multiplied: interpolation, and the folding of batch normalisation."""
@@ -52,12 +49,6 @@ def argument(node: fx.Node, name: str) -> Any:
     return bound_arguments(node).get(name)
 
 
-def spread(value: Any, rank: int) -> list[int]:
-    """Return one number per axis of space."""
-    values = [value] if isinstance(value, int) else list(value)
-    return [int(v) for v in (values * rank if len(values) == 1 else values)]
-
-
 def out_of_scope(node: fx.Node, why: str = "") -> ModelError:
     """Return the error that names an operator."""
     where = module_of(node)
@@ -71,61 +62,31 @@ def out_of_scope(node: fx.Node, why: str = "") -> ModelError:
 
 def is_layer(node: fx.Node) -> bool:
     """Tell whether a node applies weights to an activation."""
-    if node.op != "call_function":
-        return False
-    name = operator_of(node)
-    return name in ("aten.linear", "aten.addmm") or name in BATCH_NORMS or name in _CONVOLUTIONS
+    return node.op == "call_function" and operator_of(node) in _LAYERS
 
 
-def layer_weight(node: fx.Node, trace: Trace, state: Mapping[str, Tensor]) -> tuple[fx.Node, Tensor]:
-    """Return the input node of a layer, and its weight as the operator sees it.
+def layer_weight(node: fx.Node, trace: Trace, state: Mapping[str, Tensor]) -> tuple[Operands, Tensor]:
+    """Return what the operator of a layer with a weight is given, and that weight as the operator sees it.
 
     Raises:
         ModelError: the weight is no parameter (or a transposed one).
     """
-    if operator_of(node) == "aten.addmm":
-        source, weight = node.args[1], node.args[2]
-    else:
-        source, weight = argument(node, "input"), argument(node, "weight")
-    turned = False
-    while isinstance(weight, fx.Node) and _swaps_two_axes(weight):
-        weight, turned = weight.args[0], not turned
-    if not isinstance(weight, fx.Node) or weight.name not in trace.tensors or not isinstance(source, fx.Node):
+    given = operands_of(node)
+    assert given is not None
+    if getattr(given.weight, "name", None) not in trace.tensors or not isinstance(given.source, fx.Node):
         raise out_of_scope(node, "its weight is not a parameter of the network")
-    if weight.meta["val"].ndim < 2:
+    if given.weight.meta["val"].ndim < 2:
         raise out_of_scope(node, "its weight is a vector")
-    found = state[trace.tensors[weight.name]]
-    return source, found.T if turned else found
+    found = state[trace.tensors[given.weight.name]]
+    return given, found.T if given.transposed else found
 
 
-def _swaps_two_axes(node: fx.Node) -> bool:
-    """Whether a node is the transpose of a matrix."""
-    if node.op != "call_function" or node.meta["val"].ndim != 2:
-        return False
-    name = operator_of(node)
-    if name == "aten.transpose":
-        return int(argument(node, "dim0")) % 2 != int(argument(node, "dim1")) % 2
-    if name == "aten.permute":
-        return int(argument(node, "dims")[0]) % 2 == 1
-    return name == "aten.t"
-
-
-def batch_norm_scale(node: fx.Node, trace: Trace, state: Mapping[str, Tensor]) -> tuple[fx.Node, Tensor]:
-    """Return the input node of a BatchNorm and the factor by which it multiplies each channel.
-
-    Raises:
-        ModelError: it uses the statistics of the batch.
-    """
-
-    def tensor(name: str) -> Tensor | None:
-        found = argument(node, name)
-        return state[trace.tensors[found.name]] if isinstance(found, fx.Node) else None
-
-    variance, weight, source = tensor("running_var"), tensor("weight"), argument(node, "input")
-    if variance is None or not isinstance(source, fx.Node):
-        raise out_of_scope(node, "batch statistics")
-    scale = (variance.double() + float(argument(node, "eps"))).rsqrt()
-    return source, scale if weight is None else scale * weight.double()
+def batch_norm_scale(node: fx.Node, trace: Trace, state: Mapping[str, Tensor]) -> Tensor:
+    """Return the factor by which a BatchNorm multiplies each channel."""
+    norm = BatchNorm.from_node(node, trace.tensors)
+    if norm is None:
+        raise out_of_scope(node, "it uses computed tensors, or the statistics of the batch")
+    return norm.scale(state)
 
 
 def layer_norms(trace: Trace, state: Mapping[str, Tensor]) -> dict[str, float]:
@@ -138,8 +99,8 @@ def layer_norms(trace: Trace, state: Mapping[str, Tensor]) -> dict[str, float]:
     for node in filter(is_layer, trace.graph.nodes):
         name = operator_of(node)
         if name in BATCH_NORMS:
-            norms[node.name] = float(batch_norm_scale(node, trace, state)[1].abs().max())
-        elif name in _CONVOLUTIONS:
+            norms[node.name] = float(batch_norm_scale(node, trace, state).abs().max())
+        elif name in CONVOLUTIONS:
             norms[node.name] = _convolution_norm(node, trace, state)
         else:
             norms[node.name] = matrix_norm(layer_weight(node, trace, state)[1])
@@ -160,7 +121,7 @@ def layer_magnitudes(
         value = value[0] if isinstance(value, tuple) else value
         if operator_of(node) in BATCH_NORMS:
             terms, uses, units = 1, 1, value.shape[1]
-            weights = [batch_norm_scale(node, trace, s)[1].abs().max() for s in (first, last)]
+            weights = [batch_norm_scale(node, trace, s).abs().max() for s in (first, last)]
         else:
             weights = [layer_weight(node, trace, s)[1] for s in (first, last)]
             shape = weights[0].shape
@@ -185,10 +146,8 @@ def _size(values: Tensor) -> float:
 
 
 def _convolution_norm(node: fx.Node, trace: Trace, state: Mapping[str, Tensor]) -> float:
-    source, kernel = layer_weight(node, trace, state)
-    rank = kernel.ndim - 2
-    turned = "transpose" in operator_of(node)
-    space = (node if turned else source).meta["val"].shape[-rank:]
-    dilation = spread(argument(node, "dilation"), rank)
-    groups = int(argument(node, "groups"))
-    return convolution_norm(kernel, [int(s) for s in space], dilation=dilation, groups=groups, turned=turned)
+    given, kernel = layer_weight(node, trace, state)
+    cut = given.convolution
+    assert cut is not None
+    space = [int(s) for s in (node if cut.turned else given.source).meta["val"].shape[-cut.dimensions :]]
+    return convolution_norm(kernel, space, dilation=cut.dilation, groups=cut.groups, turned=cut.turned)

@@ -25,18 +25,17 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
+from isthmus.layers import BATCH_NORMS, per_axis
 from isthmus.symmetry import Trace, bound_arguments, operator_of
 from isthmus.theory._activations import ACTIVATIONS, kink_gap
 from isthmus.theory._examples import ELEMENTWISE, PARTS, PIECES, RESHAPES, TURNS, mixes_examples
 from isthmus.theory._layers import (
-    BATCH_NORMS,
     Magnitude,
     argument,
     batch_norm_scale,
     is_layer,
     layer_weight,
     out_of_scope,
-    spread,
 )
 from isthmus.theory._norms import ROUNDOFF, pooling_norm, row_norms
 
@@ -197,7 +196,7 @@ class _Step:
         return self.bounds.get(node.name) is not None
 
     def _source(self) -> fx.Node:
-        given = argument(self.node, "input") if self.name != "aten.addmm" else self.node.args[1]
+        given = argument(self.node, "input")
         found = given if isinstance(given, fx.Node) else argument(self.node, "self")
         if not isinstance(found, fx.Node) or not self._varies(found):
             raise out_of_scope(self.node, "it does not act on an activation")
@@ -230,15 +229,14 @@ class _Step:
         return (_ELEMENTARY + terms) * ROUNDOFF * (factor * before + self._size(self.node))
 
     def _layer(self) -> Tensor:
-        source, weight_first = layer_weight(self.node, self.trace, self.first.state)
+        given, weight_first = layer_weight(self.node, self.trace, self.first.state)
         weight_last = layer_weight(self.node, self.trace, self.last.state)[1]
-        given = bound_arguments(self.node)
-        bias = given.get("self" if self.name == "aten.addmm" else "bias")
+        source, bias = given.source, given.bias
         if not self._varies(source) or (isinstance(bias, fx.Node) and self._varies(bias)):
             raise out_of_scope(self.node, "its weights depend on the data")
         if bias is not None and (not isinstance(bias, fx.Node) or bias.name not in self.trace.tensors):
             raise out_of_scope(self.node, "its bias is not a parameter of the network")
-        if self.name == "aten.addmm" and (given["alpha"] != 1 or given["beta"] != 1):
+        if given.scaled:
             raise out_of_scope(self.node, "only alpha = beta = 1")
         first, last = self._ends(source)
         norm = max(self.first.norms[self.node.name], self.last.norms[self.node.name])
@@ -264,8 +262,10 @@ class _Step:
         return self.node.target(*(new.get(k, a) for k, a in given.items()))  # type: ignore[operator]
 
     def _batch_norm(self) -> Tensor:
-        source, scale_first = batch_norm_scale(self.node, self.trace, self.first.state)
-        scale_last = batch_norm_scale(self.node, self.trace, self.last.state)[1]
+        source = self._source()
+        scale_first, scale_last = (
+            batch_norm_scale(self.node, self.trace, ends.state) for ends in (self.first, self.last)
+        )
         first, last = self._ends(source)
         shape = [1, -1] + [1] * (first.ndim - 2)
         change = (scale_last - scale_first).reshape(shape) * (last - first)
@@ -375,9 +375,9 @@ class _Step:
         source = self._source()
         first, last = self._ends(source)
         rank = int(self.name[-2])
-        kernel = spread(argument(self.node, "kernel_size"), rank)
-        stride = spread(argument(self.node, "stride") or kernel, rank)
-        padding, dilation = (spread(argument(self.node, k), rank) for k in ("padding", "dilation"))
+        kernel = per_axis(argument(self.node, "kernel_size"), rank)
+        stride = per_axis(argument(self.node, "stride") or kernel, rank)
+        padding, dilation = (per_axis(argument(self.node, k), rank) for k in ("padding", "dilation"))
         pool: Any = getattr(functional, f"max_pool{rank}d")
         options = {"ceil_mode": bool(argument(self.node, "ceil_mode")), "return_indices": True}
         best_first, index_first = pool(first, kernel, stride, padding, dilation, **options)
@@ -395,11 +395,13 @@ class _Step:
 
     def _average_pool(self) -> Tensor:
         source, rank = self._source(), int(self.name[-2])
-        kernel = spread(argument(self.node, "kernel_size"), rank)
-        stride = spread(argument(self.node, "stride") or kernel, rank)
+        kernel = per_axis(argument(self.node, "kernel_size"), rank)
+        stride = per_axis(argument(self.node, "stride") or kernel, rank)
         if argument(self.node, "divisor_override") is not None:
             raise out_of_scope(self.node, "a divisor of its own")
-        if any(spread(argument(self.node, "padding"), rank)) and not argument(self.node, "count_include_pad"):
+        if any(per_axis(argument(self.node, "padding"), rank)) and not argument(
+            self.node, "count_include_pad"
+        ):
             raise out_of_scope(self.node, "padding that is not counted")
         if bool(argument(self.node, "ceil_mode")):
             raise out_of_scope(self.node, "ceil_mode")

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from isthmus.batches import Batch, Batches, device_of, iterate, reusable
 from isthmus.errors import ModelError
 from isthmus.evaluation import require_evaluation
+from isthmus.layers import Site, find_sites
 from isthmus.replica import in_double
 from isthmus.states import check_finite, check_same_architecture, state_of
 from isthmus.symmetry import Trace, bound_arguments, module_of, operator_of, trace
@@ -136,14 +137,8 @@ class _Measured:
     size: float
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """A linear layer: its node, the node of its input, and the names of its tensors."""
-
-    node: fx.Node
-    source: fx.Node
-    weight: str
-    bias: str | None
+_Layer = tuple[fx.Node, Site]
+"""A linear layer, and its node."""
 
 
 def _layers(traced: Trace) -> list[_Layer]:
@@ -153,19 +148,18 @@ def _layers(traced: Trace) -> list[_Layer]:
     chain: list[fx.Node] = []
     node = next(iter(traced.outputs.values()))
     while node.name != traced.inputs[0]:
-        source = _argument(node, "input") if node.op == "call_function" else None
-        if source is None and node.op == "call_function":
-            source = _argument(node, "self")
-        if not isinstance(source, fx.Node) or source.name in traced.tensors:
+        source = next(iter(node.all_input_nodes), None) if node.op == "call_function" else None
+        if source is None or source.name in traced.tensors:
             raise _refused(node)
         chain.append(node)
         node = source
-    layers = []
+    sites = {site.name: site for site in find_sites(traced)}
+    layers: list[_Layer] = []
     previous = ""
     for node in reversed(chain):
-        name = operator_of(node)
-        if name == "aten.linear" and not mixes_examples(node, node.all_input_nodes[0]):
-            layers.append(_read_layer(node, traced))
+        name, site = operator_of(node), sites.get(node.name)
+        if name == "aten.linear" and site is not None and _plain(node, site):
+            layers.append((node, site))
         elif name in _UNIT_SLOPES and previous == "aten.linear" and _usual(node):
             pass
         elif name in _RESHAPES and _keeps_examples(node):
@@ -178,8 +172,10 @@ def _layers(traced: Trace) -> list[_Layer]:
     return layers
 
 
-def _argument(node: fx.Node, name: str) -> Any:
-    return bound_arguments(node).get(name)
+def _plain(node: fx.Node, site: Site) -> bool:
+    """Whether a linear layer multiplies by its weight as stored, adds a bias of the state, and keeps examples apart."""
+    whole = site.bias is not None or bound_arguments(node)["bias"] is None
+    return whole and site.out_axis == 0 and not mixes_examples(node, node.all_input_nodes[0])
 
 
 def _usual(node: fx.Node) -> bool:
@@ -212,16 +208,6 @@ def _refused(node: fx.Node) -> ModelError:
     )
 
 
-def _read_layer(node: fx.Node, traced: Trace) -> _Layer:
-    source, weight, bias = (_argument(node, k) for k in ("input", "weight", "bias"))
-    names = [t.name if isinstance(t, fx.Node) else None for t in (weight, bias)]
-    if names[0] not in traced.tensors or (bias is not None and names[1] not in traced.tensors):
-        raise _refused(node)
-    return _Layer(
-        node, source, traced.tensors[str(names[0])], traced.tensors[str(names[1])] if bias else None
-    )
-
-
 def _matching(
     traced: Trace, layers: list[_Layer], a: Mapping[str, Tensor], b: Mapping[str, Tensor], batch: Batch
 ) -> list[tuple[float, float]]:
@@ -233,8 +219,8 @@ def _matching(
 
     traced.run(a, batch.args, on_node=keep)
     sums = []
-    for layer in layers:
-        source = values[layer.source.name]
+    for _, layer in layers:
+        source = values[layer.source]
         change = source @ (a[layer.weight] - b[layer.weight]).T
         if layer.bias is not None:
             change = change + (a[layer.bias] - b[layer.bias])
@@ -251,22 +237,22 @@ def _bound(
 ) -> WeightsOnlyBound:
     distance = error = rounding = size = 0.0
     distances, errors = [], []
-    for found, layer in zip(measured, layers, strict=True):
+    for found, (node, layer) in zip(measured, layers, strict=True):
         norm_a, norm_b = matrix_norm(a[layer.weight]), matrix_norm(b[layer.weight])
         change = matrix_norm(a[layer.weight] - b[layer.weight])
         steepest = max(norm_a, norm_b)
         # the input of this layer, as computed for any network of the line, by way of A's
         size = found.size + distance + error + 2 * rounding
-        weights, shift = _sizes(layer, (a, b))
+        weights, shift = _sizes(node, layer, (a, b))
         own = (a[layer.weight].shape[1] + _EXTRA_TERMS) * ROUNDOFF * (weights * size + shift)
         error = steepest * error + change * distance / 4
         # the change was measured on computed values, by a product with the difference of two weights
         distance = found.change + change * rounding + 2 * own + norm_b * distance
         rounding = steepest * rounding + own
-        if layer is not layers[-1]:
+        if node is not layers[-1][0]:
             error += distance / 4
             # slopes of at most 1: a value is no further from that at zero, at most 1, than its argument from zero
-            units = math.sqrt(layer.node.meta["val"][0].numel())
+            units = math.sqrt(node.meta["val"][0].numel())
             rounding += _ELEMENTARY * ROUNDOFF * (2 * (steepest * size + shift + rounding) + units)
         distances.append(distance)
         errors.append(error)
@@ -283,12 +269,12 @@ def _bound(
     )
 
 
-def _sizes(layer: _Layer, states: tuple[Mapping[str, Tensor], ...]) -> tuple[float, float]:
+def _sizes(node: fx.Node, layer: Site, states: tuple[Mapping[str, Tensor], ...]) -> tuple[float, float]:
     """Bound the norms of weights between two states: of the matrix (Frobenius), and of the biases at all positions."""
 
     def between(name: str) -> float:
         return math.hypot(*(float(row_norms(s[name].reshape(1, -1))) for s in states))
 
-    positions = layer.node.meta["val"][0].numel() / states[0][layer.weight].shape[0]
+    positions = node.meta["val"][0].numel() / states[0][layer.weight].shape[0]
     shift = 0.0 if layer.bias is None else math.sqrt(positions) * between(layer.bias)
     return between(layer.weight), shift

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Convolution", "input_rows"]
+__all__ = ["Convolution", "input_rows", "per_axis"]
 
 _BLOCK_BYTES = 2**28
 
@@ -44,18 +44,19 @@ class Convolution:
     def from_arguments(cls, given: Mapping[str, Any], kernel: tuple[int, ...], turned: bool) -> Convolution:
         """Read the bound arguments of an ATen convolution."""
         rank = len(kernel)
-        dilation = _spread(given.get("dilation", 1), rank)
+        dilation = per_axis(given.get("dilation", 1), rank)
         padding = given.get("padding", 0)
         if isinstance(padding, str):
             total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
             sides = tuple((t // 2, t - t // 2) for t in total)
         else:
-            sides = tuple((p, p) for p in _spread(padding, rank))
-        stride = _spread(given.get("stride", 1), rank)
+            sides = tuple((p, p) for p in per_axis(padding, rank))
+        stride = per_axis(given.get("stride", 1), rank)
         return cls(kernel, stride, sides, dilation, int(given.get("groups", 1)), turned)
 
 
-def _spread(value: Any, rank: int) -> tuple[int, ...]:
+def per_axis(value: Any, rank: int) -> tuple[int, ...]:
+    """Return a setting of an operator, one number or several, with one entry for each axis of space."""
     values = [value] if isinstance(value, int) else list(value)
     return tuple(int(v) for v in (values * rank if len(values) == 1 else values))
 
