@@ -11,7 +11,7 @@ measure the straight line between the two, and merge.
 """
 
 from isthmus.batches import Batch
-from isthmus.connectivity import Curve, Line, interpolate, line, loss_barrier
+from isthmus.connectivity import Curve, Line, interpolate, line, line_along, loss_barrier
 from isthmus.errors import (
     CheckpointError,
     DataError,
@@ -25,6 +25,7 @@ from isthmus.errors import (
 )
 from isthmus.matching import METHODS, Alignment, DimensionTable, align, dimension, match
 from isthmus.merging import merge
+from isthmus.paths import Path, Refreshed, Repaired, Straight
 from isthmus.symmetry import AxisGroup, SymmetrySpec, Verification, apply, discover, verify
 
 __version__ = "0.1.0"
@@ -41,8 +42,13 @@ __all__ = [
     "METHODS",
     "Alignment",
     "line",
+    "line_along",
     "Line",
     "Curve",
+    "Path",
+    "Straight",
+    "Refreshed",
+    "Repaired",
     "interpolate",
     "loss_barrier",
     "merge",

@@ -1,6 +1,7 @@
 """Statistics of activations: streaming, mergeable moments, and where in a network they are taken."""
 
 from isthmus.moments._accumulators import CONSTANT_TOLERANCE, CrossMoment, Moment
+from isthmus.moments._channels import ChannelMoment
 from isthmus.moments._collect import (
     InputStatistics,
     RowSample,
@@ -8,7 +9,15 @@ from isthmus.moments._collect import (
     input_statistics,
     unit_moments,
 )
-from isthmus.moments._normalisation import chosen_refresh, refresh_batchnorm
+from isthmus.moments._normalisation import (
+    Refresh,
+    averaged_statistics,
+    chosen_refresh,
+    keeps_running_statistics,
+    refresh_batchnorm,
+    some_layers,
+    statistics_names,
+)
 from isthmus.moments._patches import Convolution, input_rows
 from isthmus.moments._rows import Actions, Frame, Tap
 from isthmus.moments._runner import SiteRunner
@@ -18,20 +27,26 @@ __all__ = [
     "CONSTANT_TOLERANCE",
     "Actions",
     "BatchNorm",
+    "ChannelMoment",
     "Convolution",
     "CrossMoment",
     "Frame",
     "InputStatistics",
     "Moment",
+    "Refresh",
     "RowSample",
     "Site",
     "SiteRunner",
     "Tap",
+    "averaged_statistics",
     "chosen_refresh",
     "cross_moments",
     "find_sites",
     "input_rows",
     "input_statistics",
+    "keeps_running_statistics",
     "refresh_batchnorm",
+    "some_layers",
+    "statistics_names",
     "unit_moments",
 ]

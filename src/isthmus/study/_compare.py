@@ -24,8 +24,7 @@ from isthmus.connectivity import Line, line
 from isthmus.losses import Loss
 from isthmus.matching import METHODS, Alignment, align, dimension
 from isthmus.matching._layers import Layers
-from isthmus.moments import Frame, SiteRunner, cross_moments
-from isthmus.moments._normalisation import chosen_refresh
+from isthmus.moments import Frame, SiteRunner, chosen_refresh, cross_moments
 from isthmus.states import state_of
 from isthmus.symmetry import SymmetrySpec, Verification, discover_from_trace, trace, verify
 from isthmus.transport import assign
