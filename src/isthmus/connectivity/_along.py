@@ -87,7 +87,8 @@ def line_along(
             f"{type(model).__name__}."
         )
     require_evaluation(model)
-    checked = _Checked(require_path(path))
+    require_path(_innermost(path))
+    checked = _Checked(path)
     first, last = checked.ends
     grid.require_precision(first)
     data, replica = prepared(model, batches, grid), Replica(model)
@@ -257,7 +258,9 @@ def statistics_left(path: Path, model: nn.Module, how: str) -> list[str]:
         model: the architecture.
         how: what to do about it.
     """
-    if not isinstance(path, (Straight, Refreshed, Repaired)):
+    if not isinstance(
+        path, (Straight, Refreshed, Repaired)
+    ):  # nothing is known of what a user's own path does
         layers = averaged_statistics(model, path.ends[0].keys())
         if not layers:
             return []
@@ -272,6 +275,11 @@ def statistics_left(path: Path, model: nn.Module, how: str) -> list[str]:
         f"Running statistics inside the line ({some_layers(left)}) are the average of the two ends', which is "
         f"wrong there, so the losses and the barrier say little. Recompute them: {how}"
     ]
+
+
+def _innermost(path: Path) -> Path:
+    """Return the path inside those that only work over its interior states."""
+    return _innermost(path.path) if isinstance(path, (Refreshed, Repaired)) else path
 
 
 def _words(path: object) -> str:

@@ -78,10 +78,10 @@ def watched(
     """Call ``see`` with every output of the layers while the context lasts; what it returns replaces the output."""
     modules = dict(model.named_modules())
 
-    def hook(layer: HeldLayer) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
+    def seen(layer: HeldLayer) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
         return lambda _module, _args, output: see(layer, output)
 
-    hooks = [modules[layer.path].register_forward_hook(hook(layer)) for layer in layers]
+    hooks = [modules[layer.path].register_forward_hook(seen(layer)) for layer in layers]
     try:
         yield
     finally:

@@ -9,13 +9,15 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from isthmus.errors import DataError, ModelError
+from isthmus.errors import DataError, ModelError, printable
 from isthmus.evaluation import combine_states, relative_difference
 from isthmus.states import State, check_finite, check_same_architecture, state_of
 
-__all__ = ["Path", "Straight", "interpolate", "mixed", "require_path"]
+__all__ = ["Path", "Straight", "interpolate", "mixed", "require_members", "require_path"]
 
 _MEMBERS = ("ends", "straight", "at")
+_TRIED = 0.3
+"""Where tensors named straight are looked at: off the middle, which a path that runs unevenly may pass in time."""
 
 
 @runtime_checkable
@@ -165,20 +167,31 @@ def mixed(
     return result
 
 
+def require_members(path: object) -> Path:
+    """Return what was given, if it has the members of a path.
+
+    Raises:
+        ModelError: it has not.
+    """
+    if isinstance(path, Path):
+        return path
+    lacking = ", ".join(name for name in _MEMBERS if not hasattr(path, name))
+    raise ModelError(
+        f"Expected a path, found {type(path).__name__}, which lacks {lacking}. A path has ends (two states), straight "
+        "(names of tensors on the straight line, () where nothing is known) and at(t), a state; "
+        "isthmus.Straight(a, b) is one."
+    )
+
+
 def require_path(path: object) -> Path:
-    """Return the path, if it is one and leads from its first end to its second.
+    """Return the path, if it has the members of one and keeps its word at three positions.
 
     Raises:
         ModelError: a member is missing, ``at(0)`` or ``at(1)`` is another state than the end, or ``straight`` names
-            what is no tensor of the ends.
+            what is no tensor of the ends, or not on the straight line.
         CheckpointError, ShapeError: the ends are of different architectures, or have NaN or infinite entries.
     """
-    if not isinstance(path, Path):
-        lacking = ", ".join(name for name in _MEMBERS if not hasattr(path, name))
-        raise ModelError(
-            f"Expected a path, found {type(path).__name__}, which lacks {lacking}. A path has ends (two states), "
-            "straight (names of tensors on the straight line, () where nothing is known) and at(t), a state."
-        )
+    path = require_members(path)
     ends = tuple(state_of(end, f"the path's end at t = {k}") for k, end in enumerate(path.ends))
     if len(ends) != 2:
         raise ModelError(f"Expected a path with two ends, found {len(ends)}.")
@@ -193,22 +206,29 @@ def require_path(path: object) -> Path:
             "Give names of tensors of the state, or ()."
         )
     for t, end in enumerate(ends):
-        _require_end(path.at(float(t)), end, t)
+        _require_near(
+            path.at(float(t)), end, t, f"ends[{t}], since the ends' losses are the chord of the barrier"
+        )
+    between = mixed(*ends, _TRIED, path.straight)
+    _require_near(
+        path.at(_TRIED),
+        between,
+        _TRIED,
+        "the mix of the ends' where straight names it; leave the name out of it",
+    )
     return path
 
 
-def _require_end(state: Mapping[str, Tensor], end: State, t: int) -> None:
-    """Refuse a path that does not lead to its end; rounding is allowed."""
-    check_same_architecture(end, state, "the path's end", f"the path at t = {t}")
-    for name, tensor in end.items():
+def _require_near(state: Mapping[str, Tensor], wanted: State, t: float, word: str) -> None:
+    """Refuse a path whose floating tensors are not those wanted at a position, rounding apart."""
+    for name, tensor in wanted.items():
         if not tensor.is_floating_point():
             continue
-        difference = relative_difference(tensor, state[name])
-        if difference > torch.finfo(torch.promote_types(tensor.dtype, torch.bfloat16)).eps ** 0.5:
+        difference = relative_difference(tensor, state[name]) if name in state else math.inf
+        if difference > torch.finfo(tensor.dtype).eps ** 0.5:
             raise ModelError(
-                f"The path at t = {t} is not its end: {name!r} differs by {difference:.2g} of its largest entry. "
-                f"at({t}) must return the state ends[{t}], since the ends' losses are the chord that barriers are "
-                "measured from."
+                f"The path at t = {t:g}: {printable(name)!r} differs by {difference:.2g} of its largest entry from "
+                f"what it should be: {word}."
             )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from isthmus.batches import Batch, Batches, iterate, reusable
 from isthmus.errors import DataError, ModelError
 from isthmus.moments import Refresh, chosen_refresh, refresh_batchnorm, statistics_names
-from isthmus.paths._path import Path
+from isthmus.paths._path import Path, require_members
 from isthmus.replica import Replica
 from isthmus.states import State, check_finite, check_same_architecture, state_of
 
@@ -33,6 +33,13 @@ class Recompute:
 
     function: Callable[..., Mapping[str, Tensor]]
     writes: frozenset[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise DataError(
+                f"Refreshing a path: expected a function of a state, found {self.function!r}. "
+                "Refreshed.batchnorm(path, model, batches) recomputes running statistics."
+            )
 
     def __call__(
         self, state: State, t: float | None = None, ends: tuple[State, State] | None = None
@@ -83,6 +90,8 @@ class Refreshed:
             (:class:`Recompute` says which count). Its result is checked at every point.
 
     Raises:
+        ModelError: what was given is no path.
+        DataError: what was given is no function.
         CheckpointError, ShapeError: (at a point) the function returns other names or shapes, NaN or infinity.
 
     Example:
@@ -94,7 +103,7 @@ class Refreshed:
     """
 
     def __init__(self, path: Path, recompute: Callable[..., Mapping[str, Tensor]] | Recompute) -> None:
-        self.path = path
+        self.path = require_members(path)
         self.recompute = recompute if isinstance(recompute, Recompute) else Recompute(recompute)
 
     @classmethod

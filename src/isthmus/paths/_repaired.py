@@ -9,6 +9,7 @@ arXiv:2211.08403) puts every channel's mean and standard deviation back to the i
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from isthmus.errors import DataError, ModelError, printable
 from isthmus.evaluation import bind, require_evaluation
 from isthmus.moments import CONSTANT_TOLERANCE, ChannelMoment
 from isthmus.paths._held import HeldLayer, held_layers, watched
-from isthmus.paths._path import Path
+from isthmus.paths._path import Path, require_members
 from isthmus.replica import Replica
 from isthmus.states import State, with_versions_of
 
@@ -28,6 +29,26 @@ Moments = dict[HeldLayer, ChannelMoment]
 Affine = tuple[Tensor, Tensor]
 """Factor and shift of each channel of a layer's output, float64, shape ``(channels,)``."""
 
+
+@dataclass(frozen=True)
+class Goal:
+    """What the channels of a layer shall have: means and standard deviations, float64, shape ``(channels,)``."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    @property
+    def size(self) -> float:
+        """Root mean square of the layer's outputs."""
+        return float((self.mean.square() + self.deviation.square()).mean().sqrt())
+
+    @property
+    def floor(self) -> float:
+        """Deviation up to which a channel is constant: the rounding of sums as large as the layer's outputs."""
+        return _ROUNDINGS * CONSTANT_TOLERANCE * self.size
+
+
+_ROUNDINGS = 8
 _TOLERANCE = 1e-6
 _GIVEN_UP = 1e-3
 _MORE_SWEEPS = 2
@@ -64,9 +85,10 @@ class Repaired:
         layers: names of the modules that are held, in the order in which they run.
 
     Raises:
-        ModelError: naming layers whose statistics cannot be set: without a bias, with shared weights, run several
-            times, with code of their own, or weights that are applied where no layer's output is seen. At a point: a
-            channel that never varies there but does at the ends, or statistics that do not settle.
+        ModelError: what was given is no path; or naming layers whose statistics cannot be set: without a bias, with
+            shared weights, run several times, with code of their own, or weights that are applied where no layer's
+            output is seen. At a point: a channel that never varies there but does at the ends, or statistics that do
+            not settle.
         DataError: no data, NaN or infinite activations, a name that is no module, or ``t`` outside 0 to 1.
         CheckpointError, ShapeError: the ends are no states of the model.
     """
@@ -84,7 +106,7 @@ class Repaired:
             raise DataError(f"Repairing: expected a tolerance above 0, found {tolerance}.")
         self._replica = Replica.of(model)
         require_evaluation(self._replica.source)
-        self.path, self._batches = path, reusable(batches)
+        self.path, self._batches = require_members(path), reusable(batches)
         first, last = path.ends
         self._held = held_layers(self._replica, first, first_batch(self._batches), layers)
         self._moments = self._measured(first, "t = 0"), self._measured(last, "t = 1")
@@ -142,9 +164,9 @@ class Repaired:
         found = self._measured(state, "the state")
         return {layer.path: (moment.mean, moment.deviation) for layer, moment in found.items()}
 
-    def _goal(self, layer: HeldLayer, t: float) -> tuple[Tensor, Tensor]:
+    def _goal(self, layer: HeldLayer, t: float) -> Goal:
         first, last = (moments[layer] for moments in self._moments)
-        return torch.lerp(first.mean, last.mean, t), torch.lerp(first.deviation, last.deviation, t)
+        return Goal(torch.lerp(first.mean, last.mean, t), torch.lerp(first.deviation, last.deviation, t))
 
     def _enough(self, state: Mapping[str, Tensor]) -> float:
         if self._tolerance is not None:
@@ -156,7 +178,7 @@ class Repaired:
         return self._swept(state, where, None, 0.0)
 
     def _first_sweep(
-        self, state: State, goals: Mapping[HeldLayer, tuple[Tensor, Tensor]], t: float
+        self, state: State, goals: Mapping[HeldLayer, Goal], t: float
     ) -> dict[HeldLayer, Affine]:
         """Return corrections found while every layer reads outputs that were corrected by what was seen so far.
 
@@ -170,7 +192,7 @@ class Repaired:
         self,
         state: Mapping[str, Tensor],
         where: str,
-        goals: Mapping[HeldLayer, tuple[Tensor, Tensor]] | None,
+        goals: Mapping[HeldLayer, Goal] | None,
         t: float,
     ) -> Moments:
         found: Moments = {}
@@ -185,7 +207,7 @@ class Repaired:
                 )
             if goals is None:
                 return None
-            factor, shift = _towards(found[layer], *goals[layer])
+            factor, shift = _towards(found[layer], goals[layer])
             shape = [1] * output.ndim
             shape[layer.axis] = -1
             return output * factor.to(output).reshape(shape) + shift.to(output).reshape(shape)
@@ -200,18 +222,15 @@ class Repaired:
                 run(batch)
         return found
 
-    def _correction(
-        self, layer: HeldLayer, found: ChannelMoment, goal: tuple[Tensor, Tensor], t: float
-    ) -> Affine:
-        mean, deviation = goal
-        lost = _constant(found) & (deviation > CONSTANT_TOLERANCE * mean.abs()) & (deviation > 0)
+    def _correction(self, layer: HeldLayer, found: ChannelMoment, goal: Goal, t: float) -> Affine:
+        lost = _constant(found, goal) & (goal.deviation > goal.floor)
         if bool(lost.any()):
             raise ModelError(
                 f"Repairing at t = {t:g}: {int(lost.sum())} of {len(lost)} channels of {printable(layer.path)!r} never "
                 "vary there, though they do at the ends, and no factor brings them back. Align the networks first, use "
                 "more data, or leave the layer out with layers=[...]."
             )
-        return _towards(found, mean, deviation)
+        return _towards(found, goal)
 
     def _folded(self, state: State, done: Mapping[HeldLayer, Affine]) -> State:
         changed = dict(state)
@@ -220,20 +239,16 @@ class Repaired:
         return with_versions_of(state, changed)
 
 
-def _constant(found: ChannelMoment) -> Tensor:
+def _constant(found: ChannelMoment, goal: Goal) -> Tensor:
     """Return which channels never vary, up to rounding."""
-    return found.deviation <= CONSTANT_TOLERANCE * found.mean.abs()
+    return found.deviation <= max(goal.floor, Goal(found.mean, found.deviation).floor)
 
 
-def _towards(found: ChannelMoment, mean: Tensor, deviation: Tensor) -> Affine:
+def _towards(found: ChannelMoment, goal: Goal) -> Affine:
     """Return factor and shift that give the wanted mean and deviation; channels that never vary are only shifted."""
-    still = _constant(found)
-    factor = torch.where(
-        still,
-        torch.ones_like(deviation),
-        deviation / found.deviation.where(~still, torch.ones_like(deviation)),
-    )
-    return factor, mean - factor * found.mean
+    still, one = _constant(found, goal), torch.ones_like(goal.deviation)
+    factor = torch.where(still, one, goal.deviation / torch.where(still, one, found.deviation))
+    return factor, goal.mean - factor * found.mean
 
 
 def _after(first: Affine, then: Affine) -> Affine:
@@ -241,8 +256,8 @@ def _after(first: Affine, then: Affine) -> Affine:
     return then[0] * first[0], then[0] * first[1] + then[1]
 
 
-def _distance(found: ChannelMoment, goal: tuple[Tensor, Tensor]) -> float:
-    """Return the largest error of a mean or a deviation, in units of the layer's spread (1 where it has none)."""
-    mean, deviation = goal
-    scale = float(deviation.square().mean().sqrt()) or 1.0
-    return float(torch.maximum((found.mean - mean).abs(), (found.deviation - deviation).abs()).max()) / scale
+def _distance(found: ChannelMoment, goal: Goal) -> float:
+    """Return the largest error of a mean or a deviation, in units of the layer's spread (its size if it has none)."""
+    errors = torch.maximum((found.mean - goal.mean).abs(), (found.deviation - goal.deviation).abs())
+    spread = float(goal.deviation.square().mean().sqrt())
+    return float(errors.max()) / (spread if spread > goal.floor else goal.size or 1.0)
