@@ -23,7 +23,8 @@ def seeded(factory: Callable[[], nn.Module], seed: int, dtype: torch.dtype = tor
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = factory()
-    return randomise_state(model, torch.Generator().manual_seed(seed)).to(dtype).eval()
+    model = randomise_state(model, torch.Generator().manual_seed(seed)).eval()
+    return model if dtype == torch.float32 else model.to(dtype)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -126,6 +127,28 @@ def test_every_channel_has_the_interpolated_mean_and_deviation(case: str, t: flo
         for one, other in zip(told, found[name], strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
     assert max(gaps) > 0.01  # the mix alone is far off
+
+
+def test_each_sweep_makes_one_more_layer_exact() -> None:
+    """One sweep that corrects, then one that measures for each layer; what comes in one batch is exact at once."""
+    passes: list[int] = []
+
+    class Counted(list[Tensor]):
+        def __iter__(self) -> Iterator[Tensor]:
+            passes.append(1)
+            return super().__iter__()
+
+    a, b = (seeded(mlp, seed, torch.float64) for seed in (0, 1))
+    inputs = normal(60, 5).double()
+    for parts, layers, count in (
+        (inputs.split([30, 20, 10]), None, 4),
+        (inputs.split([30, 20, 10]), ["0"], 2),
+        ([inputs], None, 2),
+    ):
+        path = Repaired(Straight(a, b), a, Counted(parts), layers=layers)
+        passes.clear()
+        path.at(0.5)
+        assert len(passes) == count
 
 
 def test_in_double_precision_the_tolerance_can_be_that_of_rounding() -> None:
@@ -251,6 +274,15 @@ class Unused(nn.Module):
         return self.head(torch.relu(self.first(x)))
 
 
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 6, dtype=torch.complex64), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x.to(torch.complex64)).real)
+
+
 class Doubled(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         return 2 * super().forward(input)
@@ -287,6 +319,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "own forward": (
         lambda: nn.Sequential(Doubled(5, 6), nn.ReLU(), nn.Linear(6, 3)), (5,), "'0' has a forward or hooks of its own",
     ),
+    "complex": (
+        Complex, (5,),
+        "'first' has a weight or bias that is no real floating number",
+    ),
     "tied": (tied, (5,), "'0' shares its weight or bias with another layer; '2' shares"),
     "hooked": (hooked, (5,), "'2' has a forward or hooks of its own"),
     "parametrised": (normalised, (5,), "of a .* is applied where its outputs|'0' has no weight of its own"),
@@ -311,6 +347,26 @@ def test_what_cannot_be_held_is_refused_by_name(case: str) -> None:
     a = seeded(factory, 0)
     with pytest.raises(ModelError, match=rf"Repairing: .*{text}.*layers=\[\.\.\.\]"):
         Repaired(Straight(a, a), a, [normal(8, *shape)])
+
+
+def test_examples_without_an_axis_of_their_own() -> None:
+    """Convolutions and instance normalisation also run on a single image, whose first axis lists the channels."""
+
+    def factory() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv1d(3, 4, 2), nn.ReLU(), nn.Conv1d(4, 4, 1), nn.InstanceNorm1d(4, affine=True), nn.ReLU(),
+            nn.Flatten(0), nn.Linear(16, 2),
+        )  # fmt: skip
+
+    a, b = seeded(factory, 0), seeded(factory, 1)
+    path = Repaired(Straight(a, b), a, [normal(3, 5, seed=1), normal(3, 5, seed=2)])
+    assert path.layers == ("0", "3")
+    ends, found = [path.statistics(end) for end in path.ends], path.statistics(path.at(0.5))
+    for name in path.layers:
+        assert found[name][0].shape == (4,)
+        for k in (0, 1):
+            goal = (ends[0][name][k] + ends[1][name][k]) / 2
+            torch.testing.assert_close(found[name][k], goal, rtol=1e-5, atol=1e-5)
 
 
 def test_more_than_three_are_counted() -> None:

@@ -57,15 +57,16 @@ def merge(
     Args:
         models: two or more modules or states.
         weights: one finite, non-negative number for each, not all zero, divided by their sum; None gives all
-            the same. ``[1 - t, t]`` is the point ``t`` of the line from the first to the second.
+            the same. Two networks give the point of the path between them at the second's share:
+            ``isthmus.Straight(a, b).at(t)`` for ``[1 - t, t]``. Another path is merged by its own ``at(t)``.
         align: a method of :func:`isthmus.matching.align`.
         alignments: instead, one relabelling for each network after the first; None leaves one as it is.
         batches: data for aligning and for refreshing.
         args: example inputs for aligning without data, see :func:`isthmus.matching.align`.
         kwargs: example keyword inputs for the same.
         refresh: ``"batchnorm"`` recomputes running statistics on ``batches``, and ``"auto"`` does so where there are
-            batches, an architecture and BatchNorm; a function takes the merged state and returns one; None or
-            ``"none"`` leaves it.
+            batches, an architecture and BatchNorm; a function takes the merged state and returns one, and of two
+            networks is told ``t`` and ``ends`` if it has parameters of these names; None or ``"none"`` leaves it.
         model: the architecture, for ``align`` and ``refresh`` where no module is among ``models``.
 
     Returns:

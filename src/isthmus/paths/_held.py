@@ -25,7 +25,10 @@ _TRANSPOSED: dict[type[nn.Module], int] = {
 }  # fmt: skip
 _WEIGHTED = {**_LINEAR, **_CONVOLUTIONS, **_TRANSPOSED}
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_NORMS = (*_BATCH_NORMS, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_INSTANCE_NORMS: dict[type[nn.Module], int] = {
+    nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3,
+}  # fmt: skip
+_NORMS = (*_BATCH_NORMS, nn.GroupNorm, nn.LayerNorm, *_INSTANCE_NORMS)
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _MOST_NAMED = 3
@@ -237,6 +240,8 @@ def _reason(
         return "has no weight of its own (none, or one that is computed from others)"
     if module._parameters.get("bias") is None or names[1] not in state:
         return "has no bias, so that its mean cannot be set"
+    if not state[names[0]].is_floating_point() or not state[names[1]].is_floating_point():
+        return "has a weight or bias that is no real floating number"
     if shared.intersection(names):
         return "shares its weight or bias with another layer"
     if kind in _TRANSPOSED and module.groups != 1:
@@ -249,11 +254,11 @@ def _reason(
 def _layer(module: nn.Module, path: str, state: Mapping[str, Tensor]) -> HeldLayer:
     weight, bias = _names(path, ("weight", "bias"))
     statistics = tuple(name for name in _names(path, _STATISTICS) if name in state)
-    if isinstance(module, _NORMS):
-        return HeldLayer(path, weight, bias, 0, -1 if isinstance(module, nn.LayerNorm) else 1, statistics)
-    dimensions = next(n for kind, n in _WEIGHTED.items() if isinstance(module, kind))
-    turned = isinstance(module, tuple(_TRANSPOSED))
-    return HeldLayer(path, weight, bias, int(turned), -1 - dimensions)
+    if isinstance(module, (*_BATCH_NORMS, nn.GroupNorm)):
+        return HeldLayer(path, weight, bias, 0, 1, statistics)
+    behind = {**_WEIGHTED, **_INSTANCE_NORMS, nn.LayerNorm: 0}  # axes behind that of the channels
+    axis = -1 - next(n for kind, n in behind.items() if isinstance(module, kind))
+    return HeldLayer(path, weight, bias, int(isinstance(module, tuple(_TRANSPOSED))), axis, statistics)
 
 
 def _names(path: str, leaves: Sequence[str]) -> list[str]:
