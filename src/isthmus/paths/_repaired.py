@@ -8,7 +8,7 @@ arXiv:2211.08403) puts every channel's mean and standard deviation back to the i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from isthmus.batches import Batches, first_batch, iterate, reusable
 from isthmus.errors import DataError, ModelError, printable
 from isthmus.evaluation import bind, require_evaluation
-from isthmus.moments import CONSTANT_TOLERANCE, ChannelMoment
+from isthmus.moments import ChannelMoment
 from isthmus.paths._held import HeldLayer, held_layers, watched
 from isthmus.paths._path import Path, require_members
 from isthmus.replica import Replica
@@ -32,23 +32,36 @@ Affine = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Goal:
-    """What the channels of a layer shall have: means and standard deviations, float64, shape ``(channels,)``."""
+    """What the channels of a layer shall have.
+
+    Attributes:
+        mean: of each channel, float64, shape ``(channels,)``.
+        deviation: standard deviation of each, likewise.
+        eps: the rounding of the layer's numbers, relative.
+    """
 
     mean: Tensor
     deviation: Tensor
+    eps: float
 
     @property
-    def size(self) -> float:
-        """Root mean square of the layer's outputs."""
-        return float((self.mean.square() + self.deviation.square()).mean().sqrt())
+    def spread(self) -> float:
+        """Root mean square of the deviations; of the outputs, where no channel varies."""
+        spread = float(self.deviation.square().mean().sqrt())
+        return spread if spread > self.floor else _size(self.mean, self.deviation) or 1.0
 
     @property
     def floor(self) -> float:
         """Deviation up to which a channel is constant: the rounding of sums as large as the layer's outputs."""
-        return _ROUNDINGS * CONSTANT_TOLERANCE * self.size
+        return _ROUNDINGS * self.eps * _size(self.mean, self.deviation)
+
+    @property
+    def nearest(self) -> float:
+        """How near to the goal a state can be expected to come, in units of the spread."""
+        return max(_GIVEN_UP, 8 * self.eps, 8 * self.floor / self.spread)
 
 
-_ROUNDINGS = 8
+_ROUNDINGS = 4
 _TOLERANCE = 1e-6
 _GIVEN_UP = 1e-3
 _MORE_SWEEPS = 2
@@ -79,7 +92,8 @@ class Repaired:
         batches: training data; read at once for the ends, and several times for every point. Targets are not used.
         layers: names of the modules whose outputs are held, if not those above.
         tolerance: largest difference of a mean or standard deviation from its target that is left, in units of
-            the layer's spread (root mean square over channels). By default 1e-6, or 8 roundings of the dtype.
+            the layer's spread (root mean square over channels). By default 1e-6, or 8 roundings of the dtype. Where
+            rounding does not let it be reached (outputs far larger than the layer's spread), the nearest is taken.
 
     Attributes:
         layers: names of the modules that are held, in the order in which they run.
@@ -137,20 +151,22 @@ class Repaired:
             return state
         goals = {layer: self._goal(layer, t) for layer in self._held}
         done = self._first_sweep(state, goals, t)
-        best, least, worst, enough = state, float("inf"), "", self._enough(state)
+        best, least, worst, enough = state, float("inf"), self._held[0], self._enough(goals.values())
         for sweep in range(len(self._held) + _MORE_SWEEPS):
             tried = self._folded(state, done)
             found = self._measured(tried, f"t = {t:g}")
-            error, where = max((_distance(found[layer], goal), layer.path) for layer, goal in goals.items())
+            errors = {layer: _distance(found[layer], goal) for layer, goal in goals.items()}
+            where = max(errors, key=errors.__getitem__)
+            error = errors[where]
             settled = sweep > len(self._held) and error >= least / 2
             if error < least:
                 best, least, worst = tried, error, where
             if least <= enough or settled:
                 break
             done = {k: _after(done[k], self._correction(k, found[k], goal, t)) for k, goal in goals.items()}
-        if not least <= max(_GIVEN_UP, enough):
+        if not least <= max(goals[worst].nearest, enough):
             raise ModelError(
-                f"Repairing at t = {t:g}: the statistics of {printable(worst)!r} stay {least:.2g} of the layer's "
+                f"Repairing at t = {t:g}: the statistics of {printable(worst.path)!r} stay {least:.2g} of the layer's "
                 "spread away from their targets. Is the network random, are the batches drawn anew each time, or is "
                 "its precision too low? Give a fixed list of batches, float32, or fewer layers=[...]."
             )
@@ -166,12 +182,11 @@ class Repaired:
 
     def _goal(self, layer: HeldLayer, t: float) -> Goal:
         first, last = (moments[layer] for moments in self._moments)
-        return Goal(torch.lerp(first.mean, last.mean, t), torch.lerp(first.deviation, last.deviation, t))
+        eps = torch.finfo(self.ends[0][layer.weight].dtype).eps
+        return Goal(torch.lerp(first.mean, last.mean, t), torch.lerp(first.deviation, last.deviation, t), eps)
 
-    def _enough(self, state: Mapping[str, Tensor]) -> float:
-        if self._tolerance is not None:
-            return self._tolerance
-        return max(_TOLERANCE, *(8 * torch.finfo(state[layer.weight].dtype).eps for layer in self._held))
+    def _enough(self, goals: Iterable[Goal]) -> float:
+        return self._tolerance or max(_TOLERANCE, *(8 * goal.eps for goal in goals))
 
     def _measured(self, state: Mapping[str, Tensor], where: str) -> Moments:
         """Return the moments of all layers' outputs over the data."""
@@ -241,7 +256,13 @@ class Repaired:
 
 def _constant(found: ChannelMoment, goal: Goal) -> Tensor:
     """Return which channels never vary, up to rounding."""
-    return found.deviation <= max(goal.floor, Goal(found.mean, found.deviation).floor)
+    size = max(_size(goal.mean, goal.deviation), _size(found.mean, found.deviation))
+    return found.deviation <= _ROUNDINGS * goal.eps * size
+
+
+def _size(mean: Tensor, deviation: Tensor) -> float:
+    """Return the root mean square of outputs with these means and deviations."""
+    return float((mean.square() + deviation.square()).mean().sqrt())
 
 
 def _towards(found: ChannelMoment, goal: Goal) -> Affine:
@@ -257,7 +278,6 @@ def _after(first: Affine, then: Affine) -> Affine:
 
 
 def _distance(found: ChannelMoment, goal: Goal) -> float:
-    """Return the largest error of a mean or a deviation, in units of the layer's spread (its size if it has none)."""
+    """Return the largest error of a mean or a deviation, in units of the layer's spread."""
     errors = torch.maximum((found.mean - goal.mean).abs(), (found.deviation - goal.deviation).abs())
-    spread = float(goal.deviation.square().mean().sqrt())
-    return float(errors.max()) / (spread if spread > goal.floor else goal.size or 1.0)
+    return float(errors.max()) / goal.spread
