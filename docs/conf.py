@@ -93,12 +93,13 @@ def page_of(module: ModuleType) -> str:
 
 
 def owner_of(name: str, value: Any, module: ModuleType) -> ModuleType:
-    """Return the module below ``isthmus`` that exports an object which the top level repeats."""
+    """Return the module below ``isthmus`` that tells of an object: where it is written, else the first to export it."""
+    owners = [m for m in public_modules()[1:] if name in m.__all__ and getattr(m, name) is value]
+    home = f"{getattr(value, '__module__', '')}."
+    written = [m for m in owners if home.startswith(f"{m.__name__}.")]
     if module is isthmus:
-        for other in public_modules()[1:]:
-            if name in other.__all__ and getattr(other, name) is value:
-                return other
-    return module
+        return (written or owners or [module])[0]
+    return written[0] if written else module
 
 
 def directive_of(value: Any) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isthmus.batches import Batch
-    from isthmus.connectivity import Curve, Line, interpolate, line, loss_barrier
+    from isthmus.connectivity import Curve, Line, interpolate, line, line_along, loss_barrier
     from isthmus.errors import (
         CheckpointError,
         DataError,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from isthmus.matching import METHODS, Alignment, DimensionTable, align, dimension, match
     from isthmus.merging import merge
+    from isthmus.paths import Path, Refreshed, Repaired, Straight
     from isthmus.symmetry import AxisGroup, SymmetrySpec, Verification, apply, discover, verify
 
 __version__ = "0.1.0"
@@ -45,8 +46,13 @@ __all__ = [
     "METHODS",
     "Alignment",
     "line",
+    "line_along",
     "Line",
     "Curve",
+    "Path",
+    "Straight",
+    "Refreshed",
+    "Repaired",
     "interpolate",
     "loss_barrier",
     "merge",
@@ -66,7 +72,7 @@ __all__ = [
 
 _HOMES = {
     "batches": ("Batch",),
-    "connectivity": ("Curve", "Line", "interpolate", "line", "loss_barrier"),
+    "connectivity": ("Curve", "Line", "interpolate", "line", "line_along", "loss_barrier"),
     "errors": (
         "CheckpointError",
         "DataError",
@@ -80,6 +86,7 @@ _HOMES = {
     ),
     "matching": ("METHODS", "Alignment", "DimensionTable", "align", "dimension", "match"),
     "merging": ("merge",),
+    "paths": ("Path", "Refreshed", "Repaired", "Straight"),
     "symmetry": ("AxisGroup", "SymmetrySpec", "Verification", "apply", "discover", "verify"),
 }
 """Where each public name lives. They are imported when first asked for: ``import isthmus`` is then quick, and the

@@ -11,7 +11,7 @@ from torch import nn
 
 from isthmus.connectivity import interpolate, loss_barrier
 from isthmus.connectivity._barrier import bootstrap_means, chord_of
-from isthmus.connectivity._path import path_positions
+from isthmus.connectivity._positions import path_positions
 from isthmus.errors import CheckpointError, DataError, ShapeError
 
 

@@ -17,9 +17,9 @@ from isthmus.connectivity import _engine, _graph, _measure, _networks, interpola
 from isthmus.connectivity._adaptive import ceiling, next_points
 from isthmus.connectivity._engine import Engine
 from isthmus.connectivity._graph import Site, trace_steps
-from isthmus.connectivity._path import mixed
 from isthmus.errors import DataError, ModelError
 from isthmus.evaluation import bind
+from isthmus.paths import mixed
 from isthmus.states import state_of
 from isthmus.testing import randomise_state, reference_network
 

@@ -14,7 +14,7 @@ from isthmus.connectivity import Line, _line, _networks, interpolate, line, loss
 from isthmus.errors import CheckpointError, DataError, ModelError, ShapeError, VerificationError
 from isthmus.evaluation import bind, evaluate
 from isthmus.matching import align
-from isthmus.moments._normalisation import refresh_batchnorm
+from isthmus.moments import refresh_batchnorm
 from isthmus.states import state_of
 
 

@@ -13,7 +13,7 @@ from isthmus import line
 from isthmus.connectivity import Line, interpolate
 from isthmus.errors import DataError, IsthmusWarning
 from isthmus.evaluation import evaluate
-from isthmus.moments._normalisation import refresh_batchnorm
+from isthmus.moments import refresh_batchnorm
 
 
 def normed(seed: int, norm: type[nn.Module] = nn.BatchNorm1d) -> nn.Sequential:

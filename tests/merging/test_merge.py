@@ -13,7 +13,7 @@ from isthmus.connectivity import interpolate, line
 from isthmus.errors import CheckpointError, DataError, ModelError, ShapeError
 from isthmus.evaluation import evaluate
 from isthmus.merging import merge
-from isthmus.moments._normalisation import refresh_batchnorm
+from isthmus.moments import refresh_batchnorm
 from isthmus.states import state_of
 
 STRANGERS = "ignore:The weights of model"  # test_merge_warnings.py is about these

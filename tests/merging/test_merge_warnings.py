@@ -13,7 +13,7 @@ from isthmus import align
 from isthmus.connectivity import interpolate
 from isthmus.errors import IsthmusWarning
 from isthmus.merging import merge
-from isthmus.moments._normalisation import refresh_batchnorm
+from isthmus.moments import refresh_batchnorm
 from isthmus.states import State, state_of
 from isthmus.study import TrainSettings, load_dataset, network_for, train
 

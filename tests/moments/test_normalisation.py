@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from isthmus.batches import Batch
 from isthmus.errors import CheckpointError, DataError, ModelError, ShapeError
 from isthmus.evaluation import bind
-from isthmus.moments._normalisation import refresh_batchnorm, refresher
+from isthmus.moments import refresh_batchnorm
+from isthmus.paths import recompute_of
 from isthmus.states import State, state_of
 
 
@@ -170,13 +171,13 @@ def test_bad_input() -> None:
 def test_refresher_chooses() -> None:
     model = seeded(lambda: nn.Sequential(nn.BatchNorm1d(2)))
     data = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
-    assert refresher(None, None, None) is None
-    once = refresher("batchnorm", model, iter([data]))
+    assert recompute_of(None, None, None) is None
+    once = recompute_of("batchnorm", model, iter([data]))
     assert once is not None
     wanted = refresh_batchnorm(model, state_of(model), [data])
     for _ in range(2):  # a one-shot iterator serves every state
         assert torch.equal(once(state_of(model))["0.running_mean"], wanted["0.running_mean"])
-    doubled = refresher(lambda state: {k: 2 * v for k, v in state.items()}, None, None)
+    doubled = recompute_of(lambda state: {k: 2 * v for k, v in state.items()}, None, None)
     assert doubled is not None
     assert doubled({"w": torch.ones(2)})["w"].tolist() == [2.0, 2.0]
 
@@ -184,14 +185,14 @@ def test_refresher_chooses() -> None:
 def test_refresher_refuses() -> None:
     model = nn.BatchNorm1d(2)
     with pytest.raises(DataError, match="Unknown refresh 'repair'"):
-        refresher("repair", model, [])
+        recompute_of("repair", model, [])
     with pytest.raises(DataError, match="needs batches"):
-        refresher("batchnorm", model, None)
+        recompute_of("batchnorm", model, None)
     with pytest.raises(ModelError, match="pass its architecture as model="):
-        refresher("batchnorm", None, [])
-    shorter = refresher(lambda state: {}, None, None)
-    longer = refresher(lambda state: {"w": torch.ones(3)}, None, None)
-    broken = refresher(lambda state: {"w": torch.full((2,), float("nan"))}, None, None)
+        recompute_of("batchnorm", None, [])
+    shorter = recompute_of(lambda state: {}, None, None)
+    longer = recompute_of(lambda state: {"w": torch.ones(3)}, None, None)
+    broken = recompute_of(lambda state: {"w": torch.full((2,), float("nan"))}, None, None)
     assert shorter is not None
     assert longer is not None
     assert broken is not None

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 import isthmus
 from isthmus.batches import Batch
 from isthmus.evaluation import bind, evaluate, require_deterministic
-from isthmus.moments import SiteRunner
-from isthmus.moments._normalisation import refresh_batchnorm
+from isthmus.moments import SiteRunner, refresh_batchnorm
 from isthmus.replica import contents
 from isthmus.states import state_of
 from isthmus.symmetry import function_change

@@ -24,8 +24,7 @@ import isthmus
 from isthmus.batches import Batch
 from isthmus.errors import ModelError
 from isthmus.evaluation import bind
-from isthmus.moments import SiteRunner
-from isthmus.moments._normalisation import refresh_batchnorm
+from isthmus.moments import SiteRunner, refresh_batchnorm
 from isthmus.states import state_of
 
 pytestmark = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isthmus.connectivity._path import path_positions
+from isthmus.connectivity._positions import path_positions
 from isthmus.errors import DataError, ShapeError
 
 __all__ = ["Barrier", "bootstrap_means", "chord_of", "loss_barrier"]

@@ -1,4 +1,4 @@
-"""Results of measuring a line: one curve for each data set."""
+"""Results of measuring a path: one curve for each data set."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """The straight line between two networks, measured on one or more data sets.
+    """A path between two networks, straight unless told otherwise, measured on one or more data sets.
 
     Attributes:
         curves: a :class:`Curve` for each data set, by name, in the order given. ``line.barrier`` and the

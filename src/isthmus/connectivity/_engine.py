@@ -11,7 +11,7 @@ Three savings, each exact to rounding, on a network given as steps (:mod:`isthmu
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +49,8 @@ class Engine:
     Args:
         model: in evaluation mode, or a private copy of it; the module itself is not changed.
         example: a batch that shows the form of the inputs.
-        straight: whether the state at ``t`` is the mix of the ends' states (not so after an arbitrary repair).
+        straight: names of the tensors that are, at every ``t``, the mix of the ends' (:class:`isthmus.paths.Path`);
+            None for all.
 
     Attributes:
         names: tensors of the state that points between the ends need.
@@ -59,17 +60,21 @@ class Engine:
         ModelError: the network cannot be traced.
     """
 
-    def __init__(self, model: nn.Module | Replica, example: Batch, *, straight: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module | Replica, example: Batch, *, straight: Container[str] | None = None
+    ) -> None:
         replica = Replica.of(model)
         program = trace_steps(replica, example)
         _, self._form = input_leaves(example)
         self._program, self._low, self._device = program, False, device_of(replica.module)
         self._shared = [s for s in program.steps if s.slot in program.fixed]
-        self._mixed = [s for s in program.steps if isinstance(s, Site) and straight and _mixes(s, program)]
+        sites = [s for s in program.steps if isinstance(s, Site)]
+        on_line = [s for s in sites if straight is None or all(name in straight for name in s.names)]
+        self._mixed = [s for s in on_line if _mixes(s, program)]
         self._cast = _only_mixed(program, self._mixed)
         early = program.fixed | {s.slot for s in self._mixed}
         self._moving = [s for s in program.steps if s.slot not in early]
-        self._sites = [s for s in program.steps if isinstance(s, Site)]
+        self._sites = sites
         self._others = {n for s in program.steps if not isinstance(s, Site) for n in s.names}
         self._dead, self._into = _lifetimes(program, self._moving)
         self.names = tuple(dict.fromkeys(n for s in self._moving for n in s.names))

@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from isthmus.batches import Batch, Batches, first_batch, iterate, reusable
-from isthmus.connectivity._adaptive import FIRST_POINTS, MOST_POINTS, next_points
-from isthmus.connectivity._curve import MIDPOINT, Line, curve_from
-from isthmus.connectivity._measure import Sweep
-from isthmus.connectivity._networks import Networks, traced_or_plain
-from isthmus.connectivity._path import interpolate, path_positions
-from isthmus.errors import DataError, IsthmusWarning, ModelError, VerificationError
-from isthmus.evaluation import (
-    Relabelling,
-    bind,
-    check_frame,
-    floating_dtype,
-    relative_difference,
-    require_deterministic,
-    require_evaluation,
-)
-from isthmus.losses import Loss, completed_batches, configs_kept, scorer_for
-from isthmus.moments._normalisation import (
-    Refresh,
-    averaged_statistics,
-    chosen_refresh,
-    refresher,
-    some_layers,
-)
+from isthmus.batches import Batch, Batches, reusable
+from isthmus.connectivity._along import Grid, deterministic, measured, prepared, statistics_left, warned
+from isthmus.connectivity._curve import Line
+from isthmus.connectivity._networks import EndB
+from isthmus.errors import DataError, ModelError, VerificationError
+from isthmus.evaluation import Relabelling, bind, check_frame, relative_difference, require_evaluation
+from isthmus.losses import Loss, completed_batches
+from isthmus.moments import Refresh, chosen_refresh
+from isthmus.paths import Path, Straight, refreshed
 from isthmus.replica import Replica, differences, different_code
 from isthmus.states import State, check_finite, check_same_architecture, equal_states, state_of
 
 __all__ = ["line"]
 
 _TEST_NAMES = {"test", "testing", "val", "valid", "validation", "eval", "evaluation", "dev", "holdout"}
+_HOW = 'refresh="batchnorm" (--refresh batchnorm) with training data, or a function for other layers than BatchNorm.'
 ENDPOINT_TOLERANCE = 1e-3
-ENDPOINT_EXAMPLES = 64
-EXAMPLES_CHECKED = 32
 
 
 def line(
@@ -93,7 +74,8 @@ def line(
             each example by itself gets the batches as they are given, at every point.
         refresh: what happens to the state of an *interior* point before it is run. ``"batchnorm"`` recomputes
             running statistics, and ``"auto"`` does so for networks with BatchNorm; a function takes a state and
-            returns one; None or ``"none"`` leaves it. The ends stay as they were trained.
+            returns one, and is told ``t`` and ``ends`` if it has parameters of these names; None or ``"none"`` leaves
+            it. The ends stay as they were trained. Other paths are measured by :func:`line_along`.
         refresh_batches: training data for ``"batchnorm"``; by default the data set named ``train``, else the first
             that is not named as test data, else the first.
         alignment: relabelling of B, with ``apply(state) -> state``.
@@ -119,175 +101,63 @@ def line(
         >>> line(net, net, {"test": data}, points=3).barrier
         0.0
     """
-    adaptive = isinstance(points, str) and points == "adaptive"
-    if isinstance(points, str) and not adaptive:
-        raise DataError(
-            f'Measuring a line: expected a number of points, positions or "adaptive", found {points!r}.'
-        )
-    ts = path_positions(FIRST_POINTS if adaptive else points)
-    _check_options(bootstrap, tolerance, lipschitz)
+    grid = Grid(points, tolerance, lipschitz, loss, precision, bootstrap, generator)
     states = _checked_states(model_a, model_b, alignment)
-    data: dict[str, Batches] = {
-        name: completed_batches(model_a, items) for name, items in _named(batches).items()
-    }
-    if adaptive:
-        data = {name: list(iterate(items, name)) for name, items in data.items()}
-    low = _low(precision, states[0])
+    grid.require_precision(states[0])
+    data = prepared(model_a, batches, grid)
     if refresh_batches is not None:
         refresh_batches = completed_batches(model_a, refresh_batches)
-    replica_a = Replica(model_a)
-    replica_b = Replica(model_b) if isinstance(model_b, nn.Module) else None
-    repair, used, notes = _repair(refresh, replica_a, data, refresh_batches)
-    if equal_states(states[0], states[2]):  # every point is the network as it was trained
+    replica = Replica(model_a)
+    other = Replica(model_b) if isinstance(model_b, nn.Module) else None
+    straight = Straight(states[0], states[2], check=False)
+    path, used, notes = _with_refresh(straight, refresh, replica, data.batches, refresh_batches)
+    if equal_states(*straight.ends):  # every point is the network as it was trained
         notes.clear()
-        repair, used = (None, None) if refresh == "auto" else (repair, used)
-    data, examples = _with_examples(data)
-    for letter, replica in (("A", replica_a), ("B", replica_b)):
-        if replica is not None:
-            require_deterministic(
-                replica, next(iter(examples.values())).head(EXAMPLES_CHECKED), name=f"Model {letter}"
-            )
-    endpoint_error = max(
-        _compared_ends(replica_a, replica_b, states, e, alignment is not None) for e in examples.values()
-    )
-
-    def repaired(t: float) -> State:
-        state = interpolate(states[0], states[2], t, check=False)
-        return state if repair is None else repair(state)
-
-    example = next(iter(examples.values()))
-    with configs_kept(model_a, model_b):
-        scorer = scorer_for(loss, model_a, example, bind(replica_a, read=lambda output: output))
-        networks, evaluation = traced_or_plain(
-            replica_a,
-            replica_b,
-            states,
-            None if repair is None else repaired,
-            not callable(used),
-            low,
-            states[2] is states[1] and endpoint_error == 0.0,
-            example.head(EXAMPLES_CHECKED),
-            scorer.read,
-        )
-        sweeps = {name: Sweep(name, items, scorer) for name, items in data.items()}
-        _run(sweeps, networks, {*ts.tolist(), MIDPOINT})
-        if adaptive:
-            ts = _refined(sweeps, networks, tolerance, lipschitz)
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+        path, used = (straight, None) if refresh == "auto" else (path, used)
+    for letter, network in (("A", replica), ("B", other)):
+        if network is not None:
+            deterministic(network, data, name=f"Model {letter}")
+    aligned = alignment is not None
+    error = max(_compared_ends(replica, other, states, e, aligned) for e in data.examples.values())
+    same = states[2] is states[1] and error == 0.0
     settings = {
-        "points": f"adaptive ({len(ts)})" if adaptive else len(ts),
-        "loss": scorer.name,
         "refresh": "none" if used is None else _name(used),
         "alignment": "none" if alignment is None else getattr(alignment, "method", type(alignment).__name__),
-        "bootstrap": bootstrap,
-        "seed": generator.initial_seed(),
-        "precision": precision or str(floating_dtype(states[0])).removeprefix("torch."),
-        "evaluation": evaluation,
-        "uncertainty": "smooth estimate" if lipschitz is None else f"bound for slope {lipschitz:g}",
     }
-    curves = {
-        name: curve_from(sweep.per_example(), ts, bootstrap, generator, lipschitz)
-        for name, sweep in sweeps.items()
-    }
-    notes += scorer.notes
-    notes += [note for note in (sweep.chance_note() for sweep in sweeps.values()) if note is not None]
-    for note in notes:
-        warnings.warn(note, IsthmusWarning, stacklevel=2)
-    return Line(curves, endpoint_error, settings, tuple(notes), scorer.unit(example))
+    found = measured(path, replica, EndB(states[1], other, error, same), data, grid, settings, notes)
+    return warned(found)
 
 
-def _repair(
-    refresh: Refresh, replica: Replica, data: dict[str, Batches], given: Batches | None
-) -> tuple[Callable[[State], State] | None, Refresh, list[str]]:
-    """Return what repairs an interior state, by which name, and what a reader should know of it.
+def _with_refresh(
+    straight: Straight, refresh: Refresh, replica: Replica, data: dict[str, Batches], given: Batches | None
+) -> tuple[Path, Refresh, list[str]]:
+    """Return the path with its refresh, the name of that, and what a reader should know of it.
 
     A data set that serves is made reusable in ``data``.
     """
-    chosen = next(
-        (name for name in ("train", *data) if name in data and not _is_test(name)), next(iter(data))
-    )
-    model = replica.source
-    used = chosen_refresh(refresh, model, data[chosen])
+    named = (name for name in ("train", *data) if name in data and not _is_test(name))
+    chosen = next(named, next(iter(data)))
+    used = chosen_refresh(refresh, replica.source, data[chosen])
+    notes: list[str] = []
     if used != "batchnorm":
         if given is not None and refresh != "auto":
             raise DataError('refresh_batches was given, but only refresh="batchnorm" uses it.')
-        repair = refresher(used, replica, None)
-        left = averaged_statistics(model, recomputed=False) if used is None else []
-        return repair, used, [_left_note(left)] if left else []
-    notes: list[str] = []
-    if given is None:
-        given = data[chosen] = reusable(data[chosen])
-        if _is_test(chosen):
-            notes.append(
-                f"The running statistics of interior points were recomputed on {chosen!r}, data that the networks are "
-                "also judged by. Give the training data as refresh_batches=..., or as a data set named 'train'."
-            )
-    left = averaged_statistics(model, recomputed=True)
-    return refresher(refresh, replica, given), used, notes + ([_left_note(left)] if left else [])
-
-
-def _left_note(layers: Sequence[str]) -> str:
-    return (
-        f"Running statistics inside the line ({some_layers(layers)}) are the average of the two ends', which "
-        "is wrong there, so the losses and the barrier say little. Recompute them: "
-        'refresh="batchnorm" (--refresh batchnorm) with training data, or a function for other layers than BatchNorm.'
-    )
+        path = refreshed(straight, used, replica)
+    else:
+        if given is None:
+            given = data[chosen] = reusable(data[chosen])
+            if _is_test(chosen):
+                notes.append(
+                    f"The running statistics of interior points were recomputed on {chosen!r}, data that the networks "
+                    "are also judged by. Give the training data as refresh_batches=..., or as a data set named 'train'."
+                )
+        path = refreshed(straight, refresh, replica, given)
+    return path, used, notes + statistics_left(path, replica.source, _HOW)
 
 
 def _is_test(name: str) -> bool:
     """Tell whether a data set's name says that it is not for training."""
     return bool(_TEST_NAMES & set(re.split(r"[^a-z]+", name.lower())))
-
-
-def _check_options(bootstrap: int, tolerance: float, lipschitz: float | None) -> None:
-    if bootstrap < 0 or bootstrap == 1:
-        raise DataError(f"Expected 0 or at least 2 bootstrap resamples, found {bootstrap}.")
-    for name, value in (("tolerance", tolerance), ("lipschitz", lipschitz)):
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise DataError(f"Measuring a line: expected {name} above 0, found {value}.")
-
-
-def _low(precision: str | None, state: State) -> bool:
-    """Tell whether products are lowered to bfloat16."""
-    found = floating_dtype(state)
-    if precision not in (None, "bfloat16") or (precision and found not in (torch.float32, torch.bfloat16)):
-        raise DataError(
-            f'Measuring a line: expected precision=None, or "bfloat16" for a float32 network; found {precision!r} '
-            f"for a network in {found}."
-        )
-    return precision is not None and found == torch.float32
-
-
-def _with_examples(data: Mapping[str, Batches]) -> tuple[dict[str, Batches], dict[str, Batch]]:
-    """Return the data, and some first examples of each set; what is no list is iterated only once."""
-    whole: dict[str, Batches] = {}
-    examples: dict[str, Batch] = {}
-    for name, items in data.items():
-        rest = iter(items)
-        first = list(islice(rest, 1))
-        examples[name] = first_batch(first or items, name).head(ENDPOINT_EXAMPLES)
-        whole[name] = items if isinstance(items, (list, tuple)) else chain(first, rest)
-    return whole, examples
-
-
-def _run(sweeps: Mapping[str, Sweep], networks: Networks, ts: set[float]) -> None:
-    interior = sorted(t for t in ts if 0.0 < t < 1.0)
-    for sweep in sweeps.values():
-        sweep.run(networks, interior)
-
-
-def _refined(
-    sweeps: Mapping[str, Sweep], networks: Networks, tolerance: float, lipschitz: float | None
-) -> Tensor:
-    """Add positions where the loss may rise highest; return all of them."""
-    while True:
-        ts = torch.tensor(next(iter(sweeps.values())).positions, dtype=torch.float64)
-        wanted: set[float] = set()
-        for sweep in sweeps.values():
-            wanted |= set(next_points(sweep.mean_losses(), ts, lipschitz, tolerance))
-        if not wanted or len(ts) >= MOST_POINTS:
-            return ts
-        _run(sweeps, networks, set(sorted(wanted)[: MOST_POINTS - len(ts)]))
 
 
 def _compared_ends(
@@ -314,20 +184,6 @@ def _compared_ends(
         )
     how = f"outputs differ by {error:.2g} of the largest one"
     raise ModelError(different_code(replica_a.source, replica_b.source, how))
-
-
-def _named(batches: Batches | Mapping[str, Batches]) -> dict[str, Batches]:
-    """Return data sets by name, catching a batch passed where a list of batches belongs."""
-    data = dict(batches) if isinstance(batches, Mapping) else {"data": batches}
-    if not data:
-        raise DataError("Measuring a line: expected at least one data set, found an empty mapping.")
-    for name, items in data.items():
-        if isinstance(items, (Tensor, Batch)) or not hasattr(items, "__iter__"):
-            raise DataError(
-                f"Measuring a line on {name!r}: expected an iterable of batches, found a "
-                f"{type(items).__name__}. Put a single batch in a list: [(inputs, targets)]."
-            )
-    return data
 
 
 def _checked_states(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -11,13 +12,13 @@ from torch import Tensor
 from isthmus.batches import Batch, device_of
 from isthmus.connectivity._curve import MIDPOINT
 from isthmus.connectivity._engine import Engine, Point, autocast
-from isthmus.connectivity._path import interpolate, mixed
 from isthmus.errors import IsthmusError
 from isthmus.evaluation import bind, floating_dtype, relative_difference
+from isthmus.paths import Path, mixed
 from isthmus.replica import Replica
 from isthmus.states import State
 
-__all__ = ["Networks", "PlainNetworks", "Run", "StateAt", "TracedNetworks", "traced_or_plain"]
+__all__ = ["EndB", "Networks", "PlainNetworks", "TracedNetworks", "traced_or_plain"]
 
 Run = Callable[[Batch], Any]
 StateAt = Callable[[float], State]
@@ -26,6 +27,23 @@ T = TypeVar("T")
 KEPT_BYTES = 2**30
 DISAGREEMENT = 1.0
 """Most that an engine's outputs may differ from the network's, in roots of the machine precision."""
+
+
+@dataclass(frozen=True)
+class EndB:
+    """The network at ``t = 1`` as it was trained, which a relabelled state only stands for.
+
+    Attributes:
+        state: its tensors.
+        replica: its own code; None where A's code runs it.
+        error: how far its outputs are from those of the path's end, relative to the largest.
+        same: whether the path's end was seen to compute what it computes, to the last bit.
+    """
+
+    state: State
+    replica: Replica | None = None
+    error: float = 0.0
+    same: bool = True
 
 
 class Networks(Protocol):
@@ -75,8 +93,8 @@ class PlainNetworks:
     Args:
         a: runs A and the points.
         run_b: runs B.
-        state_at: gives the state at ``t``.
-        costly: whether making a state is.
+        path: gives the states.
+        state_at: its states, if some are kept.
         low: whether products are in bfloat16.
         read: from all that a network returns to what is scored (see :func:`isthmus.evaluation.bind`).
     """
@@ -85,14 +103,15 @@ class PlainNetworks:
         self,
         a: Replica,
         run_b: Run,
+        path: Path,
         state_at: StateAt,
-        costly: bool,
         low: bool,
         read: Callable[[Any], Any] | None = None,
     ) -> None:
-        state = a.own_state()
-        self._run_a, self._run_b, self._low = bind(a, read=read), run_b, low
+        state = path.ends[0]
+        self._run_a, self._run_b, self._low = bind(a, state, read), run_b, low
         self._device, self._dtype = device_of(a.module), floating_dtype(state)
+        costly = not _all_straight(state, path)
         self._points = _Points(lambda t: bind(a, state_at(t), read), _bytes(state), costly)
 
     def begin(self, ts: Sequence[float]) -> None:
@@ -122,8 +141,9 @@ class TracedNetworks:
     Args:
         a: engine of A's code.
         b: engine of B's; None where the path's end computes the same.
-        states: of A, of B, and of the path's end.
-        state_at: gives the state at ``t``; None for the mix of A and the path's end.
+        state_b: of B.
+        path: gives the states.
+        state_at: its states, if some are kept.
         plain: runs batches of another form than the first.
     """
 
@@ -131,19 +151,21 @@ class TracedNetworks:
         self,
         a: Engine,
         b: Engine | None,
-        states: tuple[State, State, State],
-        state_at: StateAt | None,
+        state_b: State,
+        path: Path,
+        state_at: StateAt,
         plain: PlainNetworks,
     ) -> None:
-        state_a, state_b, end = states
+        state_a, end = path.ends
         self._a, self._b, self._plain = a, b, plain
         self._ends = a.point(state_a, end=True), a.point(end, end=True)
         self._start_b = None if b is None else b.point(state_b, end=True)
+        straight = _all_straight(a.names, path)
 
         def make(t: float) -> Point:
-            return a.point(mixed(state_a, end, t, a.names) if state_at is None else state_at(t))
+            return a.point(mixed(state_a, end, t, a.names) if straight else state_at(t))
 
-        self._points = _Points(make, _bytes(state_a), state_at is not None)
+        self._points = _Points(make, _bytes(state_a), not straight)
 
     @property
     def splits(self) -> bool:
@@ -193,56 +215,54 @@ class TracedNetworks:
 
 
 def traced_or_plain(
-    replica_a: Replica,
-    replica_b: Replica | None,
-    states: tuple[State, State, State],
-    state_at: StateAt | None,
-    straight: bool,
+    path: Path,
+    replica: Replica,
+    end_b: EndB,
     low: bool,
-    same_b: bool,
     example: Batch,
     read: Callable[[Any], Any] | None = None,
 ) -> tuple[Networks, str]:
     """Return networks that run by engines if these agree with the networks' code on an example.
 
     Args:
-        replica_a: A, in evaluation mode.
-        replica_b: B, if it has code of its own.
-        states: of A, of B, and of the path's end.
-        state_at: gives a repaired state at ``t``; None for the mix of the ends.
-        straight: whether repairs leave weights as they are.
+        path: from A to a state that stands for B.
+        replica: the code of A and of the points, in evaluation mode.
+        end_b: B as it was trained.
         low: whether products are in bfloat16.
-        same_b: whether the path's end was seen to compute what B computes, to the last bit.
         example: some examples of the data.
         read: see :class:`PlainNetworks`; steps give a tensor only, so with it the networks' own code runs.
 
     Returns:
         The networks, and how they run: ``"traced"``, or ``"plain"`` with the reason.
     """
-    state_a, state_b, end = states
-    if state_at is not None:
-        state_at = _remembering(state_at, MIDPOINT)
-    made = state_at or (lambda t: interpolate(state_a, end, t, check=False))
-    run_b = bind(replica_a, state_b, read) if replica_b is None else bind(replica_b, read=read)
-    plain = PlainNetworks(replica_a, run_b, made, state_at is not None, low, read)
+    state_a, _ = path.ends
+    state_at = path.at if _all_straight(state_a, path) else _remembering(path.at, MIDPOINT)
+    other = end_b.replica
+    run_b = bind(replica if other is None else other, end_b.state, read)
+    plain = PlainNetworks(replica, run_b, path, state_at, low, read)
     if read is not None:
         return plain, "plain (the loss reads more than a tensor)"
-    exact = PlainNetworks(replica_a, run_b, made, state_at is not None, low=False)
+    exact = PlainNetworks(replica, run_b, path, state_at, low=False)
     try:
-        moved = example.to(device_of(replica_a.module), floating_dtype(state_a))
-        a = Engine(replica_a, moved, straight=straight)
-        b = None if same_b else a if replica_b is None else Engine(replica_b, moved)
+        moved = example.to(device_of(replica.module), floating_dtype(state_a))
+        a = Engine(replica, moved, straight=frozenset(path.straight))
+        b = None if end_b.same else a if other is None else Engine(other, moved)
         if example.size > 1:  # one cannot show whether outputs depend on the batch: then nothing is regrouped
             a.measure(moved, a.point(state_a, end=True))
-        traced = TracedNetworks(a, b, states, state_at, exact)
+        traced = TracedNetworks(a, b, end_b.state, path, state_at, exact)
         difference = _largest_difference(traced, exact, moved)
     except (IsthmusError, RuntimeError, TypeError, AttributeError, KeyError, IndexError) as error:
         return plain, f"plain ({str(error).splitlines()[0]})"
     if difference > DISAGREEMENT:
         return plain, f"plain (its trace computes something else: outputs differ by {difference:.2g})"
     if low:
-        traced = TracedNetworks(a.lowered(), None if b is None else b.lowered(), states, state_at, plain)
+        b = None if b is None else b.lowered()
+        traced = TracedNetworks(a.lowered(), b, end_b.state, path, state_at, plain)
     return traced, "traced"
+
+
+def _all_straight(names: Iterable[str], path: Path) -> bool:
+    return frozenset(path.straight).issuperset(names)
 
 
 def _largest_difference(traced: TracedNetworks, plain: PlainNetworks, example: Batch) -> float:

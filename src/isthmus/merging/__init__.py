@@ -1,5 +1,5 @@
 """Merging networks: everything here returns a new state and leaves its inputs as they were."""
 
-from isthmus.merging._average import merge
+from isthmus.merging._average import Similarity, averaging, merge, normalised, strangers_note
 
-__all__ = ["merge"]
+__all__ = ["Similarity", "averaging", "merge", "normalised", "strangers_note"]

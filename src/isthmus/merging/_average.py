@@ -13,13 +13,8 @@ from isthmus import matching
 from isthmus.batches import Batches, reusable
 from isthmus.errors import DataError, IsthmusWarning, ModelError, ShapeError
 from isthmus.evaluation import Relabelling, check_frame, combine_states
-from isthmus.moments._normalisation import (
-    Refresh,
-    averaged_statistics,
-    chosen_refresh,
-    refresher,
-    some_layers,
-)
+from isthmus.moments import Refresh, averaged_statistics, some_layers
+from isthmus.paths import Recompute, Straight, recompute_of
 from isthmus.replica import with_state
 from isthmus.states import State, equal_states, state_of
 
@@ -62,15 +57,16 @@ def merge(
     Args:
         models: two or more modules or states.
         weights: one finite, non-negative number for each, not all zero, divided by their sum; None gives all
-            the same. ``[1 - t, t]`` is the point ``t`` of the line from the first to the second.
+            the same. Two networks give the point of the path between them at the second's share:
+            ``isthmus.Straight(a, b).at(t)`` for ``[1 - t, t]``. Another path is merged by its own ``at(t)``.
         align: a method of :func:`isthmus.matching.align`.
         alignments: instead, one relabelling for each network after the first; None leaves one as it is.
         batches: data for aligning and for refreshing.
         args: example inputs for aligning without data, see :func:`isthmus.matching.align`.
         kwargs: example keyword inputs for the same.
         refresh: ``"batchnorm"`` recomputes running statistics on ``batches``, and ``"auto"`` does so where there are
-            batches, an architecture and BatchNorm; a function takes the merged state and returns one; None or
-            ``"none"`` leaves it.
+            batches, an architecture and BatchNorm; a function takes the merged state and returns one, and of two
+            networks is told ``t`` and ``ends`` if it has parameters of these names; None or ``"none"`` leaves it.
         model: the architecture, for ``align`` and ``refresh`` where no module is among ``models``.
 
     Returns:
@@ -98,24 +94,26 @@ def merge(
     states = [state_of(source, f"model {k}") for k, source in enumerate(models)]
     architecture = model if model is not None else next((m for m in models if isinstance(m, nn.Module)), None)
     data = None if batches is None else reusable(batches)
-    finish = refresher(refresh, architecture, data)
+    recompute = recompute_of(refresh, architecture, data)
     if align is not None:
         if alignments is not None:
             raise DataError("Merging: give align (a method) or alignments (relabellings), not both.")
         alignments = _align_all(models, architecture, align, data, args, kwargs)
     if alignments is not None:
         states = _relabelled(states, alignments)
-    merged = combine_states(states, averaging(shares))
-    if _is_one_network(states, shares):
-        return merged if finish is None or refresh == "auto" else finish(merged)
+    between = Straight(*states, names=("model 0", "model 1")) if len(states) == 2 else None
+    merged = combine_states(states, averaging(shares)) if between is None else between.at(shares[1])
+    alone = _is_one_network(states, shares)
     moved = alignments or [None] * (len(states) - 1)
     for note in (
-        _statistics_note(merged, chosen_refresh(refresh, architecture, data), architecture),
-        strangers_note([_similarity(states[0], s) for s in states[1:]], shares, moved),
+        None if alone else _statistics_note(merged, recompute, architecture),
+        None if alone else strangers_note([_similarity(states[0], s) for s in states[1:]], shares, moved),
     ):
         if note is not None:
             warnings.warn(note, IsthmusWarning, stacklevel=2)
-    return merged if finish is None else finish(merged)
+    if recompute is None or (alone and refresh == "auto"):
+        return merged
+    return recompute(merged, shares[1], between.ends) if between else recompute(merged)
 
 
 def _is_one_network(states: Sequence[State], shares: Sequence[float]) -> bool:
@@ -124,12 +122,11 @@ def _is_one_network(states: Sequence[State], shares: Sequence[float]) -> bool:
     return all(equal_states(first, other) for other in others)
 
 
-def _statistics_note(state: State, refresh: Refresh, architecture: nn.Module | None) -> str | None:
+def _statistics_note(state: State, recompute: Recompute | None, architecture: nn.Module | None) -> str | None:
     """Return what to know of running statistics that are averages of several networks', or None."""
-    if callable(refresh):
-        return None
     subject = state if architecture is None else architecture
-    layers = averaged_statistics(subject, recomputed=refresh == "batchnorm")
+    averaged = state.keys() if recompute is None else recompute.leaves(state.keys())
+    layers = averaged_statistics(subject, averaged)
     if not layers:
         return None
     return (

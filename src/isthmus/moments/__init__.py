@@ -6,6 +6,7 @@ from isthmus.layers import Site as Site
 from isthmus.layers import find_sites as find_sites
 from isthmus.layers import input_rows as input_rows
 from isthmus.moments._accumulators import CONSTANT_TOLERANCE, CrossMoment, Moment
+from isthmus.moments._channels import ChannelMoment
 from isthmus.moments._collect import (
     CrossRequest,
     InputRequest,
@@ -18,13 +19,22 @@ from isthmus.moments._collect import (
     input_statistics,
     unit_moments,
 )
-from isthmus.moments._normalisation import chosen_refresh, refresh_batchnorm
+from isthmus.moments._normalisation import (
+    Refresh,
+    averaged_statistics,
+    chosen_refresh,
+    keeps_running_statistics,
+    refresh_batchnorm,
+    some_layers,
+    statistics_names,
+)
 from isthmus.moments._rows import Actions, Frame, Tap
 from isthmus.moments._runner import SiteRunner
 
 __all__ = [
     "CONSTANT_TOLERANCE",
     "Actions",
+    "ChannelMoment",
     "CrossMoment",
     "CrossRequest",
     "Frame",
@@ -32,14 +42,19 @@ __all__ = [
     "InputStatistics",
     "Moment",
     "Request",
+    "Refresh",
     "RowSample",
     "SiteRunner",
     "Tap",
     "UnitRequest",
+    "averaged_statistics",
     "chosen_refresh",
     "collected",
     "cross_moments",
     "input_statistics",
+    "keeps_running_statistics",
     "refresh_batchnorm",
+    "some_layers",
+    "statistics_names",
     "unit_moments",
 ]

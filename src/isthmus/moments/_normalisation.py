@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isthmus.batches import Batch, Batches, iterate, reusable
-from isthmus.errors import DataError, ModelError, printable
+from isthmus.batches import Batches, iterate
+from isthmus.errors import DataError, printable
 from isthmus.evaluation import bind
 from isthmus.replica import Replica
-from isthmus.states import State, check_finite, check_same_architecture, state_of, with_versions_of
+from isthmus.states import State, with_versions_of
 
 __all__ = [
     "Refresh",
@@ -22,13 +22,14 @@ __all__ = [
     "chosen_refresh",
     "keeps_running_statistics",
     "refresh_batchnorm",
-    "refresher",
     "some_layers",
+    "statistics_names",
 ]
 
-Refresh = str | Callable[[State], Mapping[str, Tensor]] | None
-"""What is done to a mixed state before it is run: ``"batchnorm"``, a function of the state, nothing (``None`` or
-``"none"``), or ``"auto"``: ``"batchnorm"`` where there are data and layers whose statistics can be recomputed."""
+Refresh = str | Callable[..., Mapping[str, Tensor]] | None
+"""What is done to a mixed state before it is run: ``"batchnorm"``, a function of the state (told ``t`` and ``ends`` if
+it has parameters of these names), nothing (``None`` or ``"none"``), or ``"auto"``: ``"batchnorm"`` where there are data
+and layers whose statistics can be recomputed."""
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -109,7 +110,7 @@ def refresh_batchnorm(model: nn.Module | Replica, state: Mapping[str, Tensor], b
     layers = _tracking_layers(replica.module)
     if not layers:
         return dict(state)
-    scratch = {_join(path, leaf) for entry in layers.values() for path in entry.paths for leaf in _STATISTICS}
+    scratch = set(statistics_names(replica.module))
     run = bind(replica, {n: torch.zeros_like(t) if n in scratch else t for n, t in state.items()})
     with ExitStack() as undoing:
         for count, batch in enumerate(iterate(batches)):
@@ -132,85 +133,33 @@ def chosen_refresh(refresh: Refresh, model: nn.Module | None, batches: Batches |
     return None if refresh == "none" else refresh
 
 
-class _Larger:
-    """The batches of more than one example: a last batch of one has no variance. All, where none is larger."""
-
-    def __init__(self, batches: Batches) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[Batch]:
-        larger = False
-        for batch in iterate(self._batches):
-            if batch.size > 1:
-                larger = True
-                yield batch
-        if not larger:
-            yield from iterate(self._batches)
-
-
-def refresher(
-    refresh: Refresh, model: nn.Module | Replica | None, batches: Batches | None
-) -> Callable[[State], State] | None:
-    """Return the checked function that ``refresh`` stands for, or None.
-
-    Args:
-        refresh: see :data:`Refresh`; a function takes a state and returns one of the same shapes. ``"auto"`` leaves out
-            batches of one example, if there are larger ones.
-        model: the architecture, for ``"batchnorm"``.
-        batches: the data, for ``"batchnorm"``; iterated again for every state.
-
-    Raises:
-        DataError: unknown name, or ``"batchnorm"`` without batches.
-        ModelError: ``"batchnorm"`` without a module.
-    """
-    if refresh == "auto" and batches is not None:
-        batches = _Larger(reusable(batches))
-    refresh = chosen_refresh(refresh, model.source if isinstance(model, Replica) else model, batches)
-    if refresh is None:
-        return None
-    if callable(refresh):
-        return lambda state: _checked(refresh, state)
-    if refresh != "batchnorm":
-        raise DataError(
-            f'Unknown refresh {refresh!r}: expected "auto", "batchnorm", None or a function of a state.'
-        )
-    if batches is None:
-        raise DataError('refresh="batchnorm" needs batches to recompute the statistics on.')
-    if model is None:
-        raise ModelError('refresh="batchnorm" runs the network: pass its architecture as model=, a module.')
-    data = reusable(batches)
-    replica = Replica.of(model)
-    return lambda state: refresh_batchnorm(replica, state, data)
-
-
-def _checked(refresh: Callable[[State], Mapping[str, Tensor]], state: State) -> State:
-    refreshed = state_of(refresh(state), "the refreshed state")
-    check_same_architecture(state, refreshed, "the state", "the refreshed state")
-    check_finite(refreshed, "the refreshed state")
-    return refreshed
-
-
 def keeps_running_statistics(model: nn.Module) -> bool:
     """Tell whether :func:`refresh_batchnorm` would change anything."""
     return bool(_tracking_layers(model))
 
 
-def averaged_statistics(model_or_state: nn.Module | Mapping[str, Tensor], *, recomputed: bool) -> list[str]:
-    """Return the layers whose running statistics stay the average of two networks'.
+def statistics_names(model: nn.Module) -> list[str]:
+    """Return the names of the tensors that :func:`refresh_batchnorm` may change."""
+    paths = [path for layer in _tracking_layers(model).values() for path in layer.paths]
+    return [_join(path, leaf) for path in paths for leaf in _STATISTICS]
+
+
+def averaged_statistics(
+    model_or_state: nn.Module | Mapping[str, Tensor], averaged: Collection[str]
+) -> list[str]:
+    """Return the layers whose running statistics are an average of several networks'.
 
     Args:
         model_or_state: the architecture; or a state, where tensors named ``running_mean`` tell.
-        recomputed: whether :func:`refresh_batchnorm` is used; layers of other kinds (InstanceNorm with running
-            statistics, frozen or home-made batch normalisation) keep theirs even then.
+        averaged: names of all tensors that are. Layers of other kinds than BatchNorm (InstanceNorm with running
+            statistics, frozen or home-made batch normalisation) are among them even where statistics are recomputed.
     """
-    if not isinstance(model_or_state, nn.Module):
-        return [name.rpartition(".")[0] for name in model_or_state if name.endswith("running_mean")]
-    handled = _tracking_layers(model_or_state) if recomputed else {}
-    return [
-        path
-        for path, module in model_or_state.named_modules()
-        if getattr(module, "running_mean", None) is not None and module not in handled
-    ]
+    if isinstance(model_or_state, nn.Module):
+        named = model_or_state.named_modules()
+        layers = [path for path, module in named if getattr(module, "running_mean", None) is not None]
+    else:
+        layers = [name.rpartition(".")[0] for name in model_or_state if name.endswith("running_mean")]
+    return [layer for layer in layers if _join(layer, "running_mean") in averaged]
 
 
 def some_layers(layers: Sequence[str], limit: int = 3) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from isthmus.merging._average import Similarity, strangers_note
+from isthmus.merging import Similarity, strangers_note
 
 __all__ = ["doubts_of_average"]
 

@@ -18,7 +18,7 @@ from isthmus.checkpoints._write import split_versions, version_notes
 from isthmus.errors import DataError, IsthmusWarning, printable
 from isthmus.evaluation import combine_states
 from isthmus.files import atomic_path, refuse_overwriting
-from isthmus.merging._average import Similarity, averaging, normalised
+from isthmus.merging import Similarity, averaging, normalised
 from isthmus.pretrained._doubts import doubts_of_average
 from isthmus.pretrained._lazy import DTYPES, LazyState
 from isthmus.pretrained._shards import PlannedTensor, write_file

@@ -15,7 +15,7 @@ from isthmus.errors import CheckpointError, DataError, IsthmusWarning, ShapeErro
 from isthmus.evaluation import combine_states
 from isthmus.files import refuse_overwriting
 from isthmus.matching import Alignment
-from isthmus.merging._average import Similarity, averaging, normalised
+from isthmus.merging import Similarity, averaging, normalised
 from isthmus.pretrained._card import Source, merge_card, relabelled_card
 from isthmus.pretrained._doubts import doubts_of_average
 from isthmus.pretrained._extras import extras_of

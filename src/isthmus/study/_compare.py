@@ -32,8 +32,7 @@ from isthmus.matching import (
     method_named,
     solve,
 )
-from isthmus.moments import CrossMoment, CrossRequest, Frame, Tap
-from isthmus.moments._normalisation import chosen_refresh
+from isthmus.moments import CrossMoment, CrossRequest, Frame, Tap, chosen_refresh
 from isthmus.symmetry import SymmetrySpec, Verification
 from isthmus.transport import assign
 

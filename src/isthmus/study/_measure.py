@@ -17,7 +17,7 @@ from isthmus.checkpoints import load_state, save_state
 from isthmus.connectivity import Curve, Line, line
 from isthmus.errors import IsthmusWarning
 from isthmus.matching import Alignment, Problem, method_named, solve
-from isthmus.moments._normalisation import keeps_running_statistics
+from isthmus.moments import keeps_running_statistics
 from isthmus.states import check_finite, state_of
 from isthmus.study._config import NetworkConfig
 from isthmus.study._dataset import Dataset, to_batches

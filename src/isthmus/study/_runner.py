@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from isthmus.moments._normalisation import keeps_running_statistics
+from isthmus.moments import keeps_running_statistics
 from isthmus.study._config import StudyConfig, Variant
 from isthmus.study._continuation import check_continuation
 from isthmus.study._device import check_device

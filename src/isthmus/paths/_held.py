@@ -1,0 +1,265 @@
+"""Layers whose outputs can be given any mean and spread by their own weight and bias, and looking at them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from isthmus.batches import Batch
+from isthmus.errors import DataError, ModelError, printable
+from isthmus.evaluation import bind
+from isthmus.replica import Replica
+from isthmus.states import State
+
+__all__ = ["HeldLayer", "held_layers", "watched"]
+
+_LINEAR: dict[type[nn.Module], int] = {nn.Linear: 0}
+_CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+_TRANSPOSED: dict[type[nn.Module], int] = {
+    nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3,
+}  # fmt: skip
+_WEIGHTED = {**_LINEAR, **_CONVOLUTIONS, **_TRANSPOSED}
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_INSTANCE_NORMS: dict[type[nn.Module], int] = {
+    nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3,
+}  # fmt: skip
+_NORMS = (*_BATCH_NORMS, nn.GroupNorm, nn.LayerNorm, *_INSTANCE_NORMS)
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_MOST_NAMED = 3
+
+
+@dataclass(frozen=True)
+class HeldLayer:
+    """A module whose output is, in every channel, an affine function with a weight and a bias of that channel alone.
+
+    Scaling the channel's weight by ``r`` and turning its bias ``b`` into ``r b + s`` scales the output by ``r`` and
+    shifts it by ``s``, exactly.
+
+    Attributes:
+        path: name of the module.
+        weight: name of its weight in the state.
+        bias: name of its bias.
+        weight_axis: axis of the weight that lists the channels.
+        axis: axis of the output that does.
+        statistics: names of running statistics before the weight.
+    """
+
+    path: str
+    weight: str
+    bias: str
+    weight_axis: int
+    axis: int
+    statistics: tuple[str, ...] = ()
+
+    def scaled(self, state: Mapping[str, Tensor], factor: Tensor, shift: Tensor) -> State:
+        """Return weight and bias after the output was scaled and shifted, in the state's dtypes.
+
+        Args:
+            state: holds the tensors.
+            factor: of each channel, float64, shape ``(channels,)``.
+            shift: of each channel, likewise.
+        """
+        weight, bias = state[self.weight], state[self.bias]
+        spread = [1] * weight.ndim
+        spread[self.weight_axis] = -1
+        return {
+            self.weight: (weight.double() * factor.to(weight.device).reshape(spread)).to(weight.dtype),
+            self.bias: (bias.double() * factor.to(bias.device) + shift.to(bias.device)).to(bias.dtype),
+        }
+
+
+@contextmanager
+def watched(
+    model: nn.Module, layers: Sequence[HeldLayer], see: Callable[[HeldLayer, Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Call ``see`` with every output of the layers while the context lasts; what it returns replaces the output."""
+    modules = dict(model.named_modules())
+
+    def seen(layer: HeldLayer) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
+        return lambda _module, _args, output: see(layer, output)
+
+    hooks = [modules[layer.path].register_forward_hook(seen(layer)) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@dataclass
+class _Call:
+    """What a module read and returned, kept so that tensors can be told apart by identity."""
+
+    path: str
+    module: nn.Module
+    source: Any
+    output: Any
+
+
+def held_layers(
+    replica: Replica, state: Mapping[str, Tensor], batch: Batch, chosen: Sequence[str] | None = None
+) -> tuple[HeldLayer, ...]:
+    """Return the layers whose outputs are held, in the order in which they are run.
+
+    These are the linear layers and convolutions but the one whose output the network returns, each replaced by the
+    normalisation that reads its output directly, and every other batch normalisation.
+
+    Args:
+        replica: the network.
+        state: a state of it.
+        batch: some examples that show which layers run, and in which order.
+        chosen: names of modules to hold instead.
+
+    Raises:
+        ModelError: naming what cannot be held, and why.
+        DataError: a name that is no module, or no layer to hold.
+    """
+    calls, output = _calls(replica, state, batch)
+    modules = dict(replica.module.named_modules())
+    if chosen is None:
+        wanted = _default(calls, output)
+        doubts = _uncovered(modules, calls, state)
+    else:
+        unknown = [path for path in chosen if path not in modules]
+        if unknown:
+            raise DataError(
+                f"Repairing: the network has no module {unknown[0]!r}; layers= takes module names."
+            )
+        called = [call.path for call in calls]
+        wanted = sorted(dict.fromkeys(chosen), key=lambda p: called.index(p) if p in called else len(called))
+        doubts = []
+    shared = _shared(replica.module)
+    found: list[HeldLayer] = []
+    for path in wanted:
+        reason = _reason(modules[path], path, calls, state, shared)
+        if reason is None:
+            found.append(_layer(modules[path], path, state))
+        else:
+            doubts.append(f"{printable(path) or 'the network itself'!r} {reason}")
+    if doubts:
+        more = f"; and {len(doubts) - _MOST_NAMED} more" if len(doubts) > _MOST_NAMED else ""
+        raise ModelError(
+            f"Repairing: the mean and spread of some outputs cannot be set: {'; '.join(doubts[:_MOST_NAMED])}{more}. "
+            "Name the modules that shall be held, without these, in layers=[...]."
+        )
+    if not found:
+        raise DataError("Repairing: no layer to hold was found; name modules in layers=[...].")
+    return tuple(found)
+
+
+def _calls(replica: Replica, state: Mapping[str, Tensor], batch: Batch) -> tuple[list[_Call], list[Any]]:
+    """Run the network once; return the calls of its layers in order, and what it returned."""
+    run = bind(replica, state, read=lambda found: found)
+    run.prepare(batch)
+    calls: list[_Call] = []
+
+    def note(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], found: Any) -> None:
+            calls.append(_Call(path, module, args[0] if args else None, found))
+
+        return hook
+
+    kinds = (*_WEIGHTED, *_NORMS)
+    named = [(path, module) for path, module in replica.module.named_modules() if isinstance(module, kinds)]
+    hooks = [module.register_forward_hook(note(path)) for path, module in named]
+    try:
+        output = run(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls, [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _default(calls: Sequence[_Call], output: Sequence[Any]) -> list[str]:
+    """Return the modules that hold hidden channels, once each, in the order of their calls."""
+    behind = {id(call.source): call for call in reversed(calls) if isinstance(call.module, _NORMS)}
+    wanted: list[str] = []
+    for call in calls:
+        if isinstance(call.module, _NORMS):
+            if isinstance(call.module, _BATCH_NORMS):
+                wanted.append(call.path)
+        elif id(call.output) in behind:
+            wanted.append(behind[id(call.output)].path)
+        elif not any(call.output is leaf for leaf in output):
+            wanted.append(call.path)
+    return list(dict.fromkeys(wanted))
+
+
+def _uncovered(
+    modules: Mapping[str, nn.Module], calls: Sequence[_Call], state: Mapping[str, Tensor]
+) -> list[str]:
+    """Return complaints about weights that are applied where no layer's output is seen."""
+    called = {call.path for call in calls}
+    doubts: list[str] = []
+    for name, tensor in state.items():
+        path, _, leaf = name.rpartition(".")
+        owner = modules.get(path)
+        if tensor.ndim < 2 or not tensor.is_floating_point() or path in called or isinstance(owner, _TABLES):
+            continue
+        if owner is not None and leaf in owner._buffers:
+            continue
+        kind = "a module" if owner is None else f"a {type(owner).__name__}"
+        doubts.append(
+            f"{printable(name)!r} of {kind} is applied where its outputs cannot be seen, or not at all"
+        )
+    return doubts
+
+
+def _shared(model: nn.Module) -> set[str]:
+    """Return the names of parameters that begin at the memory where another begins: tied ones, and views of them."""
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(parameter.data_ptr(), []).append(name)
+    return {name for names in owners.values() if len(names) > 1 for name in names}
+
+
+def _reason(
+    module: nn.Module, path: str, calls: Sequence[_Call], state: Mapping[str, Tensor], shared: set[str]
+) -> str | None:
+    """Return why a module cannot be held, or None if it can.
+
+    Only modules that compute what PyTorch's own class does are let through: for them the output is known to be affine
+    in the weight and bias of its channel.
+    """
+    kind = next((k for k in (*_WEIGHTED, *_NORMS) if isinstance(module, k)), None)
+    if kind is None:
+        return f"is a {type(module).__name__}, neither a linear layer, a convolution nor a normalisation"
+    count = sum(call.path == path for call in calls)
+    if count != 1:
+        return f"is run {count} times, and can hold the outputs of one run" if count else "is not run"
+    if type(module).forward is not kind.forward or module._forward_pre_hooks or module._forward_hooks:
+        return f"has a forward or hooks of its own beside those of {kind.__name__}"
+    names = _names(path, ("weight", "bias"))
+    if module._parameters.get("weight") is None or names[0] not in state:
+        return "has no weight of its own (none, or one that is computed from others)"
+    if module._parameters.get("bias") is None or names[1] not in state:
+        return "has no bias, so that its mean cannot be set"
+    if not state[names[0]].is_floating_point() or not state[names[1]].is_floating_point():
+        return "has a weight or bias that is no real floating number"
+    if shared.intersection(names):
+        return "shares its weight or bias with another layer"
+    if kind in _TRANSPOSED and module.groups != 1:
+        return "is a grouped transposed convolution"
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) != 1:
+        return "normalises several axes at once"
+    return None
+
+
+def _layer(module: nn.Module, path: str, state: Mapping[str, Tensor]) -> HeldLayer:
+    weight, bias = _names(path, ("weight", "bias"))
+    statistics = tuple(name for name in _names(path, _STATISTICS) if name in state)
+    if isinstance(module, (*_BATCH_NORMS, nn.GroupNorm)):
+        return HeldLayer(path, weight, bias, 0, 1, statistics)
+    behind = {**_WEIGHTED, **_INSTANCE_NORMS, nn.LayerNorm: 0}  # axes behind that of the channels
+    axis = -1 - next(n for kind, n in behind.items() if isinstance(module, kind))
+    return HeldLayer(path, weight, bias, int(isinstance(module, tuple(_TRANSPOSED))), axis, statistics)
+
+
+def _names(path: str, leaves: Sequence[str]) -> list[str]:
+    return [f"{path}.{leaf}" if path else leaf for leaf in leaves]
