@@ -124,7 +124,7 @@ def test_covariance_with_white_inputs_and_no_bias_is_naive_matching() -> None:
 
 
 def test_the_matched_cost_is_the_transport_distance_of_pre_activations() -> None:
-    """Theory note 1.3: the covariance cost of a first layer is the W2² of its neurons in the input's metric."""
+    """Theory, section 1.3: the covariance cost of a first layer is the W2² of its neurons in the input's metric."""
     torch.manual_seed(0)
     a, b, x = mlp(6, 16, 1, 3, bias=False).eval(), mlp(6, 16, 1, 3, bias=False).eval(), examples()
     found = align(a, b, batches=[x], method="covariance")

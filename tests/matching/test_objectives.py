@@ -191,7 +191,7 @@ def test_gains_of_weights_are_differences_of_the_value() -> None:
 
 
 def test_covariance_gain_is_the_mean_product_of_pre_activations() -> None:
-    """Theory note 1.3: ``W_A Σ W_Bᵀ = E[(W_A h)(W_B h)ᵀ]``, here with biases, behind a hidden layer."""
+    """Theory, section 1.3: ``W_A Σ W_Bᵀ = E[(W_A h)(W_B h)ᵀ]``, here with biases, behind a hidden layer."""
     a, b, x = (seeded(NETWORKS["mlp"][0], 0), seeded(NETWORKS["mlp"][0], 1), NETWORKS["mlp"][1]())
     objective = all_objectives(a, b, x)["covariance"]
     first, second = objective.structure.clusters

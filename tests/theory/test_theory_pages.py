@@ -52,7 +52,7 @@ def test_every_function_says_whose_statement_it_is_and_where_it_comes_from():
             text = inspect.getdoc(value) or ""
             assert any(label in text for label in ("[P", "[L", "[O")), name
             module = inspect.getdoc(inspect.getmodule(value)) or ""
-            assert re.search(r"[Tt]heory note|Source", text + module), name
+            assert re.search(r"Theory, section|Source", text + module), name
 
 
 def test_public_names_are_listed_once_and_documented():

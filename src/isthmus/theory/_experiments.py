@@ -81,7 +81,7 @@ def width_record(
         DataError: an argument outside its range.
 
     Source:
-        Theory note §4.2 to §4.4.
+        Theory, sections 4.2 to 4.4.
     """
     wanted = np.geomspace(0.01, 0.5, 9).tolist() if epsilons is None else [float(e) for e in epsilons]
     towers = {
@@ -199,7 +199,7 @@ def rate_record(
         ShapeError: more signal axes than axes.
 
     Source:
-        Theory note §2 and §5.
+        Theory, sections 2 and 5.
     """
     d = read_integer(dimension, "rate: dimension")
     floor: float | None = None
@@ -262,7 +262,7 @@ def dimension_record(
         DataError: no layer at all has enough neurons.
 
     Source:
-        Theory note §5 and §8.
+        Theory, sections 5 and 8.
     """
     found, skipped = [], []
     for name, value in layers.items():
@@ -332,7 +332,7 @@ def mean_field_record(
         ShapeError: a reference width below twice the largest width.
 
     Source:
-        Theory note §6.4 and §6.5.
+        Theory, sections 6.4 and 6.5.
     """
     count = read_integer(seeds, "mean field: seeds")
     curve = mean_field_curve(settings, widths, range(count), coupling=coupling)
@@ -400,7 +400,7 @@ def dropout_record(inputs: int, widths: Sequence[int], seeds: int, *, samples: i
         ShapeError: no widths.
 
     Source:
-        Theory note §7.
+        Theory, section 7.
     """
     d, count = read_integer(inputs, "dropout: inputs"), read_integer(seeds, "dropout: seeds")
     sizes = [read_integer(m, "dropout: widths", least=2) for m in widths]

@@ -113,7 +113,7 @@ def reference_target(x: FloatArray) -> FloatArray:
     **[O]**, an example without any assumption of the theory; inputs of shape ``(..., d)`` with ``d`` at least 2.
 
     Source:
-        Theory note §6.4.
+        Theory, section 6.4.
     """
     return 0.8 * np.tanh(1.5 * x[..., 0]) + 0.4 * np.cos(2 * x[..., 1]) - 0.3
 
@@ -201,7 +201,7 @@ def mean_field_sgd(
         DataError: no or repeated widths, no seeds, or a run that diverged.
 
     Source:
-        Theory note §6.1.
+        Theory, section 6.1.
     """
     return _train(settings, widths, [_Streams(seed, run, run, run) for seed in seeds])
 
@@ -232,7 +232,7 @@ def mean_field_pairs(
         DataError: an unknown coupling, or as :func:`mean_field_sgd`.
 
     Source:
-        Theory note §6.1.
+        Theory, section 6.1.
     """
     shared = {"independent": (1, 1), "same_data": (1, 0), "same_init": (0, 1)}
     if coupling not in shared:

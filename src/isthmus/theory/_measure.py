@@ -181,7 +181,7 @@ def _change(outputs: Sequence[Tensor], r: Tensor, targets: Tensor, loss: str) ->
 def _certain(outputs: Sequence[Tensor], r: Tensor, targets: Tensor) -> Tensor:
     """Return for every example whether every network of a span must classify it correctly.
 
-    [O] theory note 3.6: the prediction cannot change where every margin of the chord exceeds ``√2 r``.
+    [O] Theory, section 3.6: the prediction cannot change where every margin of the chord exceeds ``√2 r``.
     """
     labels = targets.long().unsqueeze(1)
     margins = [(o.gather(1, labels) - o).scatter(1, labels, math.inf) for o in outputs]
