@@ -226,7 +226,7 @@ def trial(seed: int) -> bool:
 
 
 def test_random_programs_are_bounded_or_refused():
-    assert sum(trial(seed) for seed in range(24)) >= 4
+    assert sum(trial(seed) for seed in range(12)) >= 2
 
 
 @pytest.mark.slow

@@ -187,9 +187,9 @@ def test_programs_are_varied_and_repeat_themselves() -> None:
 
 
 def test_nothing_claimed_of_random_programs_is_wrong() -> None:
-    found, groups, _ = wrong(range(28))
+    found, groups, _ = wrong(range(12))
     assert not found, "\n".join(found)
-    assert groups > 100
+    assert groups > 40
 
 
 def test_the_judge_finds_damage() -> None:

@@ -124,8 +124,8 @@ def lipschitz_bound(theta_a: FloatArray, theta_b: FloatArray, x: FloatArray, neu
 
     .. math:: \sup_t |e(t, x)| \le \tfrac12 \mathrm{Lip}(x) \cdot \tfrac1N \sum_i \lVert \Delta\theta_i \rVert
 
-    **[O]**, the gap between slopes (Theory, section 3.2) for every neuron. Deterministic, for every ``x``; assumes only that
-    ``neuron.lipschitz`` bounds the gradient in the parameters. It is of first order in the distance where
+    **[O]**, the gap between slopes (Theory, section 3.2) for every neuron. Deterministic, for every ``x``; assumes
+    only that ``neuron.lipschitz`` bounds the gradient in the parameters. It is of first order in the distance where
     :func:`curvature_bound` is of second: the smaller of the two where networks are far apart.
 
     Args:
@@ -306,7 +306,7 @@ class ChaosTest(NamedTuple):
 def chaos_test(
     settings: MeanFieldSettings, width: int, seeds: Sequence[int], *, reference_width: int = 4096
 ) -> ChaosTest:
-    """Test propagation of chaos: are two runs as close as two samples of neurons of one wide network?
+    """Compare the distance of two runs with that of two samples of neurons of one wide network.
 
     **[O]**, an experiment for the chaos estimate **[L]** of Mei, Misiakiewicz and Montanari (2019). The noise
     of the gradients moves a whole cloud, so the step must shrink as the width grows for the ratio to stay
