@@ -132,3 +132,9 @@ def test_functions_begin_with_what_they_do() -> None:
         if first.startswith(ARTICLES)
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_make_test_runs_the_examples_of_docstrings() -> None:
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\ntest:")[2].partition("\n\n")[0]
+    assert "--doctest-modules src" in recipe
+    assert not [p for p, text in texts() if p.parts[0] == "src" and "doctest: +SKIP" in text]

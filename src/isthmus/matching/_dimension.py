@@ -140,7 +140,7 @@ def dimension(
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
-        >>> sorted(isthmus.dimension(model, args=torch.zeros(1, 4)).methods)
+        >>> sorted(dimension(model, args=torch.zeros(1, 4)).methods)
         ['weights', 'weights-incoming']
 
     Source:
