@@ -66,7 +66,9 @@ def test_every_number_comes_from_the_records(make: Any, results: Path) -> None:
     ):
         for method in ("none", "weights"):
             found = [scale * r[column] for r in rows if r["method"] == method and r[column] is not None]
-            if found:
+            if (column, method) == ("dimension", "none"):
+                assert found == []
+            else:
                 assert f"| {mean(found):.{decimals}f} ± " in page
     assert "| [tiny](#tiny) | 4 | 15 of 15 |" in page
     assert "2 pair(s) of seeds at each place; activations compared on 200 training images" in " ".join(

@@ -19,7 +19,7 @@ from isthmus.theory._gaussian import isotropic_gaussian_upper
 from isthmus.theory._inputs import FloatArray, read_array, read_integer, read_number
 from isthmus.theory._low_dimension import low_dimension_bounds, low_dimension_rows
 from isthmus.theory._lower import nearest_neighbour_lower, volume_lower
-from isthmus.theory._mean_field import Coupling, MeanFieldSettings
+from isthmus.theory._mean_field import MeanFieldSettings, SharedDraws
 from isthmus.theory._mean_field_experiment import WidthBracket, chaos_test, mean_field_curve, n_min
 from isthmus.theory._rates import RateCurve, fit_dimension, rate_curve, rate_curve_of_rows
 from isthmus.theory._tower import Tower
@@ -305,7 +305,7 @@ def mean_field_record(
     errors: Sequence[float] = (),
     delta: float = 0.34,
     reference_width: int = 4096,
-    coupling: Coupling = "independent",
+    coupling: SharedDraws = "independent",
 ) -> dict[str, Any]:
     r"""Run Theorem 3.1 as an experiment: error and distance against width, the floor of the step, how wide is enough.
 

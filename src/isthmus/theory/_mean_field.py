@@ -17,10 +17,11 @@ from scipy.special import ndtr, ndtri
 from isthmus.errors import DataError
 from isthmus.theory._inputs import FloatArray, read_integer, read_number
 
-__all__ = ["Coupling", "MeanFieldSettings", "Neuron", "TanhNeuron", "mean_field_pairs", "mean_field_sgd"]
+__all__ = ["SharedDraws", "MeanFieldSettings", "Neuron", "TanhNeuron", "mean_field_pairs", "mean_field_sgd"]
 __all__ += ["reference_target"]
 
-Coupling = Literal["independent", "same_data", "same_init"]
+SharedDraws = Literal["independent", "same_data", "same_init"]
+"""Which random draws two runs have in common: none, the data, or the start."""
 
 _CLIP = 3.0
 """Standard deviations at which the initial Gaussian is truncated: the theory asks for bounded support."""
@@ -211,7 +212,7 @@ def mean_field_pairs(
     widths: Sequence[int],
     seeds: Sequence[int],
     *,
-    coupling: Coupling = "independent",
+    coupling: SharedDraws = "independent",
 ) -> dict[int, tuple[FloatArray, FloatArray]]:
     r"""Train pairs of networks, coupled or not.
 

@@ -12,9 +12,9 @@ import numpy as np
 from isthmus.errors import DataError, ShapeError
 from isthmus.theory._inputs import FloatArray, read_array, read_integer, read_number
 from isthmus.theory._mean_field import (
-    Coupling,
     MeanFieldSettings,
     Neuron,
+    SharedDraws,
     mean_field_pairs,
     mean_field_sgd,
 )
@@ -171,7 +171,7 @@ def mean_field_curve(
     widths: Sequence[int],
     seeds: Sequence[int],
     *,
-    coupling: Coupling = "independent",
+    coupling: SharedDraws = "independent",
     points: int = 21,
 ) -> MeanFieldCurve:
     """Train pairs at several widths, match them and measure the error on the line.
@@ -223,7 +223,7 @@ def n_min(
     *,
     delta: float,
     seeds: Sequence[int],
-    coupling: Coupling = "independent",
+    coupling: SharedDraws = "independent",
     smallest: int = 8,
     largest: int = 2048,
     resolution: float = 1.2,
