@@ -231,7 +231,9 @@ def test_random_programs_are_bounded_or_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", range(50))
+@pytest.mark.parametrize(
+    "block", [pytest.param(b, marks=pytest.mark.huge) if b >= 25 else b for b in range(50)]
+)
 def test_many_random_programs_are_bounded_or_refused(block):
     for seed in range(1000 + 40 * block, 1040 + 40 * block):
         trial(seed)
