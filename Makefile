@@ -41,9 +41,11 @@ demo: $(STAMP)
 
 test: $(DEV_STAMP)
 	$(PYTEST) $(PYTEST_ARGS)
+	$(PYTEST) --doctest-modules src
 
+# Fits an hour on two cores; the dearest tests are marked huge as well and run by `pytest -m huge`.
 slow: $(DEV_STAMP)
-	$(PYTEST) -m slow $(PYTEST_ARGS)
+	$(PYTEST) -m "slow and not huge" $(PYTEST_ARGS)
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff format --check .

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+# Those left out run in tests that read what they write.
+EXAMPLES = [e for e in sorted((ROOT / "examples").glob("*.py")) if e.stem != "paper_biases"]
 
 
 def run_script(source: str, folder: Path) -> str:

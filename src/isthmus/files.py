@@ -294,8 +294,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             socket or a device, which a file must not replace.
 
     Example:
-        >>> with atomic_path("result.json") as temporary:  # doctest: +SKIP
-        ...     temporary.write_text("{}")
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic_path(f"{folder}/result.json") as temporary:
+        ...         _ = temporary.write_text("{}")
+        ...     sorted(os.listdir(folder))
+        ['result.json']
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
@@ -339,8 +343,12 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         OutputError: the folder cannot be made or written, or is full.
 
     Example:
-        >>> with atomic_folder("results") as temporary:  # doctest: +SKIP
-        ...     (temporary / "a.json").write_text("{}")
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic_folder(f"{folder}/results") as temporary:
+        ...         _ = (temporary / "a.json").write_text("{}")
+        ...     sorted(os.listdir(f"{folder}/results"))
+        ['a.json']
     """
     target = Path(path)
     made = [folder for folder in (target, *target.parents) if not folder.exists()]

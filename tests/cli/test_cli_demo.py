@@ -19,7 +19,7 @@ import torch
 from isthmus.matching import METHODS
 
 Cli = Callable[..., Any]
-SMALL = ("--width", "24", "--depth", "2", "--epochs", "8")
+SMALL = ("--width", "24", "--depth", "1", "--epochs", "4")
 
 
 def test_ctrl_c_during_training_writes_nothing(
@@ -185,7 +185,7 @@ def test_the_demo_checkpoints_give_the_recorded_line(demo_folder: Path, isthmus:
         demo_folder / "a.safetensors",
         demo_folder / "b.safetensors",
         "--model",
-        "isthmus.testing:mlp(64, 24, 2, 10)",
+        "isthmus.testing:mlp(64, 24, 1, 10)",
         "--data",
         "digits",
         "--out",

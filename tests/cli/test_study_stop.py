@@ -33,6 +33,11 @@ def command(tmp_path: Path) -> list[str]:
     return ["study", "run", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "out"), "--threads", "1"]
 
 
+def heed_interrupts() -> None:
+    """Undo what a shell does to its background jobs, and theirs inherit: to ignore interrupts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def written(out: Path) -> int:
     return len(list(out.glob("units/*.json")))
 
@@ -46,6 +51,7 @@ def stop(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=heed_interrupts,
     )
     while process.poll() is None and written(out) < units:
         time.sleep(0.002)

@@ -192,18 +192,19 @@ def program(seed: int) -> tuple[list[nn.Module], Tensor, int]:
     return networks, x, pick(1, 2, 3)
 
 
-def sup_errors(networks: list[nn.Module], x: Tensor, points: int = 17) -> Tensor:
-    """Return the largest error over the grid, of every block of axis 0."""
+def sup_errors(networks: list[nn.Module], x: Tensor, points: int = 17) -> tuple[Tensor, float]:
+    """Return the largest error over the grid, of every block of axis 0 and of their mean."""
     a, b = (m.state_dict() for m in networks)
-    worst = torch.zeros(len(x), dtype=torch.float64)
+    worst, mean = torch.zeros(len(x), dtype=torch.float64), 0.0
     with torch.no_grad():
         ends = [m(x) for m in networks]
         for t in torch.linspace(0, 1, points, dtype=torch.float64).tolist():
             state = {k: (1 - t) * v + t * b[k] for k, v in a.items()}
             found = torch.func.functional_call(networks[0], state, (x,))
             error = found - ((1 - t) * ends[0] + t * ends[1])
-            worst = torch.maximum(worst, error.reshape(len(x), -1).norm(dim=1))
-    return worst
+            errors = error.reshape(len(x), -1).norm(dim=1)
+            worst, mean = torch.maximum(worst, errors), max(mean, float(errors.mean()))
+    return worst, mean
 
 
 def trial(seed: int) -> bool:
@@ -219,18 +220,20 @@ def trial(seed: int) -> bool:
     except ModelError as error:
         assert "out of scope" in str(error) or "torch.export" in str(error)  # noqa: PT017
         return False
-    worst = sup_errors(networks, x)
+    worst, mean = sup_errors(networks, x)
     assert bool((worst <= found.per_example).all())
-    assert float(worst.mean()) <= found.lmc_error * (1 + 1e-12) or worst.mean() <= found.per_example.mean()
+    assert mean <= found.lmc_error * (1 + 1e-12)
     return True
 
 
 def test_random_programs_are_bounded_or_refused():
-    assert sum(trial(seed) for seed in range(24)) >= 4
+    assert sum(trial(seed) for seed in range(12)) >= 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", range(50))
+@pytest.mark.parametrize(
+    "block", [pytest.param(b, marks=pytest.mark.huge) if b >= 25 else b for b in range(50)]
+)
 def test_many_random_programs_are_bounded_or_refused(block):
     for seed in range(1000 + 40 * block, 1040 + 40 * block):
         trial(seed)
@@ -251,7 +254,7 @@ def test_a_weights_only_bound_covers_rounding(scale):
             networks[1] = networks[0]
         x = torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         found = certify_weights_only(networks[0], networks[1], [x])
-        worst = sup_errors(networks, x, 33)
+        worst, _ = sup_errors(networks, x, 33)
         assert float(worst.square().mean().sqrt()) <= found.lmc_error
         if scale <= 1e13:
             assert math.isfinite(found.lmc_error)

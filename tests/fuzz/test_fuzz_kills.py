@@ -103,6 +103,11 @@ def fuzz(tmp_path: Path, undisturbed: dict[str, bytes], seed: int, ways: tuple[s
     assert contents(out) == undisturbed
 
 
+def test_one_kill(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    fuzz(tmp_path, undisturbed, 0, (signal.SIGKILL,))
+
+
+@pytest.mark.slow
 def test_two_stops(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     fuzz(tmp_path, undisturbed, 0, (signal.SIGKILL, signal.SIGTERM))
 

@@ -187,9 +187,9 @@ def test_programs_are_varied_and_repeat_themselves() -> None:
 
 
 def test_nothing_claimed_of_random_programs_is_wrong() -> None:
-    found, groups, _ = wrong(range(28))
+    found, groups, _ = wrong(range(12))
     assert not found, "\n".join(found)
-    assert groups > 100
+    assert groups > 40
 
 
 def test_the_judge_finds_damage() -> None:
@@ -200,7 +200,9 @@ def test_the_judge_finds_damage() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", range(0, 3000, 250))
+@pytest.mark.parametrize(
+    "start", [pytest.param(s, marks=pytest.mark.huge) if s >= 1500 else s for s in range(0, 3000, 250)]
+)
 def test_nothing_claimed_of_many_random_programs_is_wrong(start: int) -> None:
     found, _, _ = wrong(range(start, start + 250))
     assert not found, "\n".join(found)

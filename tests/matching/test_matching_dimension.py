@@ -1,4 +1,4 @@
-"""``dimension``: what is measured equals the formulas of theory note §8, on every kind of group."""
+"""``dimension``: what is measured equals the formulas of Theory, section 8, on every kind of group."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_ranks_can_be_left_out() -> None:
 
 
 def test_reference_value() -> None:
-    """Theory note §8: the reference matrix, as incoming weights of 512 units."""
+    """Theory, section 8: the reference matrix, as incoming weights of 512 units."""
     numpy = pytest.importorskip("numpy")
     matrix = torch.from_numpy(numpy.random.default_rng(0).standard_normal((512, 64)))
     model = mlp(64, 512, 1, 2).double().eval()
@@ -145,7 +145,7 @@ def test_several_layers_add_their_matrices() -> None:
 
 
 def test_trained_networks_fill_fewer_directions_on_their_data_than_in_weight_space() -> None:
-    """Theory note §8, on digits: naive ≫ centred covariance and activations > uncentred ones, which are near 2."""
+    """Theory, section 8, on digits: naive ≫ centred covariance and activations > uncentred ones, which are near 2."""
     datasets = pytest.importorskip("sklearn.datasets")
     digits = datasets.load_digits()
     x, y = torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target)

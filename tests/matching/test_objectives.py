@@ -161,10 +161,16 @@ def test_the_contract_can_be_broken() -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_matching_lowers_the_cost_of_what_is_matched(network: str, name: str) -> None:
     objective = objective_of(network, name)
-    start = CoordinateDescent().run(objective, assignment_solver, None, generator())
-    assert objective.value(start.permutations) >= objective.value({}) - 1e-9
-    for group in objective.structure.sizes:
-        assert objective.cost(group, start.permutations) >= -1e-9
+    found = CoordinateDescent().run(objective, assignment_solver, None, generator()).permutations
+    sizes = objective.structure.sizes
+    before, after = (sum(n * objective.cost(g, p) for g, n in sizes.items()) for p in ({}, found))
+    assert all(objective.cost(group, found) >= -1e-9 for group in sizes)
+    if network == "groupnorm":  # few of its units are free
+        assert after <= before + 1e-9
+        assert objective.value(found) >= objective.value({}) - 1e-9
+    else:
+        assert after < 0.85 * before
+        assert objective.value(found) > objective.value({}) + 0.1
 
 
 @pytest.mark.parametrize("network", ["mlp", "groupnorm", "gpt"])
@@ -192,7 +198,7 @@ def test_gains_of_weights_are_differences_of_the_value() -> None:
 
 
 def test_covariance_gain_is_the_mean_product_of_pre_activations() -> None:
-    """Theory note 1.3: ``W_A Σ W_Bᵀ = E[(W_A h)(W_B h)ᵀ]``, here with biases, behind a hidden layer."""
+    """Theory, section 1.3: ``W_A Σ W_Bᵀ = E[(W_A h)(W_B h)ᵀ]``, here with biases, behind a hidden layer."""
     a, b, x = (seeded(NETWORKS["mlp"][0], 0), seeded(NETWORKS["mlp"][0], 1), NETWORKS["mlp"][1]())
     objective = all_objectives(a, b, x)["covariance"]
     first, second = objective.structure.clusters

@@ -40,6 +40,7 @@ def test_a_small_checkpoint_of_the_same_shape(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the resident memory from /proc")
 @pytest.mark.slow
+@pytest.mark.huge
 def test_three_billion_parameters(tmp_path: Path) -> None:
     if shutil.disk_usage(tmp_path).free < 40 * GIB:
         pytest.skip("needs 40 GiB of free disk")

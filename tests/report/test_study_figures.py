@@ -13,7 +13,7 @@ from isthmus.errors import DataError
 from isthmus.report import write_study_figures
 from isthmus.report._draw_study import CurvePanel, Scatter, _curves, _points, _title
 from isthmus.report._study_summary import (
-    Point,
+    PlaceMean,
     exponent,
     rank_correlation,
     summarise,
@@ -185,14 +185,14 @@ def test_no_rows(tmp_path: Path) -> None:
 
 def test_means_and_standard_errors() -> None:
     table = [{"x": 2, "y": 1.0}, {"x": 2, "y": 3.0}, {"x": 1, "y": 5.0}, {"x": 1, "y": None}]
-    assert summarise(table, "x", "y") == [Point(1.0, 5.0, None, 1), Point(2.0, 2.0, 1.0, 2)]
-    assert summarise(table[:1], "x", lambda r: 2 * r["y"]) == [Point(2.0, 2.0, None, 1)]
+    assert summarise(table, "x", "y") == [PlaceMean(1.0, 5.0, None, 1), PlaceMean(2.0, 2.0, 1.0, 2)]
+    assert summarise(table[:1], "x", lambda r: 2 * r["y"]) == [PlaceMean(2.0, 2.0, None, 1)]
     assert swept_columns(rows()) == ("learning_rate",)
     lines = [{"loss_at": [1.0, 2.0, 3.0]}, {"loss_at": [3.0, None, 5.0]}]
     assert summarise_lines(lines, "loss_at") == [
-        Point(0.0, 2.0, 1.0, 2),
-        Point(0.5, 2.0, None, 1),
-        Point(1.0, 4.0, 1.0, 2),
+        PlaceMean(0.0, 2.0, 1.0, 2),
+        PlaceMean(0.5, 2.0, None, 1),
+        PlaceMean(1.0, 4.0, 1.0, 2),
     ]
 
 
@@ -223,13 +223,13 @@ def test_rank_correlation_of_what_never_varies_is_undefined() -> None:
 
 
 def test_exponent() -> None:
-    points = [Point(x, 3 * x**-0.5, None, 1) for x in (1.0, 4.0, 9.0)]
+    points = [PlaceMean(x, 3 * x**-0.5, None, 1) for x in (1.0, 4.0, 9.0)]
     fitted = exponent(points)
     assert fitted is not None
     assert fitted == (pytest.approx(-0.5), pytest.approx(0.0, abs=1e-12))
     assert exponent(points[:2]) is None
-    assert exponent([*points[:2], Point(3.0, 0.0, None, 1)]) is None
-    assert exponent([*points, Point(99.0, 0.0, None, 1)]) is None
+    assert exponent([*points[:2], PlaceMean(3.0, 0.0, None, 1)]) is None
+    assert exponent([*points, PlaceMean(99.0, 0.0, None, 1)]) is None
     assert not math.isnan(fitted[1])
 
 

@@ -8,8 +8,8 @@ from isthmus.errors import DataError
 from isthmus.study import transport_exponent
 
 
-def test_the_exponent_is_that_of_the_theory_note() -> None:
-    # Theory note §5, nearest-neighbour slopes on m = 64 … 1024; fitted there with other weights, hence the tolerance.
+def test_the_exponent_is_that_of_the_nearest_neighbour_law() -> None:
+    # Its slopes on m = 64 … 1024 (Theory, section 5.1), fitted there with other weights, hence the tolerance.
     widths = [64, 128, 256, 512, 1024]
     for dimension, slope in ((3, -0.616), (5, -0.384), (8, -0.256), (12, -0.186), (20, -0.128)):
         assert transport_exponent(widths, dimension) == pytest.approx(slope, abs=0.005)

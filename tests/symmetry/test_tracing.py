@@ -129,8 +129,18 @@ def test_a_trace_says_when_other_values_lead_another_way() -> None:
         traced.run(state, (other,))
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-@pytest.mark.parametrize("settings", [{"num_layers": 2}, {"bidirectional": True}], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("LSTM", {"bidirectional": True}),
+        ("GRU", {"num_layers": 2}),
+        pytest.param("LSTM", {"num_layers": 2}, marks=pytest.mark.slow),
+        pytest.param("GRU", {"bidirectional": True}, marks=pytest.mark.slow),
+        pytest.param("RNN", {"num_layers": 2}, marks=pytest.mark.slow),
+        pytest.param("RNN", {"bidirectional": True}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_packed_sequences(kind: str, settings: dict[str, Any]) -> None:
     def forward(m: Any, x: Tensor, lengths: Tensor) -> Tensor:
         packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)

@@ -1,4 +1,4 @@
-"""Dropout stability of one hidden layer (theory note §7) and the dimensions of §8."""
+"""Dropout stability of one hidden layer (Theory, section 7) and the dimensions of section 8."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Permutations as optimal transport (theory note §1)."""
+"""Permutations as optimal transport (Theory, section 1)."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_weighted_permutation_costs_least_in_its_own_metric(seed):
 
 
 def test_isotropy_is_the_worst_metric():
-    # Theory note 1.4: for Gaussian rows the mean cost is at most its isotropic value at equal trace.
+    # Theory, section 1.4: for Gaussian rows the mean cost is at most its isotropic value at equal trace.
     spectra = [np.ones(6), [3, 1, 1, 0.5, 0.3, 0.2], [5, 0.5, 0.2, 0.1, 0.1, 0.1], [6, 0, 0, 0, 0, 0]]
     draws = [np.random.default_rng(s).standard_normal((2, 64, 6)) for s in range(20)]
     means = [np.mean([w2_matching(a, b, np.diag(s))[0] for a, b in draws]) for s in spectra]

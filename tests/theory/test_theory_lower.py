@@ -1,4 +1,4 @@
-"""Lower bounds, low dimension plus noise, concentration (theory note §2.5 to §2.7)."""
+"""Lower bounds, low dimension plus noise, concentration (Theory, sections 2.5 to 2.7)."""
 
 from __future__ import annotations
 

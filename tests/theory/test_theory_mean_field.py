@@ -1,4 +1,4 @@
-"""Mean-field two-layer networks (theory note §6)."""
+"""Mean-field two-layer networks (Theory, section 6)."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_curves_of_the_note(settings, slope):
 
 
 def test_matching_functions_instead_of_parameters_fails():
-    """Theory note 6.3: (a, w, b) and (-a, -w, -b) are one function, and their midpoint is zero."""
+    """Theory, section 6.3: (a, w, b) and (-a, -w, -b) are one function, and their midpoint is zero."""
     neuron, x = TanhNeuron(2), inputs()
     assert neuron.value(-np.ones((1, 4)), x) == pytest.approx(neuron.value(np.ones((1, 4)), x))
     for a, b in mean_field_pairs(MeanFieldSettings(), [64, 256], [0, 1]).values():
@@ -246,7 +246,7 @@ def test_matching_functions_instead_of_parameters_fails():
 
 
 def test_subnetworks_move_the_output_by_at_most_their_distance():
-    """Theory note §7: |f - f_S| <= Lip(x) W_1(cloud, subcloud)."""
+    """Theory, section 7.2: |f - f_S| <= Lip(x) W_1(cloud, subcloud)."""
     from isthmus.theory import equipartition
 
     neuron, x = TanhNeuron(2), inputs()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import inspect
-import pkgutil
 import re
 from pathlib import Path
 
@@ -36,15 +33,6 @@ def test_examples_run(name):
         exec(compile(block, name, "exec"), {})
 
 
-def test_docstring_examples_run():
-    attempted = 0
-    for info in pkgutil.iter_modules(isthmus.theory.__path__):
-        result = doctest.testmod(importlib.import_module(f"isthmus.theory.{info.name}"))
-        assert result.failed == 0
-        attempted += result.attempted
-    assert attempted >= 2
-
-
 def test_every_function_says_whose_statement_it_is_and_where_it_comes_from():
     for name in isthmus.theory.__all__:
         value = getattr(isthmus.theory, name)
@@ -52,7 +40,7 @@ def test_every_function_says_whose_statement_it_is_and_where_it_comes_from():
             text = inspect.getdoc(value) or ""
             assert any(label in text for label in ("[P", "[L", "[O")), name
             module = inspect.getdoc(inspect.getmodule(value)) or ""
-            assert re.search(r"[Tt]heory note|Source", text + module), name
+            assert re.search(r"Theory, section|Source", text + module), name
 
 
 def test_public_names_are_listed_once_and_documented():

@@ -1,4 +1,4 @@
-"""Empirical rates and the dimension behind them (theory note §5)."""
+"""Empirical rates and the dimension behind them (Theory, section 5)."""
 
 from __future__ import annotations
 

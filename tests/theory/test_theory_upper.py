@@ -1,4 +1,4 @@
-"""Upper bounds on the transport distance of two samples (theory note §2.1 to §2.4)."""
+"""Upper bounds on the transport distance of two samples (Theory, sections 2.1 to 2.4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sufficient and necessary widths, towers, deep Gaussian networks (theory note §4)."""
+"""Sufficient and necessary widths, towers, deep Gaussian networks (Theory, section 4)."""
 
 from __future__ import annotations
 

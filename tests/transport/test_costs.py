@@ -16,7 +16,7 @@ def clouds(seed: int, units: int, features: int) -> tuple[np.ndarray, np.ndarray
 
 
 def test_reference_values():
-    # Theory note, section 1.1.
+    # Theory, section 1.1.
     rng = np.random.default_rng(123)
     x, y = rng.standard_normal((64, 5)), rng.standard_normal((64, 5))
     assert w2_matching(x, y)[0] == pytest.approx(2.317291840861777, rel=1e-13)
@@ -61,7 +61,7 @@ def test_features_stand_for_their_second_moment(samples):
     h = np.random.default_rng(4).standard_normal((samples, 8)) + 1.0
     value, permutation = w2_matching(a, b, features=h)
     assert value == pytest.approx(w2_matching(a, b, h.T @ h / samples)[0], rel=1e-12)
-    # One-layer identity, theory note 1.3.
+    # One-layer identity, Theory, section 1.3.
     outputs = ((h @ a.T - h @ b[permutation.numpy()].T) ** 2).mean()
     assert value == pytest.approx(outputs, rel=1e-12)
 

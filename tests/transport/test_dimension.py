@@ -27,7 +27,7 @@ def gaussian(seed: int, *shape: int) -> np.ndarray:
 
 
 def test_reference_values():
-    # Theory note, section 8.
+    # Theory, section 8.
     x = gaussian(0, 512, 64)
     assert approximate_dimension(x) == pytest.approx(56.573236258244, rel=1e-12)
     assert approximate_dimension(x) == pytest.approx(512 * 64 / (512 + 64 + 1), abs=1.0)

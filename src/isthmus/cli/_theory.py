@@ -224,9 +224,9 @@ def meanfield(
 ) -> None:
     """Theorem 3.1 as an experiment: mean-field networks of N neurons, matched, error and W₂² against N."""
     from isthmus.theory import MeanFieldSettings, mean_field_record
-    from isthmus.theory._mean_field import Coupling
+    from isthmus.theory._mean_field import SharedDraws
 
-    known: tuple[Any, ...] = get_args(Coupling)
+    known: tuple[Any, ...] = get_args(SharedDraws)
     if coupling not in known:
         raise DataError(f"--coupling {coupling}: expected one of {', '.join(known)}.")
     chosen: Any = coupling

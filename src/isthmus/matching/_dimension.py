@@ -14,7 +14,7 @@ method                ``S``                                         centred
 ``correlation``       cosines ``E[φᵢ φⱼ] / √(E[φᵢ²] E[φⱼ²])``       correlations
 ====================  ============================================  ===================================
 
-The uncentred values are the paper's; on activations they mostly measure the mean direction (theory note §8).
+The uncentred values are the paper's; on activations they mostly measure the mean direction (Theory, section 8).
 A group that several layers compute or read has the sum of their ``S`` (features concatenated); of activations
 seen in several places, the mean. Where a layer's ``S`` is not the whole story (embeddings, gains of norms), the
 other parameters are added as the method adds them.
@@ -139,7 +139,7 @@ def dimension(
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
-        >>> sorted(isthmus.dimension(model, args=torch.zeros(1, 4)).methods)
+        >>> sorted(dimension(model, args=torch.zeros(1, 4)).methods)
         ['weights', 'weights-incoming']
 
     Source:

@@ -9,7 +9,7 @@ import numpy as np
 
 from isthmus.report._format import label, number, shorten
 from isthmus.report._panels import Panel, Picture, literal, tidy
-from isthmus.report._record import Record, Relabelling
+from isthmus.report._record import Record, StoredRelabelling
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +20,7 @@ _MOST_UNITS = 40  # cells stay at least 3 pixels wide on a phone
 _MOST_GROUPS = 6
 
 
-def relabelling_picture(record: Record, stored: Relabelling, method: str) -> Picture | None:
+def relabelling_picture(record: Record, stored: StoredRelabelling, method: str) -> Picture | None:
     """Draw similarity before and after relabelling by ``method``; nothing where no array was stored for it.
 
     Large groups show an even choice of units, ordered by how alike each is to its partner, and a curve over

@@ -50,7 +50,7 @@ class Look:
     dashes: str | tuple[int, tuple[int, ...]]
 
 
-# Okabe & Ito's palette (Color Universal Design, 2008) without its yellow, too pale on white.
+# The palette of Okabe and Ito (2008) without its yellow, too pale on white.
 _COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ("-", (0, (1, 1)), (0, (5, 1)), "-.", (0, (3, 1, 1, 1)), (0, (7, 2)), (0, (2, 2)))

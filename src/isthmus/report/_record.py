@@ -35,7 +35,7 @@ __all__ = [
     "RecordedSymmetry",
     "RecordedVerification",
     "RecordedVersions",
-    "Relabelling",
+    "StoredRelabelling",
     "check_arrays",
     "check_record",
     "read_record",
@@ -187,7 +187,7 @@ class Record(TypedDict):
 
 
 @dataclass(frozen=True)
-class Relabelling:
+class StoredRelabelling:
     """The stored arrays.
 
     Attributes:
@@ -249,7 +249,7 @@ def _check_line(line: RecordedLine, path: str) -> None:
             raise fail(f"{path}.{key}", f"{len(t)} entries, one per position", f"{len(series)} entries")
 
 
-def check_arrays(record: Record, arrays: Mapping[str, Any]) -> Relabelling:
+def check_arrays(record: Record, arrays: Mapping[str, Any]) -> StoredRelabelling:
     """Sort ``similarity/<group>`` and ``permutation/<method>/<group>`` and check them against the record.
 
     Args:
@@ -273,7 +273,7 @@ def check_arrays(record: Record, arrays: Mapping[str, Any]) -> Relabelling:
                 raise fail(f"array {name!r}", f"a method among {list(record['methods'])}", method)
             checked = _check_permutation(np.asarray(arrays[name]), _size(group, sizes, name), name)
             permutation.setdefault(method, {})[group] = checked
-    return Relabelling(similarity, permutation)
+    return StoredRelabelling(similarity, permutation)
 
 
 def _size(group: str, sizes: Mapping[str, int], name: str) -> int:

@@ -21,7 +21,7 @@ from isthmus.report._draw_study import (
 from isthmus.report._format import label
 from isthmus.report._study_summary import (
     Correlation,
-    Point,
+    PlaceMean,
     endpoints_mean,
     exponent,
     rank_correlation,
@@ -283,7 +283,7 @@ class _Set:
         notes = {k: v for k, v in notes.items() if v}
         return CurvePanel(title, _MEASURES[column][1], curves, notes, column != "midpoint_accuracy")
 
-    def _exponents(self, column: str, rows: Sequence[Row], points: Sequence[Point]) -> str:
+    def _exponents(self, column: str, rows: Sequence[Row], points: Sequence[PlaceMean]) -> str:
         fitted = exponent(points)
         if fitted is None:
             return ""
@@ -330,7 +330,7 @@ class _Set:
         return f"{what}-{self.name}" if self.name else what
 
 
-def _plain(points: Sequence[Point]) -> list[tuple[float, float, float | None]]:
+def _plain(points: Sequence[PlaceMean]) -> list[tuple[float, float, float | None]]:
     return [(p.x, p.mean, p.error) for p in points]
 
 

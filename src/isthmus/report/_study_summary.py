@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 
 __all__ = [
     "Correlation",
-    "Point",
+    "PlaceMean",
     "endpoints_mean",
     "exponent",
     "rank_correlation",
@@ -46,7 +46,7 @@ SWEEPABLE = (
 
 
 @dataclass(frozen=True)
-class Point:
+class PlaceMean:
     """Mean over the pairs at one place of the horizontal axis.
 
     Attributes:
@@ -85,7 +85,7 @@ def swept_columns(rows: Iterable[Row]) -> tuple[str, ...]:
     return tuple(c for c in SWEEPABLE if len({r.get(c) for r in listed}) > 1)
 
 
-def summarise(rows: Iterable[Row], x: str, y: str | Callable[[Row], float | None]) -> list[Point]:
+def summarise(rows: Iterable[Row], x: str, y: str | Callable[[Row], float | None]) -> list[PlaceMean]:
     """Return the mean of ``y`` at every value of the numeric column ``x``, rising.
 
     Args:
@@ -101,7 +101,7 @@ def summarise(rows: Iterable[Row], x: str, y: str | Callable[[Row], float | None
     return _points(groups)
 
 
-def summarise_lines(rows: Iterable[Row], column: str) -> list[Point]:
+def summarise_lines(rows: Iterable[Row], column: str) -> list[PlaceMean]:
     """Return the mean over pairs of values along the line, at evenly spaced positions from 0 to 1.
 
     Args:
@@ -116,12 +116,12 @@ def summarise_lines(rows: Iterable[Row], column: str) -> list[Point]:
     return _points(groups)
 
 
-def _points(groups: Mapping[float, Sequence[float]]) -> list[Point]:
-    points: list[Point] = []
+def _points(groups: Mapping[float, Sequence[float]]) -> list[PlaceMean]:
+    points: list[PlaceMean] = []
     for place, values in sorted(groups.items()):
         n = len(values)
         error = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else None
-        points.append(Point(place, float(np.mean(values)), error, n))
+        points.append(PlaceMean(place, float(np.mean(values)), error, n))
     return points
 
 
@@ -180,7 +180,7 @@ def _ranked(values: np.ndarray, within: np.ndarray) -> float | None:
     return float(ranks[:, 0] @ ranks[:, 1] / norms.prod()) if norms.min() > 0 else None
 
 
-def exponent(points: Sequence[Point]) -> tuple[float, float] | None:
+def exponent(points: Sequence[PlaceMean]) -> tuple[float, float] | None:
     """Fit ``mean ∝ x**slope`` by least squares on logarithms; return the slope and its standard error.
 
     Returns:

@@ -15,7 +15,7 @@ from isthmus.report._draw_relabelling import relabelling_picture
 from isthmus.report._format import best_method
 from isthmus.report._page import page
 from isthmus.report._panels import Picture, png, render, tile
-from isthmus.report._record import Record, Relabelling, check_arrays, check_record
+from isthmus.report._record import Record, StoredRelabelling, check_arrays, check_record
 
 __all__ = ["write_report"]
 
@@ -61,7 +61,7 @@ def write_report(
     return _write_together(Path(out_dir), {"report": ("report.html", html.encode("utf-8")), **files})
 
 
-def _pictures(record: Record, relabelling: Relabelling, pictured: str | None) -> list[Picture]:
+def _pictures(record: Record, relabelling: StoredRelabelling, pictured: str | None) -> list[Picture]:
     method = pictured or best_method(record) or "none"
     pictures = [
         loss_picture(record),

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from isthmus.study._fetch import RemoteFile
 
-__all__ = ["SOURCES", "Source"]
+__all__ = ["SOURCES", "DatasetSource"]
 
 
 @dataclass(frozen=True)
-class Source:
+class DatasetSource:
     """A published data set.
 
     Attributes:
@@ -76,10 +76,10 @@ _CIFAR100 = (
     "worm"
 )
 
-SOURCES: dict[str, Source] = {
+SOURCES: dict[str, DatasetSource] = {
     source.name: source
     for source in (
-        Source(
+        DatasetSource(
             "mnist",
             "idx",
             tuple("0123456789"),
@@ -105,7 +105,7 @@ SOURCES: dict[str, Source] = {
                 "t10k-labels-idx1": "27ae3e4e09519cfbb04c329615203637",
             },
         ),
-        Source(
+        DatasetSource(
             "fashion-mnist",
             "idx",
             tuple(_FASHION.split(",")),
@@ -125,7 +125,7 @@ SOURCES: dict[str, Source] = {
                 },
             ),
         ),
-        Source(
+        DatasetSource(
             "cifar10",
             "cifar",
             tuple(_CIFAR10.split(",")),
@@ -139,7 +139,7 @@ SOURCES: dict[str, Source] = {
                 ("https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/",),
             ),
         ),
-        Source(
+        DatasetSource(
             "cifar100",
             "cifar",
             tuple(_CIFAR100.split(",")),

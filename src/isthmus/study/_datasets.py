@@ -13,7 +13,7 @@ import torch
 
 from isthmus.errors import DataError, MissingExtraError
 from isthmus.study._archive import read_members
-from isthmus.study._catalogue import IDX_PREFIX, SOURCES, Source
+from isthmus.study._catalogue import IDX_PREFIX, SOURCES, DatasetSource
 from isthmus.study._dataset import Dataset
 from isthmus.study._fetch import OnProgress, RemoteFile, fetch
 from isthmus.study._formats import (
@@ -118,7 +118,7 @@ def _loaded(
     )
 
 
-def _candidates(root: Path, source: Source) -> Iterator[Path]:
+def _candidates(root: Path, source: DatasetSource) -> Iterator[Path]:
     for outer in (*source.folders, ""):
         for inner in _INSIDE:
             folder = root / outer / inner
@@ -126,14 +126,14 @@ def _candidates(root: Path, source: Source) -> Iterator[Path]:
                 yield folder
 
 
-def _wanted(source: Source, split: str) -> str:
+def _wanted(source: DatasetSource, split: str) -> str:
     return " or ".join(
         " and ".join(file.name for file in alternative) for alternative in source.remote[split]
     )
 
 
 def _download(
-    source: Source, split: str, mirrors: tuple[str, ...], on_progress: OnProgress | None
+    source: DatasetSource, split: str, mirrors: tuple[str, ...], on_progress: OnProgress | None
 ) -> Dataset:
     folder = _cache_folder() / source.name
     failures: list[str] = []
@@ -158,7 +158,7 @@ def _cache_folder() -> Path:
     return Path(pooch.os_cache("isthmus"))
 
 
-def _published(source: Source, split: str, folder: Path, files: Sequence[RemoteFile]) -> Dataset:
+def _published(source: DatasetSource, split: str, folder: Path, files: Sequence[RemoteFile]) -> Dataset:
     if source.kind == "idx":
         images, labels = (folder / file.name for file in files)
         return _idx_dataset(source, split, images, labels)
@@ -169,7 +169,7 @@ def _published(source: Source, split: str, folder: Path, files: Sequence[RemoteF
 # --- Reading a folder --------------------------------------------------------------------------------------
 
 
-def _read_folder(source: Source, split: str, folder: Path) -> Dataset | None:
+def _read_folder(source: DatasetSource, split: str, folder: Path) -> Dataset | None:
     """Return the split if the folder has it in some form, ``None`` if it has nothing of the kind."""
     if source.kind == "idx":
         images = _idx_file(folder, split, "images", 3)
@@ -202,7 +202,7 @@ def _idx_file(folder: Path, split: str, kind: str, dimensions: int) -> Path | No
     return None
 
 
-def _idx_dataset(source: Source, split: str, images: Path, labels: Path) -> Dataset:
+def _idx_dataset(source: DatasetSource, split: str, images: Path, labels: Path) -> Dataset:
     contents = {path: read_bytes(path) for path in (images, labels)}
     pixels = read_idx(contents[images], str(images), 3)
     numbers = read_idx(contents[labels], str(labels), 1)
@@ -232,7 +232,7 @@ _CIFAR_BATCHES: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]] =
 }
 
 
-def _read_cifar_folder(source: Source, split: str, folder: Path) -> Raw | None:
+def _read_cifar_folder(source: DatasetSource, split: str, folder: Path) -> Raw | None:
     for names, read in _cifar_readers(source, split):
         if (folder / names[0]).is_file():
             missing = [n for n in names if not (folder / n).is_file()]
@@ -247,7 +247,7 @@ def _read_cifar_folder(source: Source, split: str, folder: Path) -> Raw | None:
 
 
 def _cifar_readers(
-    source: Source, split: str
+    source: DatasetSource, split: str
 ) -> Sequence[tuple[tuple[str, ...], Callable[[bytes, str], Raw]]]:
     binary, python = _CIFAR_BATCHES[source.name, split]
     label_bytes, label_key = (1, "labels") if source.name == "cifar10" else (2, "fine_labels")
@@ -257,7 +257,7 @@ def _cifar_readers(
     )
 
 
-def _read_archive(source: Source, split: str, archive: Path) -> Raw:
+def _read_archive(source: DatasetSource, split: str, archive: Path) -> Raw:
     """Read the batches of a split straight from the published archive, without unpacking it."""
     wanted = {name for names, _ in _cifar_readers(source, split) for name in names}
     contents = read_members(archive, wanted)
@@ -272,7 +272,7 @@ def _join(parts: Iterator[Raw]) -> Raw:
     return np.concatenate(pixels), np.concatenate(labels)
 
 
-def _image_dataset(source: Source, split: str, raw: Raw, note: str, where: Path) -> Dataset:
+def _image_dataset(source: DatasetSource, split: str, raw: Raw, note: str, where: Path) -> Dataset:
     pixels, labels = raw
     expected = (source.channels, source.size, source.size)
     if pixels.shape[1:] != expected:

@@ -30,7 +30,7 @@ def transport_exponent(widths: Sequence[float], dimension: float) -> float:
         DataError: fewer than two different widths, or a dimension of 0 or less.
 
     Source:
-        Theorems 5.2 and 5.3 of arXiv:2310.19103 for the rate; theory note §2.5 for the law.
+        Theorems 5.2 and 5.3 of arXiv:2310.19103 for the rate; Theory, section 2.5 for the law.
     """
     if len(set(widths)) < 2:
         raise DataError(f"transport_exponent: expected at least two different widths, found {list(widths)}.")

@@ -1,7 +1,6 @@
 """ShuffleNet of the second kind: channels split in halves, one half worked on, then both shuffled; with its symmetry.
 
-Source: Ma, Zhang, Zheng and Sun, "ShuffleNet V2: practical guidelines for efficient CNN architecture design", ECCV
-2018, figure 3 (c) and (d). Written from the paper.
+Source: Ma et al. 2018, figure 3 (c) and (d). Written from the paper.
 """
 
 from __future__ import annotations

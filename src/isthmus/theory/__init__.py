@@ -1,7 +1,8 @@
 """The theory of linear mode connectivity, as functions to run: rates, widths, experiments.
 
 Every docstring says whose statement it is: **[P]** the paper (Ferbach, Goujaud, Gidel and Dieuleveut, AISTATS
-2024), **[L]** other literature, **[O]** ours, proved in the theory note with explicit constants. Everything
+2024), **[L]** other literature, **[O]** ours, proved on the theory pages of the documentation with explicit
+constants ("Theory, section 2.3" is the section of that number there). Everything
 is float64 inside; arrays and torch tensors are accepted, numpy arrays and floats are returned.
 """
 

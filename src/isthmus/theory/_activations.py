@@ -10,7 +10,7 @@ For an activation :math:`\sigma` and endpoint pre-activations :math:`a, b` the J
 [O] The first is the height of the parallelogram of slopes :math:`\alpha, \beta` that holds every such function through
 its two ends: no bound from slopes and ends alone is smaller. It is exact for one kink (for ReLU it is
 :math:`|ab|/(|a|+|b|)` where the signs differ), vanishes where both ends are saturated or both on a linear part, and is
-at most :math:`\tfrac{\beta-\alpha}4|a-b|`, what theory note 3.2 has in its place. The second is the note's.
+at most :math:`\tfrac{\beta-\alpha}4|a-b|`, its value at the worst slope. The second is Taylor's (Theory, section 3.2).
 """
 
 from __future__ import annotations

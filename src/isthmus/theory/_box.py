@@ -38,7 +38,7 @@ def box_upper(sample_size: float, sides: Sequence[float] | FloatArray, *, one_sa
         DataError: a sample size below 1 or a negative side.
 
     Source:
-        Theory note §2.1.
+        Theory, section 2.1.
     """
     log_m = math.log(read_number(sample_size, "box_upper: sample_size", least=1))
     lengths = read_array(sides, "box_upper: sides", ndim=1)
@@ -81,7 +81,7 @@ def cube_upper(log_sample_size: float, dimension: float, *, one_sample: bool = F
         DataError: an argument outside its range.
 
     Source:
-        Theory note §2.1.
+        Theory, section 2.1.
     """
     log_m = read_number(log_sample_size, "cube_upper: log_sample_size", least=0)
     d = read_number(dimension, "cube_upper: dimension", least=1)

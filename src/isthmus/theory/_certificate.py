@@ -129,7 +129,7 @@ def certify(
 ) -> Certificate:
     r"""Prove how far the straight line between two networks can be from linear, and how high its barrier.
 
-    [O] theory note 3.5 and 3.6. The path is cut into segments. On each, the error of every node is propagated
+    [O] Theory, sections 3.5 and 3.6. The path is cut into segments. On each, the error of every node is propagated
     through the network (see :mod:`isthmus.theory._propagate`) into :math:`R_k(x)`, and
 
     .. math:: \sup_t \mathbb E\|e(t)\| \le \max_k \bigl[\max(\mathbb E\|\delta_k\|, \mathbb E\|\delta_{k+1}\|)

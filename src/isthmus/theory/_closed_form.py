@@ -37,7 +37,7 @@ def closed_form_upper(log_sample_size: float, dimension: float) -> float:
         DataError: a dimension below 5, where :func:`isotropic_gaussian_upper` is cheap and tighter.
 
     Source:
-        Theory note §2.3.
+        Theory, section 2.3.
     """
     log_m = read_number(log_sample_size, "closed_form_upper: log_sample_size", least=0)
     return read_dimension(dimension) * _per_axis(log_m, float(dimension))

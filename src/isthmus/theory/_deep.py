@@ -68,7 +68,7 @@ def gaussian_lmc_bound(
         :func:`grouped_lmc_error`.
 
     Source:
-        Theory note §4.1.
+        Theory, section 4.1.
     """
     if len(distances) == 0:
         raise ShapeError("gaussian_lmc_bound: expected one distance per hidden layer, found none.")
@@ -128,7 +128,7 @@ def property1_recursion(
         0.8
 
     Source:
-        Theory note §3.4.
+        Theory, section 3.4.
     """
     widths, steps = np.atleast_1d(np.asarray(effective_widths)), np.atleast_1d(np.asarray(errors))
     if widths.shape != steps.shape:
@@ -189,7 +189,7 @@ def grouped_lmc_error(
         DataError: a width below 1, or unusable inputs.
 
     Source:
-        Theory note §4.1.
+        Theory, section 4.1.
     """
     x = read_array(inputs, "grouped_lmc_error: inputs")
     widths = [read_integer(w, "grouped_lmc_error: effective_widths") for w in effective_widths]

@@ -38,7 +38,7 @@ def bernoulli_dropout_error(activations: Any, output_weight: Any, probability: f
         DataError: a probability outside its range, NaN or infinite entries.
 
     Source:
-        Theory note §7.
+        Theory, section 7.
     """
     phi, weight = _read_layer(activations, output_weight)
     p = read_number(probability, "bernoulli_dropout_error: probability", least=0)
@@ -85,7 +85,7 @@ def dropout_error(
         DataError: an unknown kind, no masks, NaN or infinite entries.
 
     Source:
-        Theory note §7.
+        Theory, section 7.
     """
     phi, weight = _read_layer(activations, output_weight)
     count = read_integer(masks, "dropout_error: masks")

@@ -19,7 +19,7 @@ from isthmus.theory._gaussian import isotropic_gaussian_upper
 from isthmus.theory._inputs import FloatArray, read_array, read_integer, read_number
 from isthmus.theory._low_dimension import low_dimension_bounds, low_dimension_rows
 from isthmus.theory._lower import nearest_neighbour_lower, volume_lower
-from isthmus.theory._mean_field import Coupling, MeanFieldSettings
+from isthmus.theory._mean_field import MeanFieldSettings, SharedDraws
 from isthmus.theory._mean_field_experiment import WidthBracket, chaos_test, mean_field_curve, n_min
 from isthmus.theory._rates import RateCurve, fit_dimension, rate_curve, rate_curve_of_rows
 from isthmus.theory._tower import Tower
@@ -81,7 +81,7 @@ def width_record(
         DataError: an argument outside its range.
 
     Source:
-        Theory note §4.2 to §4.4.
+        Theory, sections 4.2 to 4.4.
     """
     wanted = np.geomspace(0.01, 0.5, 9).tolist() if epsilons is None else [float(e) for e in epsilons]
     towers = {
@@ -199,7 +199,7 @@ def rate_record(
         ShapeError: more signal axes than axes.
 
     Source:
-        Theory note §2 and §5.
+        Theory, sections 2 and 5.
     """
     d = read_integer(dimension, "rate: dimension")
     floor: float | None = None
@@ -262,7 +262,7 @@ def dimension_record(
         DataError: no layer at all has enough neurons.
 
     Source:
-        Theory note §5 and §8.
+        Theory, sections 5 and 8.
     """
     found, skipped = [], []
     for name, value in layers.items():
@@ -305,7 +305,7 @@ def mean_field_record(
     errors: Sequence[float] = (),
     delta: float = 0.34,
     reference_width: int = 4096,
-    coupling: Coupling = "independent",
+    coupling: SharedDraws = "independent",
 ) -> dict[str, Any]:
     r"""Run Theorem 3.1 as an experiment: error and distance against width, the floor of the step, how wide is enough.
 
@@ -332,7 +332,7 @@ def mean_field_record(
         ShapeError: a reference width below twice the largest width.
 
     Source:
-        Theory note §6.4 and §6.5.
+        Theory, sections 6.4 and 6.5.
     """
     count = read_integer(seeds, "mean field: seeds")
     curve = mean_field_curve(settings, widths, range(count), coupling=coupling)
@@ -400,7 +400,7 @@ def dropout_record(inputs: int, widths: Sequence[int], seeds: int, *, samples: i
         ShapeError: no widths.
 
     Source:
-        Theory note §7.
+        Theory, section 7.
     """
     d, count = read_integer(inputs, "dropout: inputs"), read_integer(seeds, "dropout: seeds")
     sizes = [read_integer(m, "dropout: widths", least=2) for m in widths]

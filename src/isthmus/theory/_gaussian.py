@@ -1,7 +1,7 @@
 r"""Upper bounds on the expected transport distance between two Gaussian samples.
 
 Both functions halve quantile cells as :mod:`isthmus.theory._box` halves a box, but a pair that is separated
-pays its true conditional second moment instead of a diameter (theory note §2.2).
+pays its true conditional second moment instead of a diameter (Theory, section 2.2).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def gaussian_upper(sample_size: float, variances: Sequence[float] | FloatArray) 
     .. math:: \mathbb E W_2^2(\hat\mu_m, \hat\nu_m) \le \min_L \Bigl[ \sum_{l<L} A_l + 2 \sum_i \lambda_i
         v_{k_i(L)} \Bigr]
 
-    with the terms of theory note §2.2. **[O]** Assumption: two independent samples of ``m`` i.i.d. rows of
-    ``N(0, diag(variances))``. The isotropic bound of equal trace holds too (§1.4); the smallest is returned.
+    with the terms of section 2.2. **[O]** Assumption: two independent samples of ``m`` i.i.d. rows of
+    ``N(0, diag(variances))``. The isotropic bound of equal trace holds too (section 1.4); the smallest is returned.
 
     Args:
         sample_size: number of rows ``m`` of each sample, at least 1.
@@ -45,7 +45,7 @@ def gaussian_upper(sample_size: float, variances: Sequence[float] | FloatArray) 
         trivial ``2 * sum(variances)`` while ``log2(m)`` is far below the number of axes.
 
     Source:
-        Theory note §2.2.
+        Theory, section 2.2.
     """
     log_m = math.log(read_number(sample_size, "gaussian_upper: sample_size", least=1))
     axes = read_array(variances, "gaussian_upper: variances", ndim=1)
@@ -73,7 +73,7 @@ def isotropic_gaussian_upper(log_sample_size: float, dimension: int) -> float:
         DataError: an argument outside its range.
 
     Source:
-        Theory note §2.2, with the axes halved in turn.
+        Theory, section 2.2, with the axes halved in turn.
     """
     log_m = read_number(log_sample_size, "isotropic_gaussian_upper: log_sample_size", least=0)
     d = read_integer(dimension, "isotropic_gaussian_upper: dimension")

@@ -51,7 +51,7 @@ def equipartition(atoms: Any, targets: Any, sigma: Any = None) -> EquiPartition:
         One assignment of size ``k m``: cubic in the number of atoms.
 
     Source:
-        Theory note §1.2; used for Assumption 3 of Ferbach et al. (2024).
+        Theory, section 1.2; used for Assumption 3 of Ferbach et al. (2024).
     """
     atoms, targets = read_array(atoms, "equipartition: atoms"), read_array(targets, "equipartition: targets")
     copies, rest = divmod(len(atoms), len(targets))
@@ -88,7 +88,7 @@ def layer_output_error(weight_a: Any, weight_b: Any, permutation: Any, inputs: A
         ShapeError: shapes disagree, or the permutation is none.
 
     Source:
-        Theory note §1.3; Ferbach et al. (2024), section 6.
+        Theory, section 1.3; Ferbach et al. (2024), section 6.
     """
     weight_a, weight_b = read_array(weight_a, "weight_a"), read_array(weight_b, "weight_b")
     inputs = read_array(inputs, "inputs")

@@ -48,7 +48,7 @@ def low_dimension_bounds(
         DataError: an argument outside its range.
 
     Source:
-        Theory note §2.6.
+        Theory, section 2.6.
     """
     m = read_number(sample_size, "low_dimension_bounds: sample_size", least=1)
     k, full = _read_axes(signal, dimension)
@@ -74,7 +74,7 @@ def low_dimension_rows(
         ShapeError: more signal axes than axes.
 
     Source:
-        Theory note §2.6.
+        Theory, section 2.6.
     """
     k, full = _read_axes(signal, dimension)
     return np.hstack([rng.standard_normal((size, k)), noise * rng.standard_normal((size, full - k))])
@@ -98,7 +98,7 @@ def concentration_tail(excess: float, sample_size: float, *, largest_eigenvalue:
         DataError: an argument outside its range.
 
     Source:
-        Theory note §2.7.
+        Theory, section 2.7.
     """
     u = read_number(excess, "concentration_tail: excess", least=0)
     m = read_number(sample_size, "concentration_tail: sample_size", least=1)

@@ -57,7 +57,7 @@ def volume_lower(
         DataError: an argument outside its range.
 
     Source:
-        Theory note §2.5.
+        Theory, section 2.5.
     """
     log_m = read_number(log_sample_size, "volume_lower: log_sample_size", least=0)
     d = read_number(dimension, "volume_lower: dimension", least=1)
@@ -88,7 +88,7 @@ def gaussian_volume_lower(log_sample_size: float, variances: Sequence[float] | F
         DataError: an argument outside its range.
 
     Source:
-        Theory note §2.5.
+        Theory, section 2.5.
     """
     axes = np.sort(read_array(variances, "gaussian_volume_lower: variances", ndim=1))[::-1]
     if (axes < 0).any():
@@ -125,7 +125,7 @@ def nearest_neighbour_lower(sample_size: float, dimension: float, *, nodes: int 
         Measured, the truth is 1.05 to 1.42 times this bound for five dimensions or more.
 
     Source:
-        Theory note §2.5.
+        Theory, section 2.5.
     """
     m = read_number(sample_size, "nearest_neighbour_lower: sample_size", least=1)
     d = read_number(dimension, "nearest_neighbour_lower: dimension", above=0)

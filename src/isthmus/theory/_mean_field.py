@@ -17,10 +17,11 @@ from scipy.special import ndtr, ndtri
 from isthmus.errors import DataError
 from isthmus.theory._inputs import FloatArray, read_integer, read_number
 
-__all__ = ["Coupling", "MeanFieldSettings", "Neuron", "TanhNeuron", "mean_field_pairs", "mean_field_sgd"]
+__all__ = ["SharedDraws", "MeanFieldSettings", "Neuron", "TanhNeuron", "mean_field_pairs", "mean_field_sgd"]
 __all__ += ["reference_target"]
 
-Coupling = Literal["independent", "same_data", "same_init"]
+SharedDraws = Literal["independent", "same_data", "same_init"]
+"""Which random draws two runs have in common: none, the data, or the start."""
 
 _CLIP = 3.0
 """Standard deviations at which the initial Gaussian is truncated: the theory asks for bounded support."""
@@ -113,7 +114,7 @@ def reference_target(x: FloatArray) -> FloatArray:
     **[O]**, an example without any assumption of the theory; inputs of shape ``(..., d)`` with ``d`` at least 2.
 
     Source:
-        Theory note §6.4.
+        Theory, section 6.4.
     """
     return 0.8 * np.tanh(1.5 * x[..., 0]) + 0.4 * np.cos(2 * x[..., 1]) - 0.3
 
@@ -201,7 +202,7 @@ def mean_field_sgd(
         DataError: no or repeated widths, no seeds, or a run that diverged.
 
     Source:
-        Theory note §6.1.
+        Theory, section 6.1.
     """
     return _train(settings, widths, [_Streams(seed, run, run, run) for seed in seeds])
 
@@ -211,7 +212,7 @@ def mean_field_pairs(
     widths: Sequence[int],
     seeds: Sequence[int],
     *,
-    coupling: Coupling = "independent",
+    coupling: SharedDraws = "independent",
 ) -> dict[int, tuple[FloatArray, FloatArray]]:
     r"""Train pairs of networks, coupled or not.
 
@@ -232,7 +233,7 @@ def mean_field_pairs(
         DataError: an unknown coupling, or as :func:`mean_field_sgd`.
 
     Source:
-        Theory note §6.1.
+        Theory, section 6.1.
     """
     shared = {"independent": (1, 1), "same_data": (1, 0), "same_init": (0, 1)}
     if coupling not in shared:

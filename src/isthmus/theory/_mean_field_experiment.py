@@ -12,9 +12,9 @@ import numpy as np
 from isthmus.errors import DataError, ShapeError
 from isthmus.theory._inputs import FloatArray, read_array, read_integer, read_number
 from isthmus.theory._mean_field import (
-    Coupling,
     MeanFieldSettings,
     Neuron,
+    SharedDraws,
     mean_field_pairs,
     mean_field_sgd,
 )
@@ -54,7 +54,7 @@ def match_clouds(theta_a: FloatArray, theta_b: FloatArray) -> MatchedClouds:
         ShapeError: the shapes differ.
 
     Source:
-        Theory note §6.3.
+        Theory, section 6.3.
     """
     a, b = _read_pair(theta_a, theta_b)
     matched, distances = np.empty_like(b), np.empty(len(a))
@@ -86,7 +86,7 @@ def lmc_error(
         DataError: fewer than two points.
 
     Source:
-        Theory note §0 and §6.
+        Theory, sections 1.0 and 6.
     """
     a, b = _read_pair(theta_a, theta_b)
     grid = np.linspace(0.0, 1.0, read_integer(points, "lmc_error: points", least=2))
@@ -114,7 +114,7 @@ def curvature_bound(w2: FloatArray, x: FloatArray, neuron: Neuron) -> FloatArray
         Shape ``(seeds, samples)``.
 
     Source:
-        Theory note §6.2.
+        Theory, section 6.2.
     """
     return np.asarray(w2)[:, None] * neuron.curvature(x) / 8
 
@@ -124,8 +124,8 @@ def lipschitz_bound(theta_a: FloatArray, theta_b: FloatArray, x: FloatArray, neu
 
     .. math:: \sup_t |e(t, x)| \le \tfrac12 \mathrm{Lip}(x) \cdot \tfrac1N \sum_i \lVert \Delta\theta_i \rVert
 
-    **[O]**, the slope row of theory note 3.2 for every neuron. Deterministic, for every ``x``; assumes only that
-    ``neuron.lipschitz`` bounds the gradient in the parameters. It is of first order in the distance where
+    **[O]**, the gap between slopes (Theory, section 3.2) for every neuron. Deterministic, for every ``x``; assumes
+    only that ``neuron.lipschitz`` bounds the gradient in the parameters. It is of first order in the distance where
     :func:`curvature_bound` is of second: the smaller of the two where networks are far apart.
 
     Args:
@@ -141,7 +141,7 @@ def lipschitz_bound(theta_a: FloatArray, theta_b: FloatArray, x: FloatArray, neu
         ShapeError: the shapes differ.
 
     Source:
-        Theory note §6.2.
+        Theory, section 6.2.
     """
     a, b = _read_pair(theta_a, theta_b)
     return np.linalg.norm(a - b, axis=-1).mean(-1)[:, None] * neuron.lipschitz(x) / 2
@@ -171,7 +171,7 @@ def mean_field_curve(
     widths: Sequence[int],
     seeds: Sequence[int],
     *,
-    coupling: Coupling = "independent",
+    coupling: SharedDraws = "independent",
     points: int = 21,
 ) -> MeanFieldCurve:
     """Train pairs at several widths, match them and measure the error on the line.
@@ -190,7 +190,7 @@ def mean_field_curve(
         DataError: as :func:`mean_field_pairs`.
 
     Source:
-        Theory note §6.4.
+        Theory, section 6.4.
     """
     x = _test_inputs(settings)
     rows: list[tuple[FloatArray, ...]] = []
@@ -223,7 +223,7 @@ def n_min(
     *,
     delta: float,
     seeds: Sequence[int],
-    coupling: Coupling = "independent",
+    coupling: SharedDraws = "independent",
     smallest: int = 8,
     largest: int = 2048,
     resolution: float = 1.2,
@@ -252,7 +252,7 @@ def n_min(
         DataError: an argument outside its range.
 
     Source:
-        Theory note §6.5.
+        Theory, section 6.5.
     """
     share = read_number(delta, "n_min: delta", least=0)
     if share >= 1:
@@ -306,7 +306,7 @@ class ChaosTest(NamedTuple):
 def chaos_test(
     settings: MeanFieldSettings, width: int, seeds: Sequence[int], *, reference_width: int = 4096
 ) -> ChaosTest:
-    """Test propagation of chaos: are two runs as close as two samples of neurons of one wide network?
+    """Compare the distance of two runs with that of two samples of neurons of one wide network.
 
     **[O]**, an experiment for the chaos estimate **[L]** of Mei, Misiakiewicz and Montanari (2019). The noise
     of the gradients moves a whole cloud, so the step must shrink as the width grows for the ratio to stay
@@ -323,7 +323,7 @@ def chaos_test(
         DataError: as :func:`mean_field_pairs`.
 
     Source:
-        Theory note §6.4.
+        Theory, section 6.4.
     """
     if reference_width < 2 * width:
         raise ShapeError(

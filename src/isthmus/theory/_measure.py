@@ -17,13 +17,13 @@ from isthmus.theory._norms import ROUNDOFF
 from isthmus.theory._path import Path
 from isthmus.theory._propagate import Ends, segment_bound
 
-__all__ = ["Measured", "Point", "Span", "Spans", "measure"]
+__all__ = ["Measured", "PointValues", "Span", "Spans", "measure"]
 
 Spans = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True, eq=False)
-class Point:
+class PointValues:
     """Measured at one network of the path: norm of the error and loss of every example, shape ``(n,)``."""
 
     error: Tensor
@@ -56,7 +56,7 @@ class Measured:
         loss_rounding: the same for their losses; None without targets.
     """
 
-    points: dict[float, Point]
+    points: dict[float, PointValues]
     spans: dict[tuple[float, float], Span]
     rounding: Tensor
     loss_rounding: Tensor | None
@@ -141,10 +141,12 @@ def _check_targets(targets: Any, outputs: Tensor, loss: str) -> None:
         )
 
 
-def _point(t: float, output: Tensor, ends: Sequence[Tensor], targets: Tensor | None, loss: str) -> Point:
+def _point(
+    t: float, output: Tensor, ends: Sequence[Tensor], targets: Tensor | None, loss: str
+) -> PointValues:
     error = output - ((1 - t) * ends[0] + t * ends[1])
     losses = None if targets is None else score(output, targets, loss).losses.to(output.device)
-    return Point(error.reshape(len(error), -1).norm(dim=1), losses)
+    return PointValues(error.reshape(len(error), -1).norm(dim=1), losses)
 
 
 def _span(
@@ -181,7 +183,7 @@ def _change(outputs: Sequence[Tensor], r: Tensor, targets: Tensor, loss: str) ->
 def _certain(outputs: Sequence[Tensor], r: Tensor, targets: Tensor) -> Tensor:
     """Return for every example whether every network of a span must classify it correctly.
 
-    [O] theory note 3.6: the prediction cannot change where every margin of the chord exceeds ``√2 r``.
+    [O] Theory, section 3.6: the prediction cannot change where every margin of the chord exceeds ``√2 r``.
     """
     labels = targets.long().unsqueeze(1)
     margins = [(o.gather(1, labels) - o).scatter(1, labels, math.inf) for o in outputs]

@@ -2,7 +2,7 @@ r"""Propagating the error of linear connectivity through a network, operator by 
 
 On a segment between two networks, with :math:`x_t` the value of a node at the network :math:`\theta_t` and
 :math:`\bar x_t` the chord of its **computed** values at the ends, every node carries a bound
-:math:`r(x) \ge \sup_t \|x_t - \bar x_t\|_2` per example. [O] theory note 3.1-3.5:
+:math:`r(x) \ge \sup_t \|x_t - \bar x_t\|_2` per example. [O] Theory, sections 3.1 to 3.5:
 
 * a layer with weights: :math:`r' = \nu r + \tfrac14 \|\Delta W\, \Delta x\|`, with :math:`\nu` the larger spectral norm
   of the two ends;

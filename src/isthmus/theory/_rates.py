@@ -97,7 +97,7 @@ def rate_curve(
         One exact assignment per pair: cubic in the size, about 0.2 s at 1024 rows.
 
     Source:
-        Theory note §5.
+        Theory, section 5.
     """
     grid, counts = _read_grid(sizes, replicates)
 
@@ -137,7 +137,7 @@ def rate_curve_of_rows(
         DataError: sizes that do not rise, or unusable rows.
 
     Source:
-        Theory note §5; Hoeffding (1963), section 5, for the variance.
+        Theory, section 5; Hoeffding (1963), section 5, for the variance.
     """
     cloud = read_array(rows, "rate_curve_of_rows: rows")
     half = len(cloud) // 2
@@ -190,7 +190,7 @@ def fit_dimension(curve: RateCurve, *, calibrate: bool = True) -> DimensionFit:
         DataError: a mean of 0: the two samples coincide.
 
     Source:
-        Theory note §5.
+        Theory, section 5.
     """
     if len(curve.sizes) < 2:
         raise ShapeError(f"fit_dimension: expected at least two sizes, found {len(curve.sizes)}.")

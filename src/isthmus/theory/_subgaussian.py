@@ -47,7 +47,7 @@ def sub_gaussian_upper(
         the accuracy and multiplies the base of the exponential.
 
     Source:
-        Theory note §2.4.
+        Theory, section 2.4.
     """
     s2 = read_number(proxy, "sub_gaussian_upper: proxy", above=0)
     largest = 2 * (1 + math.log(2)) * s2

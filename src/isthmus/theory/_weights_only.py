@@ -92,11 +92,11 @@ def certify_weights_only(
         CheckpointError: different architectures, NaN or infinite weights.
 
     Notes:
-        One pass of A over the data, two spectral norms per layer. Measured 3.8 to 9.5 times the true error for one
-        hidden layer and 314 times for five (theory note §3.5).
+        One pass of A over the data, two spectral norms per layer. Measured 4.7 and 7.2 times the largest error on
+        a grid for one hidden layer of 128 and 512 units, 211 times for five of 64 (Theory, section 10).
 
     Source:
-        Theory note §3.4.
+        Theory, sections 3.4 and 10.
     """
     require_evaluation(model_a, "Network A")
     a, b = state_of(model_a, "A"), state_of(model_b, "B")

@@ -57,7 +57,7 @@ def log_width_upper(dimension: float, tolerance: float) -> float:
         DataError: an argument outside its range.
 
     Source:
-        Theory note §2.2, §2.3 and §4.2.
+        Theory, sections 2.2, 2.3 and 4.2.
     """
     d = read_number(dimension, "log_width_upper: dimension", least=1)
     tau2 = _read_tolerance(tolerance)
@@ -90,7 +90,7 @@ def log_width_lower(
         DataError: an argument outside its range.
 
     Source:
-        Theory note §4.3.
+        Theory, section 4.3.
     """
     d = read_number(dimension, "log_width_lower: dimension", least=1)
     tau2 = read_number(tolerance, "log_width_lower: tolerance", above=0)
@@ -116,7 +116,7 @@ def log_width_sub_gaussian(dimension: float, tolerance: float, *, proxy: float =
         DataError: an argument outside its range.
 
     Source:
-        Theory note §4.4.
+        Theory, section 4.4.
     """
     d = read_number(dimension, "log_width_sub_gaussian: dimension", least=1)
     tau2 = _read_tolerance(tolerance)
@@ -158,13 +158,13 @@ def log_width_low_dimension(signal: int, dimension: int, tolerance: float, noise
         DataError: an argument outside its range.
 
     Source:
-        Theory note §4.4.
+        Theory, section 4.4.
     """
     k = read_integer(signal, "log_width_low_dimension: signal")
     d = read_integer(dimension, "log_width_low_dimension: dimension", least=k)
     tau2 = _read_tolerance(tolerance)
     eta2 = read_number(noise, "log_width_low_dimension: noise", least=0) ** 2
-    # By isotropy (theory note 1.4) all axes together cost at most their mean variance times the standard.
+    # By isotropy (Theory, section 1.4) all axes together cost at most their mean variance times the standard.
     full = log_width_upper(d, tau2 * k / (k + (d - k) * eta2))
     left = tau2 - 2 * (d - k) * eta2 / k
     if left < _FINEST or log_width_upper(k, left) > full:
@@ -191,7 +191,7 @@ def layer_tolerance(depth: int, epsilon: float, *, delta: float | None = None, s
         DataError: an argument outside its range.
 
     Source:
-        Theory note §4.1 and §4.2.
+        Theory, sections 4.1 and 4.2.
     """
     layers = read_integer(depth, "layer_tolerance: depth")
     eps = read_number(epsilon, "layer_tolerance: epsilon", above=0)
@@ -229,7 +229,7 @@ def width_recursion(
         resolution, and only the height grows.
 
     Source:
-        Theory note §4.2.
+        Theory, section 4.2.
     """
     tau2 = layer_tolerance(depth, epsilon, delta=delta, sup_t=sup_t) ** 2
     widths: list[Tower] = []
@@ -254,7 +254,7 @@ def entezari_log10_width(dimension: int, epsilon: float) -> float:
         DataError: an argument outside its range.
 
     Source:
-        Theory note §4.3; Entezari et al. (2022), arXiv 2110.06296.
+        Theory, section 4.3; Entezari et al. (2022), arXiv 2110.06296.
     """
     d = read_integer(dimension, "entezari_log10_width: dimension")
     eps = read_number(epsilon, "entezari_log10_width: epsilon", above=0)

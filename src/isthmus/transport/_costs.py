@@ -1,6 +1,6 @@
 r"""Ground costs between clouds of units, and their optimal matching.
 
-Source: theory note §1.1 and §1.3; Birkhoff (1946): with equal masses an optimal plan is a permutation.
+Source: Theory, sections 1.1 and 1.3; Birkhoff (1946): with equal masses an optimal plan is a permutation.
 """
 
 from __future__ import annotations

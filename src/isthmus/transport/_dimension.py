@@ -5,7 +5,7 @@ They come in two forms: from a factor ``X`` (``S = X.T @ X`` or ``X @ X.T``: bot
 eigenvalues, and the smaller one is built) and, with the ending ``_of_moment``, from ``S`` itself. They
 satisfy ``stable rank <= approximate dimension <= entropy rank <= rank``.
 
-Source: theory note §8; Ferbach et al. (2024), section 6.
+Source: Theory, section 8; Ferbach et al. (2024), section 6.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def approximate_dimension_unbiased(samples: Any) -> float:
     .. math:: \frac{(\sum_i k_{ii})^2 - \sum_i k_{ii}^2}{\sum_{i \ne j} k_{ij}^2}, \qquad K = H H^\top
 
     The plug-in value of :func:`approximate_dimension` is biased low with few samples; numerator and
-    denominator here are each unbiased (U-statistics). **[O]**, theory note §8.
+    denominator here are each unbiased (U-statistics). **[O]**, Theory, section 8.3.
 
     Args:
         samples: :math:`H`, shape ``(samples, units)``, at least two rows; tensor or numpy array.

@@ -67,7 +67,7 @@ def entropic_plan(
             negative or do not sum to 1.
 
     Source:
-        Cuturi, *Sinkhorn distances* (2013); POT's ``sinkhorn_log``.
+        Cuturi (2013); POT's ``sinkhorn_log``.
     """
     try:
         import ot

@@ -46,7 +46,7 @@ def _readable(array: np.ndarray) -> np.ndarray:
 
 
 def as_float64_matrix(value: Any, name: str, *, ndim: int = 2) -> Tensor:
-    """Return a finite matrix (or vector) in float64, as every numeric here is (theory note, section 0).
+    """Return a finite matrix (or vector) in float64, as every numeric here is (Theory, section 1.0).
 
     Args:
         value: tensor, numpy array or nested sequence of numbers.
