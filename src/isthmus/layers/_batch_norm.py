@@ -103,9 +103,8 @@ def following_norm(node: fx.Node, tensors: Mapping[str, str], axis: int) -> tupl
     users = list(node.users)
     if axis != 1 or len(users) != 1 or operator_of(users[0]) not in BATCH_NORMS:
         return None
-    norm = BatchNorm.from_node(
-        users[0], tensors
-    )  # its other tensors are the state's, so it normalises the node
+    # its other tensors are the state's, so it is this node that it normalises
+    norm = BatchNorm.from_node(users[0], tensors)
     if norm is None:
         return None
     # an operator that also gives its statistics: its first user takes the value
