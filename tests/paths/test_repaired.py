@@ -422,6 +422,25 @@ def test_channels_that_never_vary_at_the_ends_are_shifted_only() -> None:
         torch.testing.assert_close(found[name][0], goal, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-11), (torch.float32, 16 * 2.0**-23)], ids=str)
+def test_a_layer_that_hardly_varies_is_held_as_far_as_rounding_lets_it(
+    dtype: torch.dtype, near: float
+) -> None:
+    """Its outputs are about 1 and vary by 1e-6: double precision holds that, single rounds each by a part of it."""
+    states = []
+    for seed in (0, 1):
+        state = state_of(seeded(mlp, seed, torch.float64))
+        state["2.weight"] = 1e-5 * state["2.weight"]
+        state["2.bias"] = 1 + state["2.bias"]
+        states.append({k: v.to(dtype) for k, v in state.items()})
+    model, inputs = seeded(mlp, 0, dtype), normal(60, 5).to(dtype)
+    path = Repaired(Straight(*states), model, cut(inputs))
+    found, ends = path.statistics(path.at(0.5)), [path.statistics(end) for end in path.ends]
+    goal = (ends[0]["2"][1] + ends[1]["2"][1]) / 2
+    assert float(goal.max()) < 1e-5
+    torch.testing.assert_close(found["2"][1], goal, rtol=0, atol=near)
+
+
 def test_further_bad_input() -> None:
     a = seeded(mlp, 0)
     straight = Straight(a, a)

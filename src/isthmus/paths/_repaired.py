@@ -58,10 +58,12 @@ class Goal:
     @property
     def nearest(self) -> float:
         """How near to the goal a state can be expected to come, in units of the spread."""
-        return max(_GIVEN_UP, 8 * self.eps, 8 * self.floor / self.spread)
+        return max(_GIVEN_UP, 8 * self.eps, _FAR * self.floor / self.spread)
 
 
 _ROUNDINGS = 4
+_FAR = 16
+"""Times the rounding of a layer's outputs from which a deviation is known not to be rounding."""
 _TOLERANCE = 1e-6
 _GIVEN_UP = 1e-3
 _MORE_SWEEPS = 2
@@ -238,7 +240,7 @@ class Repaired:
         return found
 
     def _correction(self, layer: HeldLayer, found: ChannelMoment, goal: Goal, t: float) -> Affine:
-        lost = _constant(found, goal) & (goal.deviation > goal.floor)
+        lost = _constant(found, goal) & (goal.deviation > _FAR * goal.floor)
         if bool(lost.any()):
             raise ModelError(
                 f"Repairing at t = {t:g}: {int(lost.sum())} of {len(lost)} channels of {printable(layer.path)!r} never "
