@@ -100,7 +100,7 @@ def layer_weight(node: fx.Node, trace: Trace, state: Mapping[str, Tensor]) -> tu
 
 
 def _swaps_two_axes(node: fx.Node) -> bool:
-    """Whether a node is the transpose of a matrix."""
+    """Return whether a node is the transpose of a matrix."""
     if node.op != "call_function" or node.meta["val"].ndim != 2:
         return False
     name = operator_of(node)
