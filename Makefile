@@ -13,7 +13,8 @@ DEMO_ARGS ?=
 # The short set of benchmarks; BENCH="line --networks mlp" runs one with options, BENCH=--list names all.
 BENCH ?=
 # One process per core with one thread each: faster than one process with many threads on small tensors.
-PYTEST_ARGS ?= -n auto
+# A file stays in one process, which makes its shared fixtures once.
+PYTEST_ARGS ?= -n auto --dist loadfile
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: demo test check types docs bench slow format clean help

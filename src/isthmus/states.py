@@ -176,7 +176,7 @@ def widest_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
 
 
 def equal_entries(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors have the same shape and entries, in any dtype (torch compares no 8-bit floats)."""
+    """Return whether two tensors have the same shape and entries, in any dtype (torch compares no 8-bit floats)."""
     return torch.equal(_comparable(a), _comparable(b))
 
 

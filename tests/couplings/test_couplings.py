@@ -49,7 +49,8 @@ def test_holders_are_multiplied_by_the_matrix(kind: str) -> None:
     assert isinstance(coupling, Coupling)
     rows, columns = coupling.shape
     matrix = coupling.matrix()
-    assert matrix.shape == (rows, columns) and matrix.dtype == torch.float64
+    assert matrix.shape == (rows, columns)
+    assert matrix.dtype == torch.float64
     held = normal(columns, 5)
     torch.testing.assert_close(coupling.carry(held), matrix @ held, rtol=1e-12, atol=1e-12)
     cube = normal(2, columns, 3)
@@ -92,10 +93,14 @@ def test_composition_is_the_product_of_the_matrices(first: str, second: str) -> 
 
 def test_composition_keeps_the_smallest_class() -> None:
     p, m, q = (INVERTIBLE[k](5) for k in ("permutation", "monomial", "rotation"))
-    assert type(p.then(p)) is Permutation and type(p.then(m)) is Monomial and type(m.then(p)) is Monomial
-    assert type(q.then(q)) is Rotation and type(p.then(q)) is Linear
+    assert type(p.then(p)) is Permutation
+    assert type(p.then(m)) is Monomial
+    assert type(m.then(p)) is Monomial
+    assert type(q.then(q)) is Rotation
+    assert type(p.then(q)) is Linear
     nest = INVERTIBLE["nested"](5)
-    assert type(nest.then(nest)) is Nested and type(nest.inverse()) is Nested
+    assert type(nest.then(nest)) is Nested
+    assert type(nest.inverse()) is Nested
 
 
 def test_members_follow_their_block() -> None:
@@ -159,13 +164,18 @@ def test_gradients_reach_the_numbers_of_a_coupling() -> None:
         values = values.clone().requires_grad_()
         coupling = make(values)
         (coupling.carry(held).square().sum() + coupling.carry_readers(read, 1).sum()).backward()
-        assert values.grad is not None and bool(values.grad.abs().sum() > 0)
+        assert values.grad is not None
+        assert bool(values.grad.abs().sum() > 0)
 
 
 def test_permutations_are_values() -> None:
     one, other = Permutation(torch.tensor([1, 0])), Permutation([1, 0])  # pyright: ignore[reportArgumentType]
-    assert one == other and hash(one) == hash(other) and one != Permutation.identity(2)
-    assert one.moves and not Permutation.identity(2).moves and one.moved_fraction == 1.0
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one != Permutation.identity(2)
+    assert one.moves
+    assert not Permutation.identity(2).moves
+    assert one.moved_fraction == 1.0
     assert repr(one) == "Permutation(2 units, 100% moved)"
 
 

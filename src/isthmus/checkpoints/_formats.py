@@ -66,7 +66,7 @@ def suffix_of(path: Path, known: tuple[str, ...] = READABLE) -> str:
 
 
 def is_torch(path: Path) -> bool:
-    """Whether a path names a file of torch; the other format is safetensors.
+    """Return whether a path names a file of torch; the other format is safetensors.
 
     Raises:
         CheckpointError: it names neither.

@@ -97,7 +97,7 @@ def _next_tokens(ignored: int) -> Convention:
 
 
 def _tokens(ignored: int) -> Convention:
-    """Every position predicts its own label; with one label for an example, its class."""
+    """Return the convention by which every position predicts its own label; a single label is the class."""
 
     def aligned(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor] | None:
         labels = _labels(batch)
@@ -177,7 +177,7 @@ def _pairs(outputs: Mapping[str, Any]) -> Tensor | None:
 
 
 def _contrastive(logits: Tensor, batch: Batch) -> Scores | None:
-    """Each text among the pictures of the batch, and each picture among its texts."""
+    """Score each text among the pictures of the batch, and each picture among its texts."""
     own = torch.arange(len(logits), device=logits.device)
     values = (
         F.cross_entropy(logits, own, reduction="none") + F.cross_entropy(logits.T, own, reduction="none")
@@ -186,7 +186,7 @@ def _contrastive(logits: Tensor, batch: Batch) -> Scores | None:
 
 
 def _pairwise(logits: Tensor, batch: Batch) -> Scores | None:
-    """Each pair of a text and a picture by itself: does it belong together?"""
+    """Score whether each text and each picture belong together, every pair by itself."""
     signs = 2 * torch.eye(len(logits), device=logits.device, dtype=logits.dtype) - 1
     return Scores(*averaged(-F.logsigmoid(signs * logits).sum(-1)), *averaged(_retrieved(logits)))
 

@@ -53,7 +53,7 @@ class Owned(NamedTuple):
 
 
 def is_pretrained(model: nn.Module) -> bool:
-    """Whether a module is a network of transformers, or one that only passes its inputs on to such a network."""
+    """Return whether a module is a network of transformers, or only passes its inputs on to one."""
     library = sys.modules.get("transformers.modeling_utils")
     return library is not None and isinstance(_unwrapped(model), library.PreTrainedModel)
 
@@ -218,7 +218,7 @@ def scored(kept: Owned, batch: Batch, convention: Convention | None) -> Scores:
 
 
 def agrees(rows: Scores, kept: Owned) -> bool:
-    """Whether scores average to the network's own loss of the batch; where nothing counts, it need not have any."""
+    """Return whether scores average to the network's own loss of the batch; where nothing counts, they do."""
     if kept.loss is None or float(rows.weights.sum()) == 0:
         return True
     own, ours = float(kept.loss), rows.loss

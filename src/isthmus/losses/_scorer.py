@@ -60,7 +60,7 @@ class Scorer(Protocol):
 
     @property
     def by_example(self) -> bool:
-        """Whether an example's score is the same in every batch.
+        """Return whether an example's score is the same in every batch.
 
         Batches may then be regrouped, and the outputs of several networks scored together.
         """
@@ -378,7 +378,7 @@ def _refuse_own_tokens(batch: Batch) -> None:
 
 
 def _are_next(tokens: Tensor, targets: Tensor) -> bool:
-    """Whether every target that counts is the next token already, as in ``(text[:-1], text[1:])``."""
+    """Return whether every target that counts is the next token already, as in ``(text[:-1], text[1:])``."""
     counted = targets[:, :-1] >= 0
     same, following = (targets == tokens)[:, :-1][counted], (targets[:, :-1] == tokens[:, 1:])[counted]
     return bool(following.all()) and not bool(same.all())

@@ -103,7 +103,7 @@ def _tower_text(tower: Data) -> str:
 
 
 def rate_panels(data: Data) -> Account:
-    """One law: measured mean with its bounds, and local slopes."""
+    """Return the panels of one law: the measured mean with its bounds, and local slopes."""
     sizes, d, fit = data["sizes"], data["dimension"], data["fit"]
     names = [
         ("upper", "proven upper bound"),

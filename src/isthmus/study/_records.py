@@ -63,7 +63,7 @@ class Found:
 
     @property
     def damaged(self) -> bool:
-        """Whether something lies there that must not be used."""
+        """Return whether something lies there that must not be used."""
         return self.record is None and self.fault is not None
 
 
@@ -73,7 +73,7 @@ def seal(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sealed(values: Mapping[str, Any]) -> bool:
-    """Whether values carry the digest of themselves."""
+    """Return whether values carry the digest of themselves."""
     return values.get(DIGEST) == _address({k: v for k, v in values.items() if k != DIGEST})
 
 

@@ -89,7 +89,7 @@ def _other_axis(given: dict[str, Any], before: _Shape, _: _Shape) -> bool:
 
 
 def _part(given: dict[str, Any], before: _Shape, after: _Shape) -> bool:
-    """A part of axis 0 that has all its length is all of it: steps are positive."""
+    """Return whether a part is of another axis, or all of axis 0: steps are positive, so equal length is all."""
     return _other_axis(given, before, after) or tuple(before) == tuple(after)
 
 

@@ -192,7 +192,7 @@ class _Step:
                     raise out_of_scope(self.node, "some of its values are NaN or infinite")
 
     def _varies(self, node: fx.Node) -> bool:
-        """Whether a node depends on the data (parameters, constants and what is made from them do not)."""
+        """Return whether a node depends on the data (parameters, constants and what is made from them do not)."""
         return self.bounds.get(node.name) is not None
 
     def _source(self) -> fx.Node:
@@ -321,7 +321,7 @@ class _Step:
         return self._moved(carried, None, self._elementary(max(f for _, f in terms), *(a for a, _ in terms)))
 
     def _is_affine_in_weights(self, node: fx.Node) -> bool:
-        """Whether a node without data is a constant, a parameter, or a parameter moved."""
+        """Return whether a node without data is a constant, a parameter, or a parameter moved."""
         while node.op == "call_function" and operator_of(node) in _MOVES | PARTS | {"aten.expand"}:
             source = node.args[0]
             if not isinstance(source, fx.Node) or node.meta["val"].dtype != source.meta["val"].dtype:
@@ -330,7 +330,7 @@ class _Step:
         return node.op in ("placeholder", "get_attr") or self._is_constant(node)
 
     def _is_constant(self, node: fx.Node) -> bool:
-        """Whether no tensor of the state is behind a node without data."""
+        """Return whether no tensor of the state is behind a node without data."""
         if node.op == "placeholder":
             return node.name not in self.trace.tensors
         return all(self._is_constant(n) for n in node.all_input_nodes)

@@ -179,7 +179,7 @@ def _plain(node: fx.Node, site: Site) -> bool:
 
 
 def _usual(node: fx.Node) -> bool:
-    """Whether the settings of an activation are numbers that keep its slopes in [0, 1]."""
+    """Return whether the settings of an activation are numbers that keep its slopes in [0, 1]."""
     given = bound_arguments(node)
     if len(node.all_input_nodes) != 1:
         return False
