@@ -17,6 +17,7 @@ from isthmus.symmetry._axes import Pin
 from isthmus.symmetry._collect import Label, collect
 from isthmus.symmetry._cut_parameters import Segments, cut_parameters, in_segments, unread_parameters
 from isthmus.symmetry._nesting import outer_atoms, used_atoms
+from isthmus.symmetry._roles import with_roles
 from isthmus.symmetry._spec import SymmetrySpec
 from isthmus.symmetry._stacked import Cuts, SegmentingInterpreter, joined
 from isthmus.symmetry._ties import Ties
@@ -105,7 +106,7 @@ def discover_from_trace(
     # the watched values are joined first: what nests is read off the final labels
     nesting = outer_atoms([*values_in(list(labels.values())), *interpreter.all_values()], interpreter.steps)
     found = collect(labels, names, nesting, None if outputs is None else tuple(chosen))
-    return replace(found, experiments=tuple(interpreter.experiments))
+    return with_roles(replace(found, experiments=tuple(interpreter.experiments)), traced)
 
 
 def _pin_value(given: Any, why: Pin) -> None:

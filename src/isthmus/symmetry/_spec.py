@@ -18,7 +18,7 @@ from isthmus.symmetry._overlaps import check_overlaps, distinct_positions
 from isthmus.symmetry._permutation_spec import AxesToPerm, PermToAxes, PermutationSpec, axes_of_permutations
 from isthmus.symmetry._shares import fraction_moved, outputs_note, pinned_shares, pinned_summary
 
-__all__ = ["AxisGroup", "IndexMap", "PinnedAxis", "Slot", "SymmetrySpec"]
+__all__ = ["AxisGroup", "IndexMap", "PinnedAxis", "Role", "Slot", "SymmetrySpec"]
 
 _FORMAT = 2
 _READABLE = (1, 2)
@@ -427,11 +427,12 @@ class SymmetrySpec:
             "",
         ]
         width = max([5, *(len(n) for n in self.groups)])
-        lines.append(f"{'group':<{width}}  units  moves")
+        roles = any(slot.role for group in self.groups.values() for slot in group.slots)
+        lines.append(f"{'group':<{width}}  units  {'role   ' if roles else ''}moves")
         for name, group in self.groups.items():
             for k, slot in enumerate(group.slots):
                 head = f"{name:<{width}}  {group.size:>5}" if k == 0 else " " * (width + 7)
-                lines.append(f"{head}  {slot}")
+                lines.append(f"{head}  {slot.role:<5}  {slot}" if roles else f"{head}  {slot}")
         if self.experiments:
             lines += ["", f"passed by experiment, not by a rule: {', '.join(self.experiments)}"]
         if self.pinned:
