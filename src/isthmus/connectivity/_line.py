@@ -30,6 +30,7 @@ from isthmus.evaluation import (
 from isthmus.losses import Loss, completed_batches, configs_kept, scorer_for
 from isthmus.moments._normalisation import (
     Refresh,
+    averaged_buffers,
     averaged_statistics,
     chosen_refresh,
     refresher,
@@ -141,6 +142,8 @@ def line(
     if equal_states(states[0], states[2]):  # every point is the network as it was trained
         notes.clear()
         repair, used = (None, None) if refresh == "auto" else (repair, used)
+    elif not callable(used) and (left := averaged_buffers(model_a, [states[0], states[2]])):
+        notes.append(_buffers_note(left))
     data, examples = _with_examples(data)
     for letter, replica in (("A", replica_a), ("B", replica_b)):
         if replica is not None:
@@ -231,6 +234,14 @@ def _left_note(layers: Sequence[str]) -> str:
         f"Running statistics inside the line ({some_layers(layers)}) are the average of the two ends', which "
         "is wrong there, so the losses and the barrier say little. Recompute them: "
         'refresh="batchnorm" (--refresh batchnorm) with training data, or a function for other layers than BatchNorm.'
+    )
+
+
+def _buffers_note(names: Sequence[str]) -> str:
+    return (
+        f"Buffers inside the line ({some_layers(names)}) are the average of the two ends'. Where the network computes "
+        "them from its weights or its data (spectral normalisation, a norm of its own), that is wrong there, and the "
+        "losses and the barrier say little. In Python, refresh= takes a function of a state that recomputes them."
     )
 
 

@@ -15,6 +15,7 @@ from isthmus.errors import DataError, IsthmusWarning, ModelError, ShapeError
 from isthmus.evaluation import Relabelling, check_frame, combine_states
 from isthmus.moments._normalisation import (
     Refresh,
+    averaged_buffers,
     averaged_statistics,
     chosen_refresh,
     refresher,
@@ -84,8 +85,8 @@ def merge(
         ModelError: a module is needed and none was given.
 
     Warns:
-        IsthmusWarning: running statistics are averaged and not recomputed, or networks without a common start are
-            averaged without relabelling.
+        IsthmusWarning: running statistics or other buffers are averaged and not recomputed, or networks without a
+            common start are averaged without relabelling.
 
     Example:
         >>> import torch
@@ -111,6 +112,7 @@ def merge(
     moved = alignments or [None] * (len(states) - 1)
     for note in (
         _statistics_note(merged, chosen_refresh(refresh, architecture, data), architecture),
+        None if callable(refresh) else _buffers_note(averaged_buffers(architecture, states)),
         strangers_note([_similarity(states[0], s) for s in states[1:]], shares, moved),
     ):
         if note is not None:
@@ -137,6 +139,17 @@ def _statistics_note(state: State, refresh: Refresh, architecture: nn.Module | N
         "wrong for the merged weights: the result may be near chance. Recompute them: pass batches=... of training "
         'data (and model=..., the architecture, where only states are merged) with refresh="auto", or a function '
         "(on the command line --data)."
+    )
+
+
+def _buffers_note(names: Sequence[str]) -> str | None:
+    """Return what to know of other buffers that are averages of several networks', or None."""
+    if not names:
+        return None
+    return (
+        f"The merged buffers ({some_layers(names)}) are the average of the networks'. Where the network computes them "
+        "from its weights or its data (spectral normalisation, a norm of its own), that is wrong for the merged "
+        "weights. In Python, refresh= takes a function of the merged state that recomputes them."
     )
 
 
