@@ -33,7 +33,7 @@ from isthmus.matching._schedules import (
     SinglePass,
     assignment_solver,
 )
-from isthmus.moments import SiteRunner, find_sites, input_statistics
+from isthmus.moments import SiteRunner, find_sites, input_statistics, tensors_met
 from isthmus.replica import require_same_code, with_state
 from isthmus.states import check_finite, check_same_architecture, digest_of, state_of
 from isthmus.symmetry import SymmetrySpec, Trace, discover_from_trace, function_change, trace, verify
@@ -134,7 +134,9 @@ def align(
         if isinstance(model_b, nn.Module):
             require_same_code(model_a, model_b, example.args, example.kwargs)
     tell(f"matching by {method}", 2, 4)
-    layers = Layers(spec, find_sites(traced), tuple(name for name, _ in model_a.named_parameters()))
+    layers = Layers(
+        spec, find_sites(traced), tuple(name for name, _ in model_a.named_parameters()), tensors_met(traced)
+    )
     pair = Pair(layers, state_a, state_b)
     if method in ("activations", "correlation"):
         correlation = method == "correlation"

@@ -43,7 +43,7 @@ from isthmus.matching._methods import (
     weight_objective,
 )
 from isthmus.matching._objectives import AbstractObjective
-from isthmus.moments import SiteRunner, find_sites, input_statistics, unit_moments
+from isthmus.moments import SiteRunner, find_sites, input_statistics, tensors_met, unit_moments
 from isthmus.states import check_finite, state_of
 from isthmus.symmetry import SymmetrySpec, discover_from_trace, trace
 from isthmus.symmetry._discover import Outputs
@@ -157,7 +157,9 @@ def dimension(
     example = example_of(args, kwargs, data, model)
     traced = trace(model, example.args, example.kwargs)
     found = discover_from_trace(traced, outputs=outputs) if spec is None else spec
-    layers = Layers(found, find_sites(traced), tuple(name for name, _ in model.named_parameters()))
+    layers = Layers(
+        found, find_sites(traced), tuple(name for name, _ in model.named_parameters()), tensors_met(traced)
+    )
     pair = Pair(layers, state, state)
     methods = {
         "weights-incoming": _of_weights(incoming_weight_objective(pair), ranks),

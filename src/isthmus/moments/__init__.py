@@ -12,7 +12,7 @@ from isthmus.moments._normalisation import chosen_refresh, refresh_batchnorm
 from isthmus.moments._patches import Convolution, input_rows
 from isthmus.moments._rows import Actions, Frame, Tap
 from isthmus.moments._runner import SiteRunner
-from isthmus.moments._sites import BatchNorm, Site, find_sites
+from isthmus.moments._sites import BatchNorm, Site, find_sites, tensors_met
 
 __all__ = [
     "CONSTANT_TOLERANCE",
@@ -33,5 +33,6 @@ __all__ = [
     "input_rows",
     "input_statistics",
     "refresh_batchnorm",
+    "tensors_met",
     "unit_moments",
 ]

@@ -17,7 +17,7 @@ from isthmus.moments._patches import Convolution
 from isthmus.symmetry import Trace
 from isthmus.symmetry._trace import bound_arguments, operator_of
 
-__all__ = ["BatchNorm", "Site", "find_sites"]
+__all__ = ["BatchNorm", "Site", "find_sites", "tensors_met"]
 
 _TRANSPOSITIONS = ("aten.t", "aten.transpose", "aten.permute", "aten.numpy_T", "aten.mT")
 _BATCH_NORMS = ("aten._native_batch_norm_legit_no_training", "aten.batch_norm")
@@ -86,6 +86,16 @@ def find_sites(traced: Trace) -> tuple[Site, ...]:
             if site is not None:
                 sites.append(site)
     return tuple(sites)
+
+
+def tensors_met(traced: Trace) -> tuple[str, ...]:
+    """Return the names of the tensors in the order in which operators of a traced model first use them."""
+    found: dict[str, None] = {}
+    for node in traced.graph.nodes:
+        if node.op == "call_function":
+            used = (traced.tensors.get(n.name) for n in node.all_input_nodes if n.op == "placeholder")
+            found.update(dict.fromkeys(name for name in used if name is not None))
+    return tuple(found)
 
 
 def _site(node: fx.Node, tensors: Mapping[str, str]) -> Site | None:

@@ -26,7 +26,7 @@ from isthmus.matching import (
 from isthmus.matching._align import OnStage, _costs, silent
 from isthmus.matching._layers import Layers
 from isthmus.matching._objectives import _added as added
-from isthmus.moments import find_sites
+from isthmus.moments import find_sites, tensors_met
 from isthmus.pretrained._gather import Gather, gather_of
 from isthmus.pretrained._lazy import LazyState
 from isthmus.pretrained._open import OpenedModel
@@ -84,7 +84,7 @@ def align(
     tell("discovering symmetries", 0, 4)
     spec = model_a.discover(outputs) if spec is None else spec
     parameters = tuple(name for name, _ in model_a.model.named_parameters())
-    layers = Layers(spec, find_sites(model_a.traced), parameters)
+    layers = Layers(spec, find_sites(model_a.traced), parameters, tensors_met(model_a.traced))
     objective = StoredWeights(layers, model_a.state, model_b.state)
     objective.check_finite(str(model_a.path), str(model_b.path))
     if check:
