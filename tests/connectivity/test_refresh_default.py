@@ -13,6 +13,7 @@ from isthmus import line
 from isthmus.connectivity import Line, interpolate
 from isthmus.errors import DataError, IsthmusWarning
 from isthmus.evaluation import evaluate
+from isthmus.merging import merge
 from isthmus.moments import refresh_batchnorm
 
 
@@ -149,3 +150,52 @@ def test_a_last_batch_of_one_example_is_left_out() -> None:
     single = [(x[k : k + 1], y[k : k + 1]) for k in range(5)]
     with pytest.raises(DataError, match="leave the statistics as they are with refresh=None"):
         line(a, b, single)
+
+
+class OwnNorm(nn.Module):
+    """A norm whose buffers have names of its own."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("same", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.get_buffer("mean").copy_(x.mean(0).detach())
+        return (x - self.get_buffer("mean")) * self.get_buffer("same")
+
+
+def spectral(seed: int) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = nn.Sequential(
+            nn.utils.parametrizations.spectral_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 3)
+        )
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda seed: normed(seed, OwnNorm), "(1.mean)"),
+        (spectral, "(0.parametrizations.weight.0._u, 0.parametrizations.weight.0._v)"),
+    ],
+)
+def test_other_buffers_that_are_averaged_are_told(make: Any, named: str) -> None:
+    a, b, data = make(0), make(1), examples(0)
+
+    def told(of: Any) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            of()
+        return [str(w.message) for w in caught if "uffers" in str(w.message)]
+
+    (text,) = told(lambda: line(a, b, [data], points=3, bootstrap=0))
+    assert text.startswith(f"Buffers inside the line {named} are the average of the two ends'")
+    (text,) = told(lambda: merge([a, b]))
+    assert text.startswith(f"The merged buffers {named} are the average of the networks'")
+    assert len(told(lambda: merge([a.state_dict(), b.state_dict()]))) == (make is spectral)
+    for same in (lambda: line(a, a, [data], points=3, bootstrap=0), lambda: merge([a, a])):
+        assert told(same) == []
+    assert told(lambda: line(a, b, [data], points=3, bootstrap=0, refresh=lambda state: state)) == []

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from isthmus import align, apply, discover
 from isthmus.couplings import index_of
 from isthmus.matching import Gain, assignment_solver, couple, total_gain
 
@@ -154,3 +156,33 @@ def test_a_group_that_is_not_asked_for_stays() -> None:
     found = couple([gain], ["member"], assignment_solver)
     assert list(found) == ["member"]
     assert found["member"] == assignment_solver(gain.reduced("member"))
+
+
+class EnsembleOfStackedLayers(nn.Module):
+    """Members in one tensor for each layer, whose hidden units are those of no layer; only the head is one."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        g = torch.Generator().manual_seed(seed)
+        shapes = {"first": (3, 5, 6), "bias": (3, 6), "second": (3, 6, 4), "head": (2, 4)}
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.randn(shape, generator=g)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.einsum("bc,mcd->bmd", x, self.get_parameter("first")) + self.get_parameter("bias")
+        h = torch.einsum("bmd,mde->bme", h.relu(), self.get_parameter("second"))
+        return F.linear(h.relu().mean(1), self.get_parameter("head"))
+
+
+@pytest.mark.parametrize("method", ["weights-incoming", "covariance"])
+def test_one_pass_meets_parameters_outside_layers_in_the_order_of_computation(method: str) -> None:
+    a, other = EnsembleOfStackedLayers(0).eval(), EnsembleOfStackedLayers(1)
+    g = torch.Generator().manual_seed(2)
+    x = torch.randn(40, 5, generator=g)
+    spec = discover(a, x)
+    near = {n: t + 0.05 * other.state_dict()[n] for n, t in a.state_dict().items()}
+    turned = {n: torch.randperm(group.size, generator=g) for n, group in spec.groups.items()}
+    b = EnsembleOfStackedLayers(3).eval()
+    b.load_state_dict(apply(spec, turned, near))
+    found = align(a, b, batches=[x], method=method).apply(b).state_dict()
+    torch.testing.assert_close(dict(found), near)

@@ -3,7 +3,7 @@
 from isthmus.layers._batch_norm import BATCH_NORMS, BatchNorm, following_norm
 from isthmus.layers._convolution import Convolution, input_rows, per_axis
 from isthmus.layers._operands import CONVOLUTIONS, Operands, operands_of
-from isthmus.layers._sites import Site, affine_layer, find_sites, matrix_of, tensor_of
+from isthmus.layers._sites import Site, affine_layer, find_sites, matrix_of, tensor_of, tensors_met
 
 __all__ = [
     "BATCH_NORMS",
@@ -20,4 +20,5 @@ __all__ = [
     "operands_of",
     "per_axis",
     "tensor_of",
+    "tensors_met",
 ]

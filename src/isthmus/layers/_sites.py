@@ -17,7 +17,7 @@ from isthmus.layers._convolution import Convolution
 from isthmus.layers._operands import operands_of
 from isthmus.symmetry import Trace
 
-__all__ = ["Site", "affine_layer", "find_sites", "matrix_of", "tensor_of"]
+__all__ = ["Site", "affine_layer", "find_sites", "matrix_of", "tensor_of", "tensors_met"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,16 @@ def find_sites(traced: Trace) -> tuple[Site, ...]:
     """Return the sites of a traced model in the order in which they are computed."""
     found = (_site(node, traced.tensors) for node in traced.graph.nodes)
     return tuple(site for site in found if site is not None)
+
+
+def tensors_met(traced: Trace) -> tuple[str, ...]:
+    """Return the names of the tensors in the order in which operators of a traced model first use them."""
+    found: dict[str, None] = {}
+    for node in traced.graph.nodes:
+        if node.op == "call_function":
+            used = (traced.tensors.get(n.name) for n in node.all_input_nodes if n.op == "placeholder")
+            found.update(dict.fromkeys(name for name in used if name is not None))
+    return tuple(found)
 
 
 def _site(node: fx.Node, tensors: Mapping[str, str]) -> Site | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, is_dataclass
 from typing import Any, Protocol
 
 import torch
@@ -26,7 +26,7 @@ from isthmus.losses._own import (
     with_labels,
 )
 from isthmus.losses._scores import Scores
-from isthmus.losses._tensors import TensorLoss, class_axis_last
+from isthmus.losses._tensors import CrossEntropy, TensorLoss, class_axis_last
 
 __all__ = ["Loss", "Scorer", "outputs_to_score", "score", "scorer_for"]
 
@@ -297,13 +297,71 @@ def scorer_for(
         return _own(model, batch, run, **options)
     named = tensor_loss(loss)
     if named is not None:
-        return TensorScorer(named)
+        return TensorScorer(named, _doubts(named, run(batch), batch.targets))
     if not callable(loss):
         raise DataError(
             f'Unknown loss of type {type(loss).__name__}: expected "cross_entropy", "mse", "bce", "model", a loss of '
             "torch.nn, or a function of (outputs, targets)."
         )
     return FunctionScorer(loss, whole=not isinstance(run(batch), Tensor))
+
+
+def _doubts(loss: TensorLoss, output: Any, targets: Any) -> tuple[str, ...]:
+    """Return what of a network's outputs may be meant otherwise than it is read."""
+    notes: list[str] = []
+    scored = outputs_to_score(output)
+    if scored.ndim == 0:
+        raise ModelError(
+            "The first tensor that the model returns is a single number, so it cannot be scored example by example. "
+            "Return the logits or predictions first, or pass loss= a function of (outputs, targets)."
+        )
+    several = [t for t in _tensors(output) if t.is_floating_point() and t.ndim > 0]
+    if len(several) > 1 and not _has_logits(output):
+        notes.append(
+            f"The network returns {len(several)} tensors, of which the first, {_shape(scored)}, is scored. For another "
+            "one pass loss= a function of (outputs, targets), or let the network name it 'logits'."
+        )
+    logits = class_axis_last(scored, targets) if isinstance(targets, Tensor) else None
+    if not isinstance(loss, CrossEntropy) or loss.log_probabilities:
+        return tuple(notes)
+    if logits is not None and logits.shape[-1] > 1 and _are_probabilities(logits):
+        notes.append(
+            "The outputs add up to 1 over the classes: probabilities, where cross-entropy expects logits, so the loss "
+            "is not the one that the network was trained by. Return logits, or pass loss= a function of the "
+            "probabilities."
+        )
+    either = scored.ndim > 2 and scored.shape[:-1] == scored.shape[:1] + scored.shape[2:]
+    if logits is not None and either and not loss.class_axis_first:
+        notes.append(
+            f"Outputs {_shape(scored)} for labels {_shape(targets)} can have their classes on axis 1 or on the last; "
+            "the last is taken. If they are on axis 1, pass torch.nn.CrossEntropyLoss()."
+        )
+    return tuple(notes)
+
+
+def _are_probabilities(logits: Tensor) -> bool:
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    tolerance = 1e-4 if wide.dtype == logits.dtype else 1e-2
+    return bool((wide >= 0).all()) and bool(((wide.sum(-1) - 1).abs() < tolerance).all())
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    if is_dataclass(output) and not isinstance(output, (type, Mapping)):
+        output = vars(output)
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    return [t for part in output for t in _tensors(part)] if isinstance(output, (tuple, list)) else []
+
+
+def _has_logits(output: Any) -> bool:
+    named = isinstance(output, Mapping) and output.get("logits") is not None
+    return named or isinstance(getattr(output, "logits", None), Tensor)
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
 
 
 def _own(

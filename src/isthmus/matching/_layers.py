@@ -33,11 +33,13 @@ class Layers:
         spec: the symmetries.
         sites: the sites in the order of computation.
         parameters: names of the parameters, each tied one once.
+        met: names of tensors in the order in which the network first uses them; empty if that is not known.
     """
 
     spec: SymmetrySpec
     sites: Sequence[Site]
     parameters: Sequence[str]
+    met: Sequence[str] = ()
     _facets: dict[str, list[Facet]] = field(default_factory=dict[str, list[Facet]], repr=False, compare=False)
 
     @cached_property
@@ -47,14 +49,17 @@ class Layers:
 
     @cached_property
     def structure(self) -> Structure:
-        """All groups; their clusters are ordered as the sites first meet them, read or computed, the others last."""
+        """All groups; their clusters are ordered as sites and parameters outside them first meet them."""
         found = clusters_of(self.spec)
         cluster_of = {name: cluster for cluster in found for name in cluster}
-        order: dict[Cluster, None] = {}
+        axes: dict[str, list[int]] = {}
         for site in self.sites:
-            for axis in (site.in_axis, site.out_axis):
-                pairs = self.table.get(site.weight, {}).get(axis, ())
-                order.update(dict.fromkeys(cluster_of[name] for name, _ in pairs))
+            axes.setdefault(site.weight, []).extend((site.in_axis, site.out_axis))
+        order: dict[Cluster, None] = {}
+        for tensor in (*self.met, *axes):
+            by_axis = self.table.get(tensor, {})
+            for axis in axes.get(tensor, [] if tensor in self.covered else sorted(by_axis)):
+                order.update(dict.fromkeys(cluster_of[name] for name, _ in by_axis.get(axis, ())))
         order.update(dict.fromkeys(found))
         return Structure(self.spec, tuple(order))
 

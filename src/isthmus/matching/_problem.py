@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from isthmus.batches import Batch, Batches, device_of, first_batch, reusable
 from isthmus.errors import DataError
 from isthmus.evaluation import require_evaluation
-from isthmus.layers import find_sites
+from isthmus.layers import find_sites, tensors_met
 from isthmus.losses import completed_batches
 from isthmus.matching._grids import Cluster
 from isthmus.matching._layers import Layers
@@ -159,7 +159,7 @@ class Problem:
     def layers(self) -> Layers:
         """How the groups meet the layers."""
         parameters = tuple(name for name, _ in self.model_a.named_parameters())
-        return Layers(self.spec, find_sites(self.traced), parameters)
+        return Layers(self.spec, find_sites(self.traced), parameters, tensors_met(self.traced))
 
     @cached_property
     def pair(self) -> Pair:

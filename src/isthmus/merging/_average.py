@@ -13,7 +13,7 @@ from isthmus import matching
 from isthmus.batches import Batches, reusable
 from isthmus.errors import DataError, IsthmusWarning, ModelError, ShapeError
 from isthmus.evaluation import Relabelling, check_frame, combine_states
-from isthmus.moments import Refresh, averaged_statistics, some_layers
+from isthmus.moments import Refresh, averaged_buffers, averaged_statistics, some_layers
 from isthmus.paths import Recompute, Straight, recompute_of
 from isthmus.replica import with_state
 from isthmus.states import State, equal_states, state_of
@@ -80,8 +80,8 @@ def merge(
         ModelError: a module is needed and none was given.
 
     Warns:
-        IsthmusWarning: running statistics are averaged and not recomputed, or networks without a common start are
-            averaged without relabelling.
+        IsthmusWarning: running statistics or other buffers are averaged and not recomputed, or networks without a
+            common start are averaged without relabelling.
 
     Example:
         >>> import torch
@@ -107,6 +107,7 @@ def merge(
     moved = alignments or [None] * (len(states) - 1)
     for note in (
         None if alone else _statistics_note(merged, recompute, architecture),
+        None if alone or callable(refresh) else _buffers_note(averaged_buffers(architecture, states)),
         None if alone else strangers_note([_similarity(states[0], s) for s in states[1:]], shares, moved),
     ):
         if note is not None:
@@ -134,6 +135,17 @@ def _statistics_note(state: State, recompute: Recompute | None, architecture: nn
         "wrong for the merged weights: the result may be near chance. Recompute them: pass batches=... of training "
         'data (and model=..., the architecture, where only states are merged) with refresh="auto", or a function '
         "(on the command line --data)."
+    )
+
+
+def _buffers_note(names: Sequence[str]) -> str | None:
+    """Return what to know of other buffers that are averages of several networks', or None."""
+    if not names:
+        return None
+    return (
+        f"The merged buffers ({some_layers(names)}) are the average of the networks'. Where the network computes them "
+        "from its weights or its data (spectral normalisation, a norm of its own), that is wrong for the merged "
+        "weights. In Python, refresh= takes a function of the merged state that recomputes them."
     )
 
 

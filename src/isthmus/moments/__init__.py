@@ -21,6 +21,7 @@ from isthmus.moments._collect import (
 )
 from isthmus.moments._normalisation import (
     Refresh,
+    averaged_buffers,
     averaged_statistics,
     chosen_refresh,
     keeps_running_statistics,
@@ -47,6 +48,7 @@ __all__ = [
     "SiteRunner",
     "Tap",
     "UnitRequest",
+    "averaged_buffers",
     "averaged_statistics",
     "chosen_refresh",
     "collected",

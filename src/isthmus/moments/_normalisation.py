@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 from isthmus.batches import Batches, iterate
 from isthmus.errors import DataError, printable
 from isthmus.evaluation import bind
-from isthmus.replica import Replica
-from isthmus.states import State, with_versions_of
+from isthmus.replica import Replica, storage_key
+from isthmus.states import State, equal_entries, with_versions_of
 
 __all__ = [
     "Refresh",
+    "averaged_buffers",
     "averaged_statistics",
     "chosen_refresh",
     "keeps_running_statistics",
@@ -160,6 +162,38 @@ def averaged_statistics(
     else:
         layers = [name.rpartition(".")[0] for name in model_or_state if name.endswith("running_mean")]
     return [layer for layer in layers if _join(layer, "running_mean") in averaged]
+
+
+def averaged_buffers(model: nn.Module | None, states: Sequence[Mapping[str, Tensor]]) -> list[str]:
+    """Return the buffers, statistics of normalisation apart, that an average of several networks averages too.
+
+    A layer may compute them from its weights (the singular vectors of spectral normalisation) or from data, and then
+    their average is not what it would compute.
+
+    Args:
+        model: the architecture. Without it, only the vectors of spectral normalisation are known, by their names.
+        states: of the networks, relabelled alike.
+    """
+    first, *others = states
+    if model is None:
+        names = [n for n in first if _is_singular_vector(n, first)]
+    else:
+        held = {storage_key(p) for p in model.parameters()}
+        layers = {path for path, m in model.named_modules() if getattr(m, "running_mean", None) is not None}
+        names = [
+            name
+            for name, buffer in model.named_buffers()
+            if (buffer.is_floating_point() or buffer.is_complex())
+            and name in first
+            and name.rpartition(".")[0] not in layers
+            and storage_key(buffer) not in held
+        ]
+    return [n for n in names if any(not equal_entries(first[n], o[n].to(first[n].device)) for o in others)]
+
+
+def _is_singular_vector(name: str, state: Mapping[str, Tensor]) -> bool:
+    old = name[-2:] in ("_u", "_v") and f"{name[:-2]}_orig" in state
+    return old or re.search(r"\bparametrizations\..+\.\d+\._[uv]$", name) is not None
 
 
 def some_layers(layers: Sequence[str], limit: int = 3) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from isthmus.couplings import index_of
-from isthmus.layers import find_sites
+from isthmus.layers import find_sites, tensors_met
 from isthmus.matching import (
     Alignment,
     Cluster,
@@ -84,7 +84,7 @@ def align(
     tell("discovering symmetries", 0, 4)
     spec = model_a.discover(outputs) if spec is None else spec
     parameters = tuple(name for name, _ in model_a.model.named_parameters())
-    layers = Layers(spec, find_sites(model_a.traced), parameters)
+    layers = Layers(spec, find_sites(model_a.traced), parameters, tensors_met(model_a.traced))
     objective = StoredWeights(layers, model_a.state, model_b.state)
     objective.check_finite(str(model_a.path), str(model_b.path))
     if check:

@@ -1,10 +1,10 @@
 """Whether a tensor holds or reads the units on each of its axes.
 
-A layer :math:`W h + b` *holds* its outputs on the axis of ``W`` that it keeps and *reads* its inputs on the axis that it sums
-over; ``b``, gains and tables hold. Each use of a tensor in the graph is looked at: the tensor is followed through
+A layer :math:`W h + b` *holds* its outputs on the axis of ``W`` that it keeps, and *reads* its inputs on the axis that it
+sums over; ``b``, gains and tables hold. Each use of a tensor in the graph is looked at: the tensor is followed through
 operators that only move its entries, or that combine it with other tensors of the state entry by entry (weight
-normalisation), and where it meets data the operator says which axes it sums over. An operator that is not listed says
-nothing, so the role stays empty.
+normalisation), and where it meets data the operator says which axes it sums over. An operator that is not listed
+says nothing, and the role stays empty.
 """
 
 from __future__ import annotations
@@ -65,7 +65,15 @@ _SUMS_OVER: dict[str, Mapping[str, tuple[int, ...]]] = {
     **{f"aten.conv_transpose{n}d": {"weight": (0,), "bias": ()} for n in (1, 2, 3)},
     **{
         f"aten.{name}": dict.fromkeys(("weight", "bias", "running_mean", "running_var"), ())
-        for name in ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "prelu")
+        for name in (
+            *("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "prelu"),
+            *(
+                "_native_batch_norm_legit_no_training",
+                "native_layer_norm",
+                "native_group_norm",
+                "_fused_rms_norm",
+            ),
+        )
     },
     **{f"aten.{name}": dict.fromkeys(("tensors", "input"), ()) for name in ("cat", "stack", "concat")},
 }
