@@ -37,7 +37,12 @@ def test_the_readme_example_runs_and_shows_a_smaller_barrier(tmp_path: Path) -> 
     assert numbers[1] < 0.5 * numbers[0]
 
 
-@pytest.mark.parametrize("script", EXAMPLES, ids=[e.stem for e in EXAMPLES])
+DEAR = {"transformers_pair", "why_wide_networks_connect"}
+
+
+@pytest.mark.parametrize(
+    "script", [pytest.param(e, id=e.stem, marks=[pytest.mark.slow] * (e.stem in DEAR)) for e in EXAMPLES]
+)
 def test_examples_run(script: Path, tmp_path: Path) -> None:
     assert run_script(script.read_text(encoding="utf-8"), tmp_path).strip()
 
