@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from isthmus.layers import Site
 from isthmus.matching._grids import Cluster, Facet, Grid, Structure, clusters_of, facets_of
+from isthmus.matching._pieces import Piece, chained, pieces_of
 from isthmus.moments import Tap
 from isthmus.symmetry import Slot, SymmetrySpec
 
@@ -23,6 +24,9 @@ class View:
 
     tap: Tap
     grid: Grid
+
+
+_Pieces = list[tuple[Piece, list[Facet]]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Layers:
     sites: Sequence[Site]
     parameters: Sequence[str]
     met: Sequence[str] = ()
-    _facets: dict[str, list[Facet]] = field(default_factory=dict[str, list[Facet]], repr=False, compare=False)
+    _pieces: dict[str, _Pieces] = field(default_factory=dict[str, _Pieces], repr=False, compare=False)
 
     @cached_property
     def table(self) -> Mapping[str, Mapping[int, Sequence[tuple[str, Slot]]]]:
@@ -58,8 +62,13 @@ class Layers:
         order: dict[Cluster, None] = {}
         for tensor in (*self.met, *axes):
             by_axis = self.table.get(tensor, {})
-            for axis in axes.get(tensor, [] if tensor in self.covered else sorted(by_axis)):
-                order.update(dict.fromkeys(cluster_of[name] for name, _ in by_axis.get(axis, ())))
+            if tensor in axes:
+                names = [name for axis in axes[tensor] for name, _ in by_axis.get(axis, ())]
+            else:
+                known = {name for cluster in order for name in cluster}
+                pieces = pieces_of(by_axis, self.spec.shapes.get(tensor, ()))
+                names = [] if tensor in self.covered else chained(pieces, known)
+            order.update(dict.fromkeys(cluster_of[name] for name in names))
         order.update(dict.fromkeys(found))
         return Structure(self.spec, tuple(order))
 
@@ -68,18 +77,25 @@ class Layers:
         """Units per group, in the order of matching."""
         return self.structure.sizes
 
-    def facets(self, tensor: str, axis: int | None = None) -> Sequence[Facet]:
-        """Return the facets of a tensor, of all axes or of one."""
-        if tensor not in self._facets:
-            by_axis = self.table.get(tensor, {})
-            present = {self.structure.cluster_of[g] for pairs in by_axis.values() for g, _ in pairs}
-            self._facets[tensor] = [
-                facet
-                for cluster in self.structure.clusters
-                if cluster in present
-                for facet in facets_of(self.spec, cluster, self.spec.shapes[tensor], by_axis)
+    def pieces(self, tensor: str) -> Sequence[tuple[Piece, Sequence[Facet]]]:
+        """Return the pieces in which a tensor is compared, each with its facets."""
+        if tensor not in self._pieces:
+            self._pieces[tensor] = [
+                (piece, list(self._facets_of(piece)))
+                for piece in pieces_of(self.table.get(tensor, {}), self.spec.shapes[tensor])
             ]
-        return [f for f in self._facets[tensor] if axis is None or f.axes[0] == axis]
+        return self._pieces[tensor]
+
+    def _facets_of(self, piece: Piece) -> Iterator[Facet]:
+        present = {self.structure.cluster_of[g] for pairs in piece.table.values() for g, _ in pairs}
+        for cluster in self.structure.clusters:
+            if cluster in present:
+                yield from facets_of(self.spec, cluster, piece.shape, piece.table)
+
+    def facets(self, tensor: str, axis: int) -> Sequence[Facet]:
+        """Return the facets of a tensor that is compared as a whole, of one axis."""
+        (_, found), *others = self.pieces(tensor)
+        return [] if others else [facet for facet in found if facet.axes[0] == axis]
 
     @cached_property
     def covered(self) -> frozenset[str]:

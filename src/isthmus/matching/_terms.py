@@ -12,6 +12,7 @@ activations            ``Cov(h_A, h_B)``, or ``Corr(h_A, h_B)``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ from isthmus.matching._objectives import (
     TermObjective,
     negative_cost,
 )
+from isthmus.matching._pieces import Piece
 from isthmus.moments import CrossMoment, InputStatistics
 from isthmus.symmetry import Slot
 
@@ -51,9 +53,11 @@ class Pair:
     state_a: Mapping[str, Tensor]
     state_b: Mapping[str, Tensor]
 
-    def plain(self, tensor: str, count: float = 1.0) -> Comparison:
-        """Compare one parameter in the identity metric, divided by ``count``."""
-        own, other, movers = self.state_a[tensor], self.state_b[tensor], (self.layers.table.get(tensor, {}),)
+    def plain(self, tensor: str, piece: Piece, count: float = 1.0) -> Comparison:
+        """Compare a piece of one parameter in the identity metric, divided by ``count``."""
+        own, other, movers = self.state_a[tensor], self.state_b[tensor], (piece.table,)
+        if piece.cut is not None:
+            own, other = own.narrow(*piece.cut), other.narrow(*piece.cut)
         norm = float(own.double().square().sum())
         if count == 1.0:
             return Comparison((own,), (other,), movers, norm)
@@ -64,9 +68,13 @@ class Pair:
 
     def plain_terms(self, tensor: str, axis: int | None = None) -> list[Term]:
         """Return the terms of one parameter in the identity metric, seen along one axis or all."""
-        facets = self.layers.facets(tensor, axis)
-        comparison = self.plain(tensor) if facets else None
-        return [Term(f, comparison, (f.axes,)) for f in facets if comparison is not None]
+        terms: list[Term] = []
+        for piece, listed in self.layers.pieces(tensor):
+            facets = [f for f in listed if axis is None or f.axes[0] == axis]
+            if facets:
+                comparison = self.plain(tensor, piece)
+                terms += [Term(facet, comparison, (facet.axes,)) for facet in facets]
+        return terms
 
     def objective(self, terms: Sequence[Term], *, costs: bool = False) -> TermObjective:
         """Return the sum of terms, valued by inner products or, with ``costs``, by squared distances."""
@@ -193,11 +201,11 @@ def _outgoing_terms(pair: Pair, site: Site, statistics: InputStatistics) -> list
 def uncovered_terms(pair: Pair) -> list[Term]:
     """Return terms for parameters that no layer reads, averaged over their other entries."""
     terms: list[Term] = []
-    for name in pair.layers.parameters:
-        shape = pair.state_a[name].shape
-        for facet in pair.layers.facets(name) if name not in pair.layers.covered else ():
-            others = pair.state_a[name].numel() / shape[facet.axes[0]]
-            terms.append(Term(facet, pair.plain(name, others), (facet.axes,)))
+    for name in (n for n in pair.layers.parameters if n not in pair.layers.covered):
+        for piece, facets in pair.layers.pieces(name):
+            for facet in facets:
+                others = math.prod(piece.shape) / piece.shape[facet.axes[0]]
+                terms.append(Term(facet, pair.plain(name, piece, others), (facet.axes,)))
     return terms
 
 
