@@ -24,6 +24,11 @@ except BaseException:  # as packages do that try an import and go on without
 """
 
 
+def heed_interrupts() -> None:
+    """Heed an interruption also where the tests themselves run in the background of a shell."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("start", [["-m", "isthmus"], ["-c", "from isthmus.cli import main; main()"]])
 def test_an_interruption_while_packages_are_imported_is_one_line(tmp_path: Path, start: list[str]) -> None:
     mark = tmp_path / "importing"
@@ -34,6 +39,7 @@ def test_an_interruption_while_packages_are_imported_is_one_line(tmp_path: Path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), _SOURCE])},
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_interrupts,
     )
     deadline = time.monotonic() + 60
     while not mark.exists() and time.monotonic() < deadline:

@@ -148,17 +148,17 @@ def test_keyword_inputs_and_without_check() -> None:
 
 
 def test_the_seed_decides_the_sample_of_wide_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("isthmus.matching._align.input_statistics", _tiny_sample)
+    monkeypatch.setattr("isthmus.matching._problem.InputRequest", _tiny_sample)
     a, b, x = network(0, 24), network(1, 24), examples(400)
     runs = [align(a, b, batches=[x], method="covariance", seed=s) for s in (0, 0, 1)]
     assert equal(runs[0], runs[1])
     assert not equal(runs[0], runs[2]), "twelve rows are a coarse sample"
 
 
-def _tiny_sample(*args: Any, **kwargs: Any) -> Any:
-    from isthmus.moments import input_statistics
+def _tiny_sample(*args: Any) -> Any:
+    from isthmus.moments import InputRequest
 
-    return input_statistics(*args, **kwargs, max_features=4, sample_rows=12)
+    return InputRequest(*args, max_features=4, sample_rows=12)
 
 
 @pytest.mark.parametrize(

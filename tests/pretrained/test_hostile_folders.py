@@ -372,7 +372,7 @@ def test_architectures_that_are_none(folder: Path, name: str) -> None:
 
 
 def test_cards_hold_no_markup_of_others(pair_of: Callable[..., Any]) -> None:
-    alignment = replace(random_alignment(pair_of("bert").spec), method=EVIL, status=EVIL)
+    alignment = replace(random_alignment(pair_of("bert").spec), method=EVIL)
     source = Source(EVIL, alignment=alignment)
     for card in (merge_card([source, source], [EVIL], [EVIL]), relabelled_card(source, [EVIL], [EVIL])):
         assert "\x1b" not in card

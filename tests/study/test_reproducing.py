@@ -98,13 +98,28 @@ def test_methods_that_lose_from_width_are_named(make: Any) -> None:
         assert bool(list(make.turning(near))) is some
 
 
+def test_the_sign_of_an_interval_says_what_goes_with_what(make: Any) -> None:
+    ends = {
+        "weights": (0.2, 0.9),
+        "covariance": (-0.9, -0.2),
+        "activations": (-0.1, 0.3),
+        "none": (None, None),
+    }
+    found = [{"method": m, "overall": {"low": low, "high": high}} for m, (low, high) in ends.items()]
+    text = " ".join("\n".join(make.directions(found, "learning rate")).split())
+    assert text.startswith(
+        "Over learning rate and pairs, a larger dimension goes with a larger barrier for `weights`; a larger "
+        "dimension goes with a smaller barrier for `covariance`; the interval holds zero for `activations`."
+    )
+
+
 def test_figures_are_shown_and_linked(make: Any, results: Path) -> None:
     page = "\n".join(make.page(results))
     assert "![Barrier](" in page
     assert "tiny/figures/barrier.png)" in page
     assert "As [SVG](" in page
     assert "Approximate dimension against barrier (centred)" in page
-    assert "Over learning rate and pairs, " in page
+    assert "With fewer than three pairs of seeds there are no intervals." in page
     assert "other.png" not in page
 
 

@@ -147,7 +147,7 @@ class _Groups:
 
     def _member(self, atom: Atom, units: tuple[tuple[Atom, int], ...]) -> AxisGroup:
         found = (_slot(site, units) for site in self._sites[atom])
-        slots = tuple(slot for slot in found if slot is not None)
+        slots = _joined([slot for slot in found if slot is not None])
         free = [(o, unit) for o, unit in units if o.pinned is None]
         within = tuple((self._name(o, units), unit) for o, unit in free)
         pattern = ",".join("*" if o.pinned is None else str(unit) for o, unit in units)
@@ -183,6 +183,23 @@ def _slot(site: _Site, units: tuple[tuple[Atom, int], ...]) -> Slot | None:
             [*block, (dim, IndexMap(length, 1, start, 1, ((size, 1),) if size > 1 else ()))], key=_axis
         )
     return Slot(site.tensor, site.axis, index, tuple(block))
+
+
+def _joined(slots: Sequence[Slot]) -> tuple[Slot, ...]:
+    """Join slots on the segments of one tensor where the group acts alike on all of them."""
+    alike: dict[tuple[str, int, IndexMap, int], list[Slot]] = {}
+    for slot in slots:
+        if len(slot.block) == 1:
+            alike.setdefault((slot.tensor, slot.axis, slot.index, slot.block[0][0]), []).append(slot)
+    whole: dict[int, Slot | None] = {}
+    for parts in alike.values():
+        indices = [part.block[0][1] for part in parts]
+        covered = sorted(place for index in indices for place in index.positions().flatten().tolist())
+        if covered == list(range(indices[0].length)):
+            whole |= {id(part): None for part in parts}
+            whole[id(parts[0])] = replace(parts[0], block=())
+    found = (whole.get(id(slot), slot) for slot in slots)
+    return tuple(slot for slot in found if slot is not None)
 
 
 def _axis(part: tuple[int, IndexMap]) -> int:

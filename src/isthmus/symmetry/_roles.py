@@ -1,10 +1,10 @@
 """Whether a tensor holds or reads the units on each of its axes.
 
-A layer :math:`W h + b` *holds* its outputs on the axis of ``W`` that it keeps, and *reads* its inputs on the axis that
-it sums over; ``b``, gains and tables hold. Each use of a tensor in the graph is looked at: the tensor is followed through
-operators that only move its entries, or that combine it with other tensors of the state entry by entry (weight
-normalisation), and where it meets data the operator says which axes it sums over. An operator that is not listed
-says nothing, and the role stays empty.
+A layer :math:`W h + b` *holds* its outputs on the axis of ``W`` that it keeps, and *reads* its inputs on the
+axis that it sums over; ``b``, gains and tables hold. Each use of a tensor in the graph is looked at: the tensor
+is followed through operators that only move its entries, or that combine it with other tensors of the state
+entry by entry (weight normalisation), and where it meets data the operator says which axes it sums over. An
+operator that is not listed says nothing, and the role stays empty.
 """
 
 from __future__ import annotations

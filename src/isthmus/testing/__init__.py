@@ -7,6 +7,7 @@ from isthmus.testing._catalogue import (
     reference_network,
     reference_spec,
 )
+from isthmus.testing._contracts import check_alignment_contract
 from isthmus.testing._plain import mlp, vgg16, vgg16_bn
 from isthmus.testing._planted import PlantedPair, perturb, planted_pair, randomise_state
 from isthmus.testing._reference import (
@@ -21,6 +22,7 @@ from isthmus.testing._transformers import bert, gpt, llama, vit
 
 __all__ = [
     "REFERENCE_NETWORKS",
+    "check_alignment_contract",
     "reference_network",
     "reference_inputs",
     "reference_spec",
