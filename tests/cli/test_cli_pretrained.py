@@ -259,3 +259,13 @@ def test_remote_code_is_refused(isthmus: Cli, models: Path) -> None:
     result = isthmus("symmetry", "a")
     assert result.code == 2
     assert "--trust-remote-code" in result.err
+
+
+def test_a_label_that_does_not_count_leaves_the_networks_own_loss_alone(isthmus: Cli, models: Path) -> None:
+    pair = ("a", "b", "--data", "mydata:batches", "--points", "2")
+    refused = isthmus("line", *pair, "--out", "line", "--ignore-index", "2")
+    assert refused.code == 2
+    assert "BertForSequenceClassification is scored by its own loss" in " ".join(refused.err.split())
+    said = isthmus("line", *pair, "--out", "line", "--ignore-index", "2", "--loss", "cross_entropy", "--json")
+    assert said.code == 0, said.err
+    assert said.json["settings"]["loss"] == "cross_entropy(ignore_index=2)"

@@ -351,3 +351,19 @@ def test_targets_that_are_the_tokens_themselves_are_refused() -> None:
     assert evaluate(model, [(tokens[:, :-1], tokens[:, 1:])]).loss > 0
     zeros = torch.zeros(2, 3, dtype=torch.int64)
     assert evaluate(model, [(zeros, zeros)]).loss > 0
+
+
+def test_cross_entropy_by_name_says_that_the_tokens_are_not_moved() -> None:
+    task = BY_TITLE["causal language model"]
+    model, batch = tasks.network(task), tasks.batches(task)[0]
+    for loss in (
+        "cross_entropy",
+        "cross_entropy(ignore_index=0, label_smoothing=0.1)",
+        nn.CrossEntropyLoss(),
+    ):
+        (note,) = scorer(model, batch, loss).notes
+        assert "the input tokens themselves" in note
+        assert "--loss model" in note
+    moved = {**batch, "labels": batch["labels"].roll(-1, 1)}
+    assert not scorer(model, moved, "cross_entropy").notes
+    assert not scorer(model, batch).notes

@@ -297,7 +297,8 @@ def scorer_for(
         return _own(model, batch, run, **options)
     named = tensor_loss(loss)
     if named is not None:
-        return TensorScorer(named, _doubts(named, run(batch), batch.targets))
+        notes = (*_doubts(named, run(batch), batch.targets), *_not_moved(named, model, batch))
+        return TensorScorer(named, notes)
     if not callable(loss):
         raise DataError(
             f'Unknown loss of type {type(loss).__name__}: expected "cross_entropy", "mse", "bce", "model", a loss of '
@@ -433,6 +434,21 @@ def _refuse_own_tokens(batch: Batch) -> None:
             'moves them, loss="model" if the network returns its own loss, or loss="cross_entropy" if the targets are '
             "meant as they are."
         )
+
+
+def _not_moved(loss: TensorLoss, model: nn.Module, batch: Batch) -> tuple[str, ...]:
+    """Return a note where a network of transformers is scored on its own tokens, without the move by one place."""
+    tokens = _tokens_of(batch)
+    if not isinstance(loss, CrossEntropy) or tokens is None or not is_pretrained(model):
+        return ()
+    counted = loss.counted(batch.targets) >= 0
+    if not bool(counted.any()) or not bool((batch.targets == tokens)[counted].all()):
+        return ()
+    return (
+        f"The targets are the input tokens themselves, and {loss.name} compares each with the output at the same "
+        f'place. If {type(model).__name__} predicts the next token, this says nothing: leave loss out, or give "model" '
+        "(on the command line --loss model), for its own loss, which moves them.",
+    )
 
 
 def _are_next(tokens: Tensor, targets: Tensor) -> bool:
