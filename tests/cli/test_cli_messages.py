@@ -455,3 +455,21 @@ def test_code_that_ends_the_program_is_an_error(isthmus: Cli, project: Path) -> 
     assert result.code == 2
     assert "failed with SystemExit: 0" in result.err
     assert not (project / "o.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "found"),
+    [
+        ("someone/some-model", "it looks like the name of a model on the hub"),
+        ("some-model", "no such file or folder"),
+        ("weights.pt", "weights.pt: a checkpoint, which names no network."),
+    ],
+)
+def test_a_target_that_is_none_says_what_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, found: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_state("weights.pt", {"weight": torch.zeros(2)})
+    with pytest.raises(ModelError, match=r"expected package\.module:factory") as error:
+        load_target(target)
+    assert found in str(error.value)

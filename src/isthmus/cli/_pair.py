@@ -202,7 +202,8 @@ def example_for(target: Target, data: Mapping[str, Batches], shapes: Sequence[st
     for batches in data.values():
         return first_batch(batches).head(4)
     raise DataError(
-        "No example inputs: let the TARGET return (module, example inputs), or give --data or --shape."
+        "No example inputs: let the TARGET return (module, example inputs), or give --shape (or --data where the "
+        "command takes it)."
     )
 
 
