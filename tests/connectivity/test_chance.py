@@ -120,6 +120,24 @@ def test_regression_against_the_variance_of_the_targets() -> None:
     assert noted(good, good, (x, y), loss="mse") == ()
 
 
+def test_yes_or_no_against_the_share_of_yes() -> None:
+    x = torch.randn(300, 2, generator=generator())
+    y = (x > torch.tensor([0.0, 1.0])).float()
+    good, constant = nn.Linear(2, 2), nn.Linear(2, 2)
+    share = y.mean(0)
+    with torch.no_grad():
+        good.weight.copy_(torch.eye(2) * 6)
+        good.bias.copy_(torch.tensor([0.0, -6.0]))
+        constant.weight.zero_()
+        constant.bias.copy_(share.logit())
+    (note,) = noted(good, constant, (x, y), loss="bce")
+    entropy = float(-(share * share.log() + (1 - share) * (1 - share).log()).mean())
+    assert f"network B is near chance: loss {entropy:.3g}" in note
+    assert f"{100 * float(torch.maximum(share, 1 - share).mean()):.1f}%" in note
+    assert "network A" not in note
+    assert noted(good, good, (x, y), loss="bce") == ()
+
+
 def test_a_loss_of_ones_own_is_judged_by_accuracy() -> None:
     def hinge(outputs: Tensor, targets: Tensor) -> Tensor:
         return nn.functional.multi_margin_loss(outputs, targets, reduction="none")
