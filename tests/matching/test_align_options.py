@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from isthmus import Alignment, align, discover
 from isthmus.checkpoints import save_state
 from isthmus.errors import CheckpointError, DataError, ModelError, OutputError, ShapeError, SymmetryError
 from isthmus.matching import METHODS, CoordinateDescent
+from isthmus.moments import InputRequest
 from isthmus.symmetry import SymmetrySpec
 from isthmus.testing import mlp, planted_pair, randomise_state, reference_inputs, reference_network
 
@@ -148,17 +150,12 @@ def test_keyword_inputs_and_without_check() -> None:
 
 
 def test_the_seed_decides_the_sample_of_wide_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("isthmus.matching._align.input_statistics", _tiny_sample)
+    tiny = functools.partial(InputRequest, max_features=4, sample_rows=12)
+    monkeypatch.setattr("isthmus.matching._problem.InputRequest", tiny)
     a, b, x = network(0, 24), network(1, 24), examples(400)
     runs = [align(a, b, batches=[x], method="covariance", seed=s) for s in (0, 0, 1)]
     assert equal(runs[0], runs[1])
     assert not equal(runs[0], runs[2]), "twelve rows are a coarse sample"
-
-
-def _tiny_sample(*args: Any, **kwargs: Any) -> Any:
-    from isthmus.moments import input_statistics
-
-    return input_statistics(*args, **kwargs, max_features=4, sample_rows=12)
 
 
 @pytest.mark.parametrize(
