@@ -37,7 +37,13 @@ def line(
     data_dir: options.DataDir = None,
     normalise: options.NormaliseChoice = None,
     shape: options.Shape = None,
-    outputs: options.OutputNames = None,
+    outputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Output to score and to preserve, by name or position; repeat to preserve several. Default: all are "
+            "preserved, and `logits`, else the first, is scored."
+        ),
+    ] = None,
     limit: options.Limit = None,
     batch_size: options.BatchSize = None,
     points: Annotated[
@@ -81,7 +87,8 @@ def line(
     """Measure loss and accuracy on the straight line from A to B (or to B relabelled)."""
     console.refuse_inputs({"--out": out}, [p for p in (a, b, alignment) if p is not None])
     count = _points(points)
-    chosen = Relabel(alignment, method, shape, options.output_names(outputs), seed)
+    named = options.output_names(outputs)
+    chosen = Relabel(alignment, method, shape, named, seed)
     with atomic_folder(out) as folder, console.progress() as bar:
         tell = console.stages(bar)
         tell("reading networks and data", 0, 2)
@@ -98,6 +105,7 @@ def line(
             tolerance=tolerance,
             lipschitz=lipschitz,
             loss=_ignoring(loss, ignore_index, pair.a),
+            outputs=named[0] if named is not None and len(named) == 1 else None,
             refresh=options.refresh_of(refresh),
             refresh_batches=None if refresh_data is None else _part(found, refresh_data),
             alignment=relabelling,

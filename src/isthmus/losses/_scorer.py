@@ -112,8 +112,8 @@ class TensorScorer:
 
     loss: TensorLoss
     notes: tuple[str, ...] = ()
+    read: Callable[[Any], Any] | None = None
     by_example: bool = True
-    read: None = None
 
     @property
     def name(self) -> str:
@@ -160,6 +160,7 @@ class FunctionScorer:
 
     function: Callable[[Any, Any], Any]
     whole: bool
+    chosen: Callable[[Any], Any] | None = None
     notes: tuple[str, ...] = ()
     by_example: bool = False
 
@@ -170,8 +171,8 @@ class FunctionScorer:
 
     @property
     def read(self) -> Callable[[Any], Any] | None:
-        """Keep all outputs, where they are more than a tensor."""
-        return widened if self.whole else None
+        """Keep the output that was chosen, else all, where they are more than a tensor."""
+        return widened if self.whole else self.chosen
 
     def prepare(self, batch: Batch) -> Batch:
         """Return the batch itself."""
@@ -276,6 +277,7 @@ def scorer_for(
     model: nn.Module,
     batch: Batch,
     run: Callable[[Batch], Any],
+    read: Callable[[Any], Tensor] | None = None,
 ) -> Scorer:
     """Return how a network is scored on data.
 
@@ -285,6 +287,8 @@ def scorer_for(
         model: the network.
         batch: the start of the data.
         run: from a batch to all that the network returns.
+        read: from that to the output that is scored; None takes :func:`outputs_to_score`. A loss that the network
+            computes itself reads what it reads.
 
     Raises:
         DataError: an unknown loss.
@@ -298,15 +302,15 @@ def scorer_for(
         return _own(model, batch, run, **options)
     named = tensor_loss(loss)
     if named is not None:
-        output = run(batch)
+        output = run(batch) if read is None else read(run(batch))
         told = doubts(named, output, outputs_to_score(output), batch.targets)
-        return TensorScorer(named, (*told, *not_moved(named, model, batch)))
+        return TensorScorer(named, (*told, *not_moved(named, model, batch)), read)
     if not callable(loss):
         raise DataError(
             f'Unknown loss of type {type(loss).__name__}: expected "cross_entropy", "mse", "bce", "model", a loss of '
             "torch.nn, or a function of (outputs, targets)."
         )
-    return FunctionScorer(loss, whole=not isinstance(run(batch), Tensor))
+    return FunctionScorer(loss, whole=read is None and not isinstance(run(batch), Tensor), chosen=read)
 
 
 def _own(
