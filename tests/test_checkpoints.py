@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isthmus.checkpoints import check_format, load_metadata, load_state, save_state
+from isthmus.checkpoints import check_format, load_metadata, load_state, read_checkpoint, save_state
 from isthmus.errors import CheckpointError, MissingExtraError, OutputError
 from isthmus.files import atomic_folder, atomic_path
 
@@ -378,3 +378,26 @@ def test_without_safetensors_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(MissingExtraError, match=r'pip install "isthmus\[io\]"'):
             action(tmp_path / "s.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == ["s.safetensors"]
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.middle, self.head = nn.Embedding(5, 3), nn.Linear(3, 3), nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embed.weight
+
+
+@pytest.mark.parametrize("name", ["embed.weight", "head.weight"])
+@pytest.mark.parametrize("before", ["", "module."])
+def test_tied_weights_may_be_in_the_file_once(tmp_path: Path, name: str, before: str) -> None:
+    saved, path = Tied().state_dict(), tmp_path / "tied.safetensors"
+    save_state(path, {before + k: v for k, v in saved.items() if k == name or "middle" in k})
+    found = read_checkpoint(path, like=Tied())
+    assert list(found.state) == list(saved)
+    assert all(torch.equal(found.state[k], v) for k, v in saved.items())
+    assert "is not in the file and was taken from" in found.notes[-1]
+    untied = Tied()
+    untied.head.weight = nn.Parameter(torch.zeros(5, 3))
+    assert set(read_checkpoint(path, like=untied).state) == set(saved) - {"embed.weight", "head.weight"} | {
+        name
+    }

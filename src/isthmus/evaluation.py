@@ -263,15 +263,16 @@ def require_deterministic(
     batch: Batch,
     state: Mapping[str, Tensor] | None = None,
     name: str = "The model",
+    read: Callable[[Any], Any] | None = None,
 ) -> None:
     """Check that two runs on one batch give the same outputs, up to the root of the machine precision.
 
-    The global random state stays where it is.
+    The global random state stays where it is. ``read`` is that of :func:`bind`.
 
     Raises:
         ModelError: the outputs differ.
     """
-    run = bind(model, state)
+    run = bind(model, state, read)
     first, second = run(batch), run(batch)
     difference = relative_difference(first, second)
     if difference > torch.finfo(first.dtype).eps ** 0.5:

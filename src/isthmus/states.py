@@ -23,6 +23,7 @@ __all__ = [
     "state_of",
     "versions_of",
     "widest_dtype",
+    "with_tied",
     "with_versions",
     "with_versions_of",
 ]
@@ -92,6 +93,34 @@ def with_versions_of(source: Mapping[Any, Any], tensors: Mapping[str, Tensor], p
             if name == whole or name.startswith(prefix)
         }
     return with_versions(tensors, versions)
+
+
+def with_tied(state: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> tuple[State, str]:
+    """Add what a state holds under another name of the same memory in the network, and say so.
+
+    Files of safetensors hold tied weights once, under whichever name their writer chose.
+
+    Returns:
+        The state, and a note, empty where nothing was added.
+    """
+    held = {memory: n for n in state if n in network and (memory := _memory(network[n]))}
+    tied = {n: held[m] for n, tensor in network.items() if n not in state and (m := _memory(tensor)) in held}
+    if not tied:
+        return dict(state), ""
+    name, twin = next(iter(tied.items()))
+    more = f", and {len(tied) - 1} more likewise" if len(tied) > 1 else ""
+    note = (
+        f"{printable(name)!r} is not in the file and was taken from {printable(twin)!r}, with which the network shares "
+        f"it{more}"
+    )
+    return {**state, **{n: state[t] for n, t in tied.items()}}, note
+
+
+def _memory(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what two tensors have in common exactly if they are one view of one memory; empty where none is held."""
+    if tensor.is_meta or tensor.layout != torch.strided or tensor.data_ptr() == 0:
+        return ()
+    return (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
 
 
 def check_same_architecture(

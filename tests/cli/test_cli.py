@@ -64,6 +64,7 @@ def test_symmetry_needs_inputs(isthmus: Cli, project: Path) -> None:
     result = isthmus("symmetry", "mynet:build")
     assert result.code == 2
     assert "No example inputs" in result.err
+    assert "--data where the command takes it" in " ".join(result.err.split())  # this one takes none
     assert isthmus("symmetry", "mynet:build", "--shape", "3,x").code == 2
 
 

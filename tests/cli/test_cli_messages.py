@@ -370,7 +370,7 @@ def test_outputs_free_what_only_another_output_held(isthmus: Cli, project: Path)
         "        self.g = torch.nn.Linear(9, 10)\n"
         "    def forward(self, x):\n"
         "        h = self.f(x).relu()\n"
-        "        return self.g(h), h\n"
+        "        return h, self.g(h)\n"
         "def build():\n"
         "    torch.manual_seed(0)\n"
         "    return Net()\n"
@@ -389,13 +389,18 @@ def test_outputs_free_what_only_another_output_held(isthmus: Cli, project: Path)
         )
     pair = ("a.pt", "c.pt", "--model", "two:build", "--data", "mynet:batches")
     held = isthmus("align", *pair, "--out", "held.safetensors", "--json")
-    freed = isthmus("align", *pair, "--out", "freed.safetensors", "--outputs", "0", "--json")
+    freed = isthmus("align", *pair, "--out", "freed.safetensors", "--outputs", "1", "--json")
     assert held.code == freed.code == 0, held.err + freed.err
     assert held.json["moved"] == {}
     assert list(freed.json["moved"]) == ["f"]
     for command in (("merge", *pair, "--out", "m.pt"), ("line", *pair, "--out", "line")):
-        result = isthmus(*command, "--method", "weights", "--outputs", "0")
+        result = isthmus(*command, "--method", "weights", "--outputs", "1")
         assert result.code == 0, result.err
+    scored = isthmus("line", *pair, "--out", "line", "--points", "2", "--outputs", "1", "--json")
+    assert scored.json["settings"]["outputs"] == 1
+    other = isthmus("line", *pair, "--out", "line", "--alignment", "freed.safetensors")
+    assert other.code == 1, other.err
+    assert "preserves '1' alone of the network's outputs, and '0' is scored" in " ".join(other.err.split())
 
 
 def test_merge_takes_an_alignment_file(isthmus: Cli, project: Path) -> None:
@@ -455,3 +460,21 @@ def test_code_that_ends_the_program_is_an_error(isthmus: Cli, project: Path) -> 
     assert result.code == 2
     assert "failed with SystemExit: 0" in result.err
     assert not (project / "o.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "found"),
+    [
+        ("someone/some-model", "it looks like the name of a model on the hub"),
+        ("some-model", "no such file or folder"),
+        ("weights.pt", "weights.pt: a checkpoint, which names no network."),
+    ],
+)
+def test_a_target_that_is_none_says_what_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, found: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_state("weights.pt", {"weight": torch.zeros(2)})
+    with pytest.raises(ModelError, match=r"expected package\.module:factory") as error:
+        load_target(target)
+    assert found in str(error.value)

@@ -259,3 +259,37 @@ def test_remote_code_is_refused(isthmus: Cli, models: Path) -> None:
     result = isthmus("symmetry", "a")
     assert result.code == 2
     assert "--trust-remote-code" in result.err
+
+
+def test_a_label_that_does_not_count_leaves_the_networks_own_loss_alone(isthmus: Cli, models: Path) -> None:
+    pair = ("a", "b", "--data", "mydata:batches", "--points", "2")
+    refused = isthmus("line", *pair, "--out", "line", "--ignore-index", "2")
+    assert refused.code == 2
+    assert "BertForSequenceClassification is scored by its own loss" in " ".join(refused.err.split())
+    said = isthmus("line", *pair, "--out", "line", "--ignore-index", "2", "--loss", "cross_entropy", "--json")
+    assert said.code == 0, said.err
+    assert said.json["settings"]["loss"] == "cross_entropy(ignore_index=2)"
+
+
+TIED = """
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+def build():
+    return GPT2LMHeadModel(GPT2Config(vocab_size=9, n_positions=6, n_embd=4, n_layer=1, n_head=2))
+
+def batches():
+    return [{"input_ids": torch.arange(8).reshape(2, 4)}]
+"""
+
+
+def test_tied_weights_fit_the_network_built_in_code(isthmus: Cli, models: Path) -> None:
+    (models / "tied_gpt.py").write_text(TIED, encoding="utf-8")
+    build = importlib.import_module("tied_gpt").build
+    for name in ("g", "h"):
+        build().save_pretrained(models / name)
+    options = ("--model", "tied_gpt:build", "--data", "tied_gpt:batches", "--method", "weights")
+    for pair in (("g", "h"), ("g/model.safetensors", "h/model.safetensors")):
+        result = isthmus("align", *pair, *options, "--out", f"{Path(pair[0]).stem}.safetensors")
+        assert result.code == 0, result.err
+        assert "'lm_head.weight' is not in the file" in " ".join(result.err.split())

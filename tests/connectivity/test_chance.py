@@ -74,7 +74,7 @@ def test_both_ends() -> None:
 
 @pytest.mark.parametrize("known", [0.4, 0.6, 0.9, 1.0])
 def test_networks_that_have_learned_something_are_left_in_peace(known: float) -> None:
-    assert noted(Reading(1.0), Reading(2.0) if known > 0.5 else Reading(1.2), data(known)) == ()
+    assert noted(Reading(1.1), Reading(2.0) if known > 0.5 else Reading(1.2), data(known)) == ()
 
 
 def test_an_accuracy_above_chance_that_gains_little_is_near_chance() -> None:
@@ -118,6 +118,24 @@ def test_regression_against_the_variance_of_the_targets() -> None:
     assert f"network B is near chance: loss {variance:.2g}"[:-1] in note
     assert "network A" not in note
     assert noted(good, good, (x, y), loss="mse") == ()
+
+
+def test_yes_or_no_against_the_share_of_yes() -> None:
+    x = torch.randn(300, 2, generator=generator())
+    y = (x > torch.tensor([0.0, 1.0])).float()
+    good, constant = nn.Linear(2, 2), nn.Linear(2, 2)
+    share = y.mean(0)
+    with torch.no_grad():
+        good.weight.copy_(torch.eye(2) * 6)
+        good.bias.copy_(torch.tensor([0.0, -6.0]))
+        constant.weight.zero_()
+        constant.bias.copy_(share.logit())
+    (note,) = noted(good, constant, (x, y), loss="bce")
+    entropy = float(-(share * share.log() + (1 - share) * (1 - share).log()).mean())
+    assert f"network B is near chance: loss {entropy:.3g}" in note
+    assert f"{100 * float(torch.maximum(share, 1 - share).mean()):.1f}%" in note
+    assert "network A" not in note
+    assert noted(good, good, (x, y), loss="bce") == ()
 
 
 def test_a_loss_of_ones_own_is_judged_by_accuracy() -> None:

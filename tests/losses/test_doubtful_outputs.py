@@ -43,8 +43,31 @@ def notes(forward: Callable[[Any, Tensor], Any], targets: Tensor = Y, **options:
 @pytest.mark.parametrize(
     ("forward", "targets", "options", "words"),
     [
-        (lambda out, h: (h, out), Y, {}, r"returns 2 tensors, of which the first, \(12, 8\), is scored"),
-        (lambda out, h: {"x": {"a": h}, "y": out}, Y, {}, "returns 2 tensors, of which the first"),
+        (
+            lambda out, h: (h, out),
+            Y,
+            {},
+            r"returns 2 outputs \('0' \(12, 8\), '1' \(12, 3\)\), of which the first, '0', is scored",
+        ),
+        (lambda out, h: [out, {"more": h}], Y, {}, "of which the first, '0', is scored"),
+        (
+            lambda out, h: {"x": {"a": h}, "y": out},
+            Y,
+            {},
+            "returns 2 outputs .* of which the first, 'x.a', is scored",
+        ),
+        (
+            lambda out, h: {"features": h, "prediction": out},
+            Y,
+            {},
+            "of which the first, 'features', is scored",
+        ),
+        (
+            lambda out, h: {"loss": h, "a": out, "b": h},
+            Y,
+            {},
+            "returns 2 outputs .* the first, 'a', is scored",
+        ),
         (lambda out, h: out.softmax(-1), Y, {}, "add up to 1 over the classes"),
         (
             lambda out, h: torch.stack([out] * 3, 2),
@@ -67,6 +90,9 @@ def test_doubtful_outputs_are_told(
         (lambda out, h: out, Y, {}),
         (lambda out, h: {"features": h, "logits": out}, Y, {}),
         (lambda out, h: (out, h.argmax(-1)), Y, {}),
+        (lambda out, h: (out,), Y, {}),
+        (lambda out, h: (out, None), Y, {}),
+        (lambda out, h: {"loss": h.mean(), "out": out}, Y, {}),
         (
             lambda out, h: (h, out),
             Y,

@@ -181,9 +181,9 @@ def test_an_explicit_loss_is_taken_at_its_word() -> None:
     model, batch = tasks.network(task), tasks.batches(task)[0]
     logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     wanted = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
-    assert evaluate(model, [batch], loss="cross_entropy").loss == pytest.approx(
-        float(wanted.detach()), rel=1e-6
-    )
+    with pytest.warns(IsthmusWarning, match="The targets are the input tokens themselves"):
+        found = evaluate(model, [batch], loss="cross_entropy")
+    assert found.loss == pytest.approx(float(wanted.detach()), rel=1e-6)
 
 
 def test_what_has_no_loss_is_refused() -> None:
@@ -351,3 +351,19 @@ def test_targets_that_are_the_tokens_themselves_are_refused() -> None:
     assert evaluate(model, [(tokens[:, :-1], tokens[:, 1:])]).loss > 0
     zeros = torch.zeros(2, 3, dtype=torch.int64)
     assert evaluate(model, [(zeros, zeros)]).loss > 0
+
+
+def test_cross_entropy_by_name_says_that_the_tokens_are_not_moved() -> None:
+    task = BY_TITLE["causal language model"]
+    model, batch = tasks.network(task), tasks.batches(task)[0]
+    for loss in (
+        "cross_entropy",
+        "cross_entropy(ignore_index=0, label_smoothing=0.1)",
+        nn.CrossEntropyLoss(),
+    ):
+        (note,) = scorer(model, batch, loss).notes
+        assert "the input tokens themselves" in note
+        assert "--loss model" in note
+    moved = {**batch, "labels": batch["labels"].roll(-1, 1)}
+    assert not scorer(model, moved, "cross_entropy").notes
+    assert not scorer(model, batch).notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from isthmus import Alignment, align, discover
 from isthmus.checkpoints import save_state
 from isthmus.errors import CheckpointError, DataError, ModelError, OutputError, ShapeError, SymmetryError
 from isthmus.matching import METHODS, CoordinateDescent
+from isthmus.moments import InputRequest
 from isthmus.symmetry import SymmetrySpec
 from isthmus.testing import mlp, planted_pair, randomise_state, reference_inputs, reference_network
 

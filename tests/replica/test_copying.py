@@ -165,3 +165,46 @@ def test_differences_are_named_by_place() -> None:
         "the tensor '0.scale'",
         "'1.eps' (1e-05 against 0.001)",
     ]
+
+
+class Partners(nn.Module):
+    """Its weights refer to others, the one in an attribute, the other in a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.g = nn.Linear(3, 3), nn.Linear(3, 3)
+        with torch.no_grad():
+            for p in self.parameters():
+                p.normal_()
+        f: Any = self.f
+        g: Any = self.g
+        f.weight.partner = g.weight
+        g.weight.view_of = f.weight.data[:2]
+        f.bias.about = {"of": [g], "call": lambda w=g.bias: w * 2}
+
+    def forward(self, x: Tensor) -> Tensor:
+        f: Any = self.f
+        w, about = f.weight, f.bias.about
+        h = self.f(x) @ w.partner + about["of"][0](x) + about["call"]()
+        return h @ w.partner.view_of.T
+
+
+def test_attributes_of_parameters_lead_to_the_copy() -> None:
+    model: Any = Partners().eval()
+    other, x = Partners().eval(), torch.randn(4, 3)
+    copied: Any = private_copy(model)
+    weight = copied.f.weight
+    assert weight.partner is copied.g.weight
+    assert copied.g.weight.view_of.data_ptr() == weight.data_ptr()
+    assert copied.f.bias.about["of"][0] is copied.g
+    assert copied.f.bias.about["call"]().tolist() == (copied.g.bias * 2).tolist()
+    assert model.f.weight.partner is model.g.weight
+    torch.testing.assert_close(bind(model, other.state_dict())(Batch((x,))), other(x).detach())
+
+
+def test_a_function_that_captured_a_dictionary_of_parameters() -> None:
+    model = nn.Linear(2, 2)
+    scales = {model.weight: 2.0}
+    model.scale = lambda w: scales.get(w, 1.0)
+    copied: Any = private_copy(model)
+    assert copied.scale(copied.weight) == 2.0

@@ -88,7 +88,7 @@ def test_attention_of_one_tensor(forward: Callable[..., Tensor]) -> None:
     assert sizes(spec) == HEADS
     slots = {str(s) for g in spec.groups.values() for s in g.slots if s.tensor == "w"}
     assert {f"w[3] at [0] {t}, [1] {h}" for t in range(3) for h in range(3)} <= slots
-    assert {f"w[1] at [0] {t}" for t in range(3)} <= slots
+    assert "w[1]" in slots, "queries, keys and values heads move alike: one slot"
 
 
 def test_attention_of_three_tensors() -> None:
@@ -182,7 +182,7 @@ def test_rows_are_looked_up_beside_segments() -> None:
 
 def test_a_gate_of_one_tensor_ties_its_halves() -> None:
     model = build(lambda: Net(lambda m, x: (F.silu(x @ m.w[0]) * (x @ m.w[1])) @ m.o, w=(2, 6, 4), o=(4, 3)))
-    check(model, X, {group(4, "w[2] at [0] 0", "w[2] at [0] 1", "o[0]")}, every_slot=False)
+    check(model, X, {group(4, "w[2]", "o[0]")}, every_slot=False)
 
 
 @pytest.mark.parametrize(

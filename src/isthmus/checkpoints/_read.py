@@ -17,7 +17,7 @@ from isthmus.checkpoints._torch import load_torch, too_large
 from isthmus.checkpoints._write import split_versions
 from isthmus.errors import CheckpointError, printable
 from isthmus.files import identity_of, require_file, require_utf8
-from isthmus.states import State, with_versions, with_versions_of
+from isthmus.states import State, with_tied, with_versions, with_versions_of
 
 __all__ = ["Checkpoint", "load_metadata", "load_state", "read_checkpoint", "split_key"]
 
@@ -171,9 +171,13 @@ def _named(
     else:
         naming = None if network is None else as_in_network(state, network, where)
     naming = unwrapped(state) if naming is None else naming
-    order = naming.names if network is None or set(naming.names) != set(network) else network
-    tensors = {name: state[naming.names[name]] for name in order}
+    tensors = {name: state[old] for name, old in naming.names.items()}
     notes = [f"{where}: {naming.note}"] if naming.note else []
+    if network is not None:
+        tensors, note = with_tied(tensors, network)
+        notes += [f"{where}: {note}"] if note else []
+        if tensors.keys() == network.keys():
+            tensors = {name: tensors[name] for name in network}
     return Checkpoint(path, with_versions_of(state, tensors, naming.prefix), key, naming.prefix, tuple(notes))
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import torch
 import typer
+from torch import nn
 
 from isthmus.batches import Batches
 from isthmus.cli import _console as console
@@ -18,6 +19,7 @@ from isthmus.connectivity import Line
 from isthmus.connectivity import line as measure
 from isthmus.errors import DataError
 from isthmus.files import atomic_folder
+from isthmus.losses import is_pretrained
 from isthmus.matching import Alignment
 from isthmus.report import draw_line
 
@@ -35,7 +37,13 @@ def line(
     data_dir: options.DataDir = None,
     normalise: options.NormaliseChoice = None,
     shape: options.Shape = None,
-    outputs: options.OutputNames = None,
+    outputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Output to score and to preserve, by name or position; repeat to preserve several. Default: all are "
+            "preserved, and `logits`, else the first, is scored."
+        ),
+    ] = None,
     limit: options.Limit = None,
     batch_size: options.BatchSize = None,
     points: Annotated[
@@ -79,7 +87,8 @@ def line(
     """Measure loss and accuracy on the straight line from A to B (or to B relabelled)."""
     console.refuse_inputs({"--out": out}, [p for p in (a, b, alignment) if p is not None])
     count = _points(points)
-    chosen = Relabel(alignment, method, shape, options.output_names(outputs), seed)
+    named = options.output_names(outputs)
+    chosen = Relabel(alignment, method, shape, named, seed)
     with atomic_folder(out) as folder, console.progress() as bar:
         tell = console.stages(bar)
         tell("reading networks and data", 0, 2)
@@ -95,7 +104,8 @@ def line(
             points=count,
             tolerance=tolerance,
             lipschitz=lipschitz,
-            loss=_ignoring(loss, ignore_index),
+            loss=_ignoring(loss, ignore_index, pair.a),
+            outputs=named[0] if named is not None and len(named) == 1 else None,
             refresh=options.refresh_of(refresh),
             refresh_batches=None if refresh_data is None else _part(found, refresh_data),
             alignment=relabelling,
@@ -117,12 +127,18 @@ def _write(measured: Line, folder: Path, relabelling: Alignment | None) -> None:
     (folder / "line.png").write_bytes(picture)
 
 
-def _ignoring(loss: str | None, ignore_index: int | None) -> str | None:
+def _ignoring(loss: str | None, ignore_index: int | None, model: nn.Module) -> str | None:
     """Return a loss in which a label does not count."""
     if ignore_index is None:
         return loss
     if loss not in (None, "cross_entropy"):
         raise DataError(f"--ignore-index is an option of cross-entropy, found --loss {loss}.")
+    if loss is None and is_pretrained(model):
+        raise DataError(
+            f"--ignore-index is an option of cross-entropy, and {type(model).__name__} is scored by its own loss, in "
+            "which -100, or 255 for pixels, does not count. Let the data have that and leave the option out, or give "
+            "--loss cross_entropy as well, which compares outputs and labels at the same place."
+        )
     return f"cross_entropy(ignore_index={ignore_index})"
 
 

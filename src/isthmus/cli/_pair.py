@@ -26,6 +26,7 @@ from isthmus.states import (
     check_same_architecture,
     state_of,
     widest_dtype,
+    with_tied,
     with_versions_of,
 )
 from isthmus.study import resolve_data
@@ -107,10 +108,12 @@ def _read(model: nn.Module, path: Path) -> tuple[State, tuple[str, ...]]:
     own = state_of(model)
     if os.path.isdir(path):
         lazy, told = LazyState.open(path).like(own, str(path))
-        state, notes = state_of(lazy, str(path)), (told,) if told else ()
+        state, shared = with_tied(state_of(lazy, str(path)), own)
+        notes = [told] if told else []
+        notes += [f"{path}: {shared}"] if shared else []
     else:
         found = read_checkpoint(path, like=model)
-        state, notes = found.state, found.notes
+        state, notes = found.state, list(found.notes)
     check_same_architecture(own, state, "the TARGET", str(path))
     check_finite(state, str(path))
     return state, tuple(notes)
@@ -199,7 +202,8 @@ def example_for(target: Target, data: Mapping[str, Batches], shapes: Sequence[st
     for batches in data.values():
         return first_batch(batches).head(4)
     raise DataError(
-        "No example inputs: let the TARGET return (module, example inputs), or give --data or --shape."
+        "No example inputs: let the TARGET return (module, example inputs), or give --shape (or --data where the "
+        "command takes it)."
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from isthmus.batches import Batch, as_batch
 from isthmus.errors import IsthmusError, ModelError
+from isthmus.pretrained import inspect_input
 
 __all__ = ["Target", "load_target"]
 
@@ -62,9 +63,8 @@ def load_target(text: str) -> Target:
 def _parse(text: str) -> tuple[str, str, list[Any], dict[str, Any]]:
     path, colon, rest = text.partition(":")
     if not (colon and path and rest):
-        raise ModelError(
-            f"TARGET {text!r}: expected package.module:factory, or a model folder with config.json."
-        )
+        wanted = "expected package.module:factory, or a model folder with config.json."
+        raise ModelError(f"TARGET {text!r}: {wanted} Found {inspect_input(text)}")
     if "(" not in rest:
         return path, rest, [], {}
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
@@ -18,6 +18,7 @@ from isthmus.connectivity._adaptive import FIRST_POINTS, MOST_POINTS, next_point
 from isthmus.connectivity._curve import MIDPOINT, Line, curve_from
 from isthmus.connectivity._measure import Sweep
 from isthmus.connectivity._networks import EndB, Networks, traced_or_plain
+from isthmus.connectivity._output import compared, reader
 from isthmus.connectivity._positions import path_positions
 from isthmus.errors import DataError, IsthmusWarning, ModelError
 from isthmus.evaluation import bind, floating_dtype, require_deterministic, require_evaluation
@@ -26,6 +27,7 @@ from isthmus.moments import averaged_statistics, some_layers
 from isthmus.paths import Path, Refreshed, Repaired, Straight, require_path
 from isthmus.replica import Replica
 from isthmus.states import State, check_finite, check_same_architecture, state_of
+from isthmus.symmetry import Outputs
 
 __all__ = ["Data", "Grid", "deterministic", "line_along", "measured", "prepared", "statistics_left", "warned"]
 
@@ -43,6 +45,7 @@ def line_along(
     tolerance: float = 1e-3,
     lipschitz: float | None = None,
     loss: Loss | None = None,
+    outputs: Outputs = None,
     precision: str | None = None,
     bootstrap: int = 200,
     generator: torch.Generator | None = None,
@@ -61,6 +64,7 @@ def line_along(
         tolerance: as for :func:`line`.
         lipschitz: as for :func:`line`.
         loss: as for :func:`line`.
+        outputs: as for :func:`line`.
         precision: as for :func:`line`.
         bootstrap: as for :func:`line`.
         generator: as for :func:`line`.
@@ -80,7 +84,7 @@ def line_along(
         >>> line_along(Straight(net, net), net, data, points=3).barrier
         0.0
     """
-    grid = Grid(points, tolerance, lipschitz, loss, precision, bootstrap, generator)
+    grid = Grid(points, tolerance, lipschitz, loss, outputs, precision, bootstrap, generator)
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"Measuring a path: expected model to be a torch.nn.Module whose code runs the states, found "
@@ -93,7 +97,7 @@ def line_along(
     grid.require_precision(first)
     data, replica = prepared(model, batches, grid), Replica(model)
     for letter, state in (("A", first), ("B", last)):
-        deterministic(replica, data, state, f"Model {letter}")
+        deterministic(replica, data, grid, state, f"Model {letter}")
     notes = statistics_left(path, model, _HOW)
     return warned(measured(checked, replica, EndB(last), data, grid, {"path": _words(path)}, notes))
 
@@ -122,6 +126,7 @@ class Grid:
     tolerance: float
     lipschitz: float | None
     loss: Loss | None
+    outputs: Outputs
     precision: str | None
     bootstrap: int
     generator: torch.Generator | None
@@ -146,6 +151,10 @@ class Grid:
     def positions(self) -> Tensor:
         """Return the first positions, float64."""
         return path_positions(FIRST_POINTS if self.adaptive else self.points)
+
+    def compared(self, model: nn.Module) -> Callable[[Any], Tensor]:
+        """Return what takes the output in which networks are compared from all that they return."""
+        return compared(reader(self.outputs), self.loss, model)
 
     def require_precision(self, state: State) -> bool:
         """Tell whether products are lowered to bfloat16, if this state's can be."""
@@ -183,9 +192,12 @@ def prepared(model: nn.Module, batches: Batches | Mapping[str, Batches], grid: G
     return Data({k: list(iterate(v, k)) for k, v in data.items()} if grid.adaptive else data)
 
 
-def deterministic(replica: Replica, data: Data, state: State | None = None, name: str = "The model") -> None:
+def deterministic(
+    replica: Replica, data: Data, grid: Grid, state: State | None = None, name: str = "The model"
+) -> None:
     """Check, on some examples of the first data set, that a network is not random."""
-    require_deterministic(replica, next(iter(data.examples.values())).head(EXAMPLES_CHECKED), state, name)
+    example = next(iter(data.examples.values())).head(EXAMPLES_CHECKED)
+    require_deterministic(replica, example, state, name, grid.compared(replica.source))
 
 
 def measured(
@@ -213,7 +225,7 @@ def measured(
     models = [r.source for r in (replica, end_b.replica) if r is not None]
     with configs_kept(*models):
         whole = bind(replica, state_a, read=lambda output: output)
-        scorer = scorer_for(grid.loss, replica.source, example, whole)
+        scorer = scorer_for(grid.loss, replica.source, example, whole, reader(grid.outputs))
         few = example.head(EXAMPLES_CHECKED)
         low = grid.require_precision(state_a)
         networks, evaluation = traced_or_plain(path, replica, end_b, low, few, scorer.read)
@@ -227,6 +239,7 @@ def measured(
     settings = {
         "points": f"adaptive ({len(ts)})" if grid.adaptive else len(ts),
         "loss": scorer.name,
+        **({} if grid.outputs is None else {"outputs": grid.outputs}),
         **about,
         "bootstrap": grid.bootstrap,
         "seed": generator.initial_seed(),

@@ -1,11 +1,12 @@
 r"""Whether a network does better than one that looks at no input: a barrier between networks at chance means nothing.
 
 For classes, the best constant prediction is the labels' distribution :math:`p`: its cross-entropy is the entropy of
-:math:`p`, and always naming the most frequent class is right with :math:`\max p`. For squared error it is the targets'
-mean, at the cost of their variance. A network counts as near chance if its loss is not below that of the constant by
-two standard errors and :data:`NEAR` of it; for classes also if neither accuracy nor loss is *clearly* better, by two
-standard errors and :data:`CLEAR` of what there is to gain. An accuracy that gains more than :data:`SKILLED` of that is
-no chance, whatever the loss: such a network is overconfident, and that is said instead.
+:math:`p`, and always naming the most frequent class is right with :math:`\max p`. For squared error it is the
+targets' mean, at the cost of their variance; for yes-or-no targets the share of yes at each output. A network counts
+as near chance if its loss is not below that of the constant by two standard errors and :data:`NEAR` of it; for
+classes also if neither accuracy nor loss is *clearly* better, by two standard errors and :data:`CLEAR` of what there
+is to gain. An accuracy that gains more than :data:`SKILLED` of that is no chance, whatever the loss: such a network
+is overconfident, and that is said instead.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class TargetTally:
     """Collects what the best constant prediction needs, over the targets of a data set.
 
     Args:
-        loss: ``"cross_entropy"``, ``"mse"``, or anything else for a loss whose constant is not known.
+        loss: ``"cross_entropy"``, ``"mse"``, ``"bce"``, or anything else for a loss whose constant is not known.
     """
 
     def __init__(self, loss: object) -> None:
@@ -58,7 +59,7 @@ class TargetTally:
         """Add the targets of some examples, and the outputs that are scored against them."""
         if not isinstance(targets, Tensor):
             self._known = False
-        elif self._loss == "mse":
+        elif self._loss in ("mse", "bce"):
             self._add_values(targets)
         else:
             self._add_labels(outputs, targets)
@@ -70,6 +71,10 @@ class TargetTally:
         if self._loss == "mse":
             variance = float(self._scatter.mean()) / self._count
             return Constant(variance, None) if variance > 0 else None
+        if self._loss == "bce":
+            yes = self._mean.clamp(0, 1)
+            entropy = float((torch.special.entr(yes) + torch.special.entr(1 - yes)).mean())
+            return Constant(entropy, float(torch.maximum(yes, 1 - yes).mean())) if entropy > 0 else None
         assert self._shares is not None
         shares = self._shares / self._shares.sum()
         if not float(shares.max()) < 1.0:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from isthmus.batches import Batch, Batches, reusable
 from isthmus.connectivity._along import Grid, deterministic, measured, prepared, statistics_left, warned
 from isthmus.connectivity._curve import Line
 from isthmus.connectivity._networks import EndB
+from isthmus.connectivity._output import name_of_scored
 from isthmus.errors import DataError, ModelError, VerificationError
 from isthmus.evaluation import Relabelling, bind, check_frame, relative_difference, require_evaluation
 from isthmus.losses import Loss, completed_batches
@@ -19,6 +21,7 @@ from isthmus.moments import Refresh, averaged_buffers, chosen_refresh, some_laye
 from isthmus.paths import Path, Straight, refreshed
 from isthmus.replica import Replica, differences, different_code
 from isthmus.states import State, check_finite, check_same_architecture, equal_states, state_of
+from isthmus.symmetry import Outputs
 
 __all__ = ["line"]
 
@@ -36,6 +39,7 @@ def line(
     tolerance: float = 1e-3,
     lipschitz: float | None = None,
     loss: Loss | None = None,
+    outputs: Outputs = None,
     refresh: Refresh = "auto",
     refresh_batches: Batches | None = None,
     alignment: Relabelling | None = None,
@@ -72,6 +76,9 @@ def line(
         loss: see :data:`isthmus.losses.Loss`. By default a network of transformers whose batches have labels is
             measured by the loss that it computes itself, and any other by cross-entropy. A loss that is not that of
             each example by itself gets the batches as they are given, at every point.
+        outputs: name or position of the one output that is scored and compared, as in :func:`isthmus.align`, for a
+            network that returns several; by default ``logits``, else the first. A loss that the network computes
+            itself reads what it reads.
         refresh: what happens to the state of an *interior* point before it is run. ``"batchnorm"`` recomputes
             running statistics, and ``"auto"`` does so for networks with BatchNorm; a function takes a state and
             returns one, and is told ``t`` and ``ends`` if it has parameters of these names; None or ``"none"`` leaves
@@ -101,7 +108,7 @@ def line(
         >>> line(net, net, {"test": data}, points=3).barrier
         0.0
     """
-    grid = Grid(points, tolerance, lipschitz, loss, precision, bootstrap, generator)
+    grid = Grid(points, tolerance, lipschitz, loss, outputs, precision, bootstrap, generator)
     states = _checked_states(model_a, model_b, alignment)
     grid.require_precision(states[0])
     data = prepared(model_a, batches, grid)
@@ -118,9 +125,9 @@ def line(
         notes.append(_buffers_note(left))
     for letter, network in (("A", replica), ("B", other)):
         if network is not None:
-            deterministic(network, data, name=f"Model {letter}")
-    aligned = alignment is not None
-    error = max(_compared_ends(replica, other, states, e, aligned) for e in data.examples.values())
+            deterministic(network, data, grid, name=f"Model {letter}")
+    read = grid.compared(model_a)
+    error = max(_compared_ends(replica, other, states, e, alignment, read) for e in data.examples.values())
     same = states[2] is states[1] and error == 0.0
     settings = {
         "refresh": "none" if used is None else _name(used),
@@ -175,18 +182,21 @@ def _compared_ends(
     replica_b: Replica | None,
     states: tuple[State, State, State],
     examples: Batch,
-    aligned: bool,
+    alignment: Relabelling | None,
+    read: Callable[[Any], Tensor],
 ) -> float:
     """Return how far the original B and the path's end differ, or raise if that is no rounding error."""
     _, state_b, end = states
     if end is state_b and replica_b is None:
         return 0.0
-    original = bind(replica_a, state_b) if replica_b is None else bind(replica_b)
-    reached = bind(replica_a, end)(examples)
+    original = bind(replica_a, state_b, read) if replica_b is None else bind(replica_b, read=read)
+    reached = bind(replica_a, end, read)(examples)
     error = relative_difference(original(examples), reached)
     if error <= max(ENDPOINT_TOLERANCE, 16 * torch.finfo(reached.dtype).eps):
         return error
-    if replica_b is None or (aligned and not differences(replica_a.source, replica_b.source)):
+    if alignment is not None:
+        _refuse_another_output(alignment, bind(replica_a, end, lambda output: output)(examples), read)
+    if replica_b is None or (alignment is not None and not differences(replica_a.source, replica_b.source)):
         raise VerificationError(
             f"The alignment changes the function of B: outputs differ by {error:.2g} of the largest one. "
             "A barrier measured with it would be wrong. Was the spec discovered on this architecture, and "
@@ -194,6 +204,18 @@ def _compared_ends(
         )
     how = f"outputs differ by {error:.2g} of the largest one"
     raise ModelError(different_code(replica_a.source, replica_b.source, how))
+
+
+def _refuse_another_output(alignment: Relabelling, output: Any, read: Callable[[Any], Tensor]) -> None:
+    """Refuse to score an output that an alignment was not asked to preserve."""
+    preserved = getattr(getattr(alignment, "spec", None), "outputs", None)
+    scored = name_of_scored(output, read(output))
+    if preserved is not None and scored is not None and scored not in preserved:
+        raise VerificationError(
+            f"The alignment preserves {', '.join(map(repr, preserved))} alone of the network's outputs, and {scored!r} "
+            "is scored, which it changes. Say with outputs= (on the command line --outputs) that what it preserves is "
+            f"scored, or align again so that {scored!r} is preserved."
+        )
 
 
 def _checked_states(

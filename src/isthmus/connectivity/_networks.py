@@ -241,7 +241,7 @@ def traced_or_plain(
     run_b = bind(replica if other is None else other, end_b.state, read)
     plain = PlainNetworks(replica, run_b, path, state_at, low, read)
     if read is not None:
-        return plain, "plain (the loss reads more than a tensor)"
+        return plain, "plain (the loss reads more than the first tensor)"
     exact = PlainNetworks(replica, run_b, path, state_at, low=False)
     try:
         moved = example.to(device_of(replica.module), floating_dtype(state_a))

@@ -4,7 +4,7 @@ What runs a network on data asks :func:`scorer_for` once and then scores batch b
 """
 
 from isthmus.losses._functions import widened
-from isthmus.losses._own import completed, completed_batches, configs_kept
+from isthmus.losses._own import completed, completed_batches, configs_kept, is_pretrained
 from isthmus.losses._scorer import Loss, Scorer, outputs_to_score, score, scorer_for
 from isthmus.losses._scores import Scores, averaged, mean_over_rows, unless_equal
 from isthmus.losses._tensors import class_axis_last
@@ -18,6 +18,7 @@ __all__ = [
     "completed",
     "completed_batches",
     "configs_kept",
+    "is_pretrained",
     "mean_over_rows",
     "outputs_to_score",
     "score",

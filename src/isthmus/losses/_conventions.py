@@ -41,7 +41,7 @@ class Convention:
         unit: of the loss.
         view: from a network's outputs to the tensor that is scored, or None where they are of another kind.
         rows: from that tensor and the batch to scores, or None where the targets are of another kind.
-        kind: ``"cross_entropy"`` or ``"mse"`` where the loss is plainly that, else ``"other"``.
+        kind: ``"cross_entropy"``, ``"mse"`` or ``"bce"`` where the loss is plainly that, else ``"other"``.
         judged: from that tensor and the batch to outputs and targets, labels below 0 where they are ignored.
     """
 
@@ -233,7 +233,7 @@ def _masked_image(patch: int) -> Convention:
 CONVENTIONS: tuple[Convention, ...] = (
     _next_tokens(IGNORED),
     _tokens(IGNORED),
-    Convention("yes-or-no labels", "nats per label", _logits, _multi_label),
+    Convention("yes-or-no labels", "nats per label", _logits, _multi_label, "bce", _numbers),
     Convention("squared error", "squared error", _logits, _regression, "mse", _numbers),
     Convention("spans", "nats per end", _span_logits, _spans),
     Convention("pairs in the batch", "nats per pair", _pairs, _contrastive),

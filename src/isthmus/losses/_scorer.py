@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from isthmus.batches import Batch, main_output
 from isthmus.errors import DataError, IsthmusError, ModelError
+from isthmus.losses._doubts import are_next_tokens, doubts, not_moved, refuse_own_tokens
 from isthmus.losses._functions import called, widened
 from isthmus.losses._named import parsed_call, tensor_loss
 from isthmus.losses._own import (
@@ -26,7 +27,7 @@ from isthmus.losses._own import (
     with_labels,
 )
 from isthmus.losses._scores import Scores
-from isthmus.losses._tensors import CrossEntropy, TensorLoss, class_axis_last
+from isthmus.losses._tensors import TensorLoss, class_axis_last
 
 __all__ = ["Loss", "Scorer", "outputs_to_score", "score", "scorer_for"]
 
@@ -111,8 +112,8 @@ class TensorScorer:
 
     loss: TensorLoss
     notes: tuple[str, ...] = ()
+    read: Callable[[Any], Any] | None = None
     by_example: bool = True
-    read: None = None
 
     @property
     def name(self) -> str:
@@ -159,6 +160,7 @@ class FunctionScorer:
 
     function: Callable[[Any, Any], Any]
     whole: bool
+    chosen: Callable[[Any], Any] | None = None
     notes: tuple[str, ...] = ()
     by_example: bool = False
 
@@ -169,8 +171,8 @@ class FunctionScorer:
 
     @property
     def read(self) -> Callable[[Any], Any] | None:
-        """Keep all outputs, where they are more than a tensor."""
-        return widened if self.whole else None
+        """Keep the output that was chosen, else all, where they are more than a tensor."""
+        return widened if self.whole else self.chosen
 
     def prepare(self, batch: Batch) -> Batch:
         """Return the batch itself."""
@@ -275,6 +277,7 @@ def scorer_for(
     model: nn.Module,
     batch: Batch,
     run: Callable[[Batch], Any],
+    read: Callable[[Any], Tensor] | None = None,
 ) -> Scorer:
     """Return how a network is scored on data.
 
@@ -284,6 +287,8 @@ def scorer_for(
         model: the network.
         batch: the start of the data.
         run: from a batch to all that the network returns.
+        read: from that to the output that is scored; None takes :func:`outputs_to_score`. A loss that the network
+            computes itself reads what it reads.
 
     Raises:
         DataError: an unknown loss.
@@ -297,71 +302,15 @@ def scorer_for(
         return _own(model, batch, run, **options)
     named = tensor_loss(loss)
     if named is not None:
-        return TensorScorer(named, _doubts(named, run(batch), batch.targets))
+        output = run(batch) if read is None else read(run(batch))
+        told = doubts(named, output, outputs_to_score(output), batch.targets)
+        return TensorScorer(named, (*told, *not_moved(named, model, batch)), read)
     if not callable(loss):
         raise DataError(
             f'Unknown loss of type {type(loss).__name__}: expected "cross_entropy", "mse", "bce", "model", a loss of '
             "torch.nn, or a function of (outputs, targets)."
         )
-    return FunctionScorer(loss, whole=not isinstance(run(batch), Tensor))
-
-
-def _doubts(loss: TensorLoss, output: Any, targets: Any) -> tuple[str, ...]:
-    """Return what of a network's outputs may be meant otherwise than it is read."""
-    notes: list[str] = []
-    scored = outputs_to_score(output)
-    if scored.ndim == 0:
-        raise ModelError(
-            "The first tensor that the model returns is a single number, so it cannot be scored example by example. "
-            "Return the logits or predictions first, or pass loss= a function of (outputs, targets)."
-        )
-    several = [t for t in _tensors(output) if t.is_floating_point() and t.ndim > 0]
-    if len(several) > 1 and not _has_logits(output):
-        notes.append(
-            f"The network returns {len(several)} tensors, of which the first, {_shape(scored)}, is scored. For another "
-            "one pass loss= a function of (outputs, targets), or let the network name it 'logits'."
-        )
-    logits = class_axis_last(scored, targets) if isinstance(targets, Tensor) else None
-    if not isinstance(loss, CrossEntropy) or loss.log_probabilities:
-        return tuple(notes)
-    if logits is not None and logits.shape[-1] > 1 and _are_probabilities(logits):
-        notes.append(
-            "The outputs add up to 1 over the classes: probabilities, where cross-entropy expects logits, so the loss "
-            "is not the one that the network was trained by. Return logits, or pass loss= a function of the "
-            "probabilities."
-        )
-    either = scored.ndim > 2 and scored.shape[:-1] == scored.shape[:1] + scored.shape[2:]
-    if logits is not None and either and not loss.class_axis_first:
-        notes.append(
-            f"Outputs {_shape(scored)} for labels {_shape(targets)} can have their classes on axis 1 or on the last; "
-            "the last is taken. If they are on axis 1, pass torch.nn.CrossEntropyLoss()."
-        )
-    return tuple(notes)
-
-
-def _are_probabilities(logits: Tensor) -> bool:
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    tolerance = 1e-4 if wide.dtype == logits.dtype else 1e-2
-    return bool((wide >= 0).all()) and bool(((wide.sum(-1) - 1).abs() < tolerance).all())
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output]
-    if is_dataclass(output) and not isinstance(output, (type, Mapping)):
-        output = vars(output)
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    return [t for part in output for t in _tensors(part)] if isinstance(output, (tuple, list)) else []
-
-
-def _has_logits(output: Any) -> bool:
-    named = isinstance(output, Mapping) and output.get("logits") is not None
-    return named or isinstance(getattr(output, "logits", None), Tensor)
-
-
-def _shape(tensor: Tensor) -> str:
-    return str(tuple(tensor.shape))
+    return FunctionScorer(loss, whole=read is None and not isinstance(run(batch), Tensor), chosen=read)
 
 
 def _own(
@@ -387,7 +336,7 @@ def _own(
 def _default(model: nn.Module, batch: Batch, run: Callable[[Batch], Any]) -> str:
     """Return the loss for a network and its data where none was asked for."""
     if not is_pretrained(model):
-        _refuse_own_tokens(batch)
+        refuse_own_tokens(batch)
         return "cross_entropy"
     way_out = 'pass loss= one of "cross_entropy", "mse" and "bce", or a function of (outputs, targets).'
     try:
@@ -405,41 +354,8 @@ def _default(model: nn.Module, batch: Batch, run: Callable[[Batch], Any]) -> str
             f"{type(model).__name__} computes no loss from {given}, so how it is to be scored is unknown. Add what it "
             f"reads, such as 'labels', use the class with the head it was trained with, or {way_out}"
         )
-    tokens = _tokens_of(batch)
-    plain = batch.target_key is None and tokens is not None and _are_next(tokens, batch.targets)
+    plain = batch.target_key is None and are_next_tokens(batch)
     return "cross_entropy" if plain else "model"
-
-
-def _tokens_of(batch: Batch) -> Tensor | None:
-    """Return the tokens of a batch whose targets have the same shape."""
-    tokens = batch.kwargs.get("input_ids", batch.args[0] if batch.args else None)
-    targets = batch.targets
-    if not isinstance(tokens, Tensor) or not isinstance(targets, Tensor) or tokens.is_floating_point():
-        return None
-    return tokens if tokens.shape == targets.shape and tokens.ndim == 2 else None
-
-
-def _refuse_own_tokens(batch: Batch) -> None:
-    """Refuse targets that are the tokens themselves: whether the network shifts them is unknown."""
-    tokens = _tokens_of(batch)
-    if tokens is None:
-        return
-    counted = batch.targets >= 0
-    same = bool((batch.targets == tokens)[counted].all())
-    if same and len(tokens[counted].unique()) > 1:
-        raise DataError(
-            "The targets are the network's own input tokens. A network that predicts the next token needs targets "
-            "moved by one place, (tokens[:, :-1], tokens[:, 1:]). Give such batches, or pass loss= a function that "
-            'moves them, loss="model" if the network returns its own loss, or loss="cross_entropy" if the targets are '
-            "meant as they are."
-        )
-
-
-def _are_next(tokens: Tensor, targets: Tensor) -> bool:
-    """Return whether every target that counts is the next token already, as in ``(text[:-1], text[1:])``."""
-    counted = targets[:, :-1] >= 0
-    same, following = (targets == tokens)[:, :-1][counted], (targets[:, :-1] == tokens[:, 1:])[counted]
-    return bool(following.all()) and not bool(same.all())
 
 
 def score(outputs: Any, targets: Any, loss: Loss = "cross_entropy") -> Scores:

@@ -41,7 +41,7 @@ class TensorLoss(Protocol):
 
     @property
     def kind(self) -> str:
-        """``"cross_entropy"`` or ``"mse"`` where it is plainly that, else ``"other"``."""
+        """``"cross_entropy"``, ``"mse"`` or ``"bce"`` where it is plainly that, else ``"other"``."""
         ...
 
     def counted(self, targets: Any) -> Any:
@@ -273,8 +273,8 @@ class Elementwise:
 
     @property
     def kind(self) -> str:
-        """The squared error by name."""
-        return self.name if self.name == "mse" else "other"
+        """The squared error and the yes-or-no loss by name."""
+        return self.name if self.name in ("mse", "bce") else "other"
 
     def counted(self, targets: Any) -> Any:
         """Return the targets."""

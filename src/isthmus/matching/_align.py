@@ -118,7 +118,8 @@ def _chosen(method: str | Method | None, tie_outgoing: bool, *, data: bool) -> M
     found = method_named(method if method is not None else "covariance" if data else "weights")
     if found.needs != "weights" and not data:
         raise DataError(
-            f"method {found.name!r} compares activations: pass batches=..., or use method='weights'."
+            f"method {found.name!r} compares activations: pass batches=..., or use method='weights' (on the command "
+            "line --data, or --method weights)."
         )
     if not tie_outgoing:
         return found

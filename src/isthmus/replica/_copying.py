@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from isthmus.replica._identity import refuse_identities
 from isthmus.replica._walk import hidden_tensors, registered, storage_key
 
 __all__ = ["hollow_copy", "private_copy"]
@@ -32,12 +33,19 @@ def private_copy(model: _Module, cast: Cast | None = None) -> _Module:
     Args:
         model: any module; not changed.
         cast: gives the dtype of the copy of a floating tensor; by default its own.
+
+    Raises:
+        ModelError: the module holds the identity of one of its parts, which the copy will not have.
     """
-    return _copied(model, _tensor_copies(_all_tensors(model), cast))
+    tensors = _all_tensors(model)
+    refuse_identities(model, tensors)
+    copies = _tensor_copies(tensors, cast)
+    return _copied(model, copies, [t for t in tensors if vars(t) and id(t) in copies])
 
 
 def hollow_copy(model: _Module) -> _Module:
     """Return a copy of the module tree that shares all tensors, so that nothing a forward pass stores stays."""
+    refuse_identities(model, ())
     return _copied(model, {id(t): t for t in _all_tensors(model)})
 
 
@@ -70,7 +78,7 @@ def _tensor_copies(tensors: Iterable[Tensor], cast: Cast | None) -> dict[int, An
             else:
                 start = min(t.storage_offset() for t in group)
                 own = base.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset() - start)
-            memo[id(tensor)] = _dressed(own, tensor)
+            memo[id(tensor)] = _of_class(own, tensor)
     return memo
 
 
@@ -95,27 +103,29 @@ def _copy_bytes(group: list[Tensor], memo: dict[int, Any]) -> None:
     for tensor in group:
         own = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         own.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
-        memo[id(tensor)] = _dressed(own, tensor)
+        memo[id(tensor)] = _of_class(own, tensor)
 
 
-def _dressed(own: Tensor, original: Tensor) -> Tensor:
+def _of_class(own: Tensor, original: Tensor) -> Tensor:
     """Give a copy the class of the original."""
     if type(original) is nn.Parameter:
         return nn.Parameter(own, requires_grad=original.requires_grad)
     if type(original) is not Tensor:
         own = own.as_subclass(type(original))
-    for name, value in vars(original).items():
-        setattr(own, name, value)
     return own.requires_grad_(original.requires_grad and own.is_floating_point() and original.is_leaf)
 
 
-def _copied(model: _Module, tensors: dict[int, Any]) -> _Module:
+def _copied(model: _Module, tensors: dict[int, Any], dressed: Iterable[Tensor] = ()) -> _Module:
+    """Return a copy of a module given those of its tensors; some of these have attributes to be copied."""
     memo = dict(tensors)
     try:
         copied = copy.deepcopy(model, memo)
     except Exception:  # whatever an attribute's own copying raises
         memo = dict(tensors)
         copied = _copied_by_parts(model, memo)
+    for tensor in dressed:
+        for name, value in vars(tensor).items():
+            setattr(memo[id(tensor)], name, _rebind(_copied_or_shared(value, memo), memo, set()))
     _rebind(copied, memo, set())
     return copied
 
@@ -207,11 +217,12 @@ def _of_copy(value: Any, memo: dict[int, Any]) -> Any:
     if id(value) in memo:
         return memo[id(value)]
     container: Any = value
-    items = [*container.values()] if isinstance(value, dict) else [*container]
+    items = [*container, *container.values()] if isinstance(value, dict) else [*container]
     new = [_of_copy(item, memo) for item in items]
     if all(a is b for a, b in zip(new, items, strict=True)):
         return value
     make: Any = type(value)
-    made = make(zip(value, new, strict=True)) if isinstance(value, dict) else make(new)
+    half = len(container)
+    made = make(zip(new[:half], new[half:], strict=True)) if isinstance(value, dict) else make(new)
     memo[id(value)] = made
     return made

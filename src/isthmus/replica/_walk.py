@@ -12,13 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-__all__ = ["Hidden", "children", "hidden_tensors", "registered", "storage_key"]
+__all__ = [
+    "ATOMS",
+    "MACHINERY",
+    "REGISTERS",
+    "Hidden",
+    "children",
+    "hidden_tensors",
+    "registered",
+    "storage_key",
+]
 
-_ATOMS = (
+ATOMS = (
     str, bytes, bytearray, int, float, complex, type(None), type, types.ModuleType, types.BuiltinFunctionType,
     torch.dtype, torch.device, torch.Size, torch.Generator, torch.layout, torch.memory_format, fx.Graph,
 )  # fmt: skip
-_REGISTERS = ("_parameters", "_buffers", "_modules")
+REGISTERS = ("_parameters", "_buffers", "_modules")
 MACHINERY = frozenset(vars(nn.Module())) - {"training"}
 """Attributes that every module has and that hold no values of its own."""
 
@@ -59,8 +68,8 @@ def storage_key(tensor: Tensor) -> int | None:
 def hidden_tensors(model: nn.Module) -> list[Hidden]:
     """Return every tensor reached from a module's attributes that is neither a parameter nor a saved buffer.
 
-    Followed are attributes, lists, tuples, sets, dictionaries, objects, bound methods, and what functions captured;
-    global variables are not. A tensor reached in several ways is listed once.
+    Followed are attributes (of tensors too), lists, tuples, sets, dictionaries, objects, bound methods, and what
+    functions captured; global variables are not. A tensor reached in several ways is listed once.
     """
     found: list[Hidden] = []
     seen: dict[int, Any] = {id(t): t for t in model.parameters()}
@@ -72,8 +81,14 @@ def hidden_tensors(model: nn.Module) -> list[Hidden]:
     for prefix, module in model.named_modules():
         start = f"{prefix}." if prefix else ""
         own = [
+            *(
+                (k, vars(t))
+                for r in (module._parameters, module._buffers)
+                for k, t in r.items()
+                if t is not None
+            ),
             *((k, b) for k, b in module._buffers.items() if k in module._non_persistent_buffers_set),
-            *((k, v) for k, v in vars(module).items() if k not in _REGISTERS),
+            *((k, v) for k, v in vars(module).items() if k not in REGISTERS),
         ]
         for attribute, value in own:
             for path, tensor in _tensors_below(f"{start}{attribute}", value, seen):
@@ -85,12 +100,12 @@ def _tensors_below(path: str, value: Any, seen: dict[int, Any]) -> Iterator[tupl
     waiting = deque([(path, value)])
     while waiting:
         path, value = waiting.popleft()
-        if isinstance(value, _ATOMS) or id(value) in seen:
+        if isinstance(value, ATOMS) or id(value) in seen:
             continue
         seen[id(value)] = value
         if isinstance(value, Tensor):
             yield path, value
-            continue
+            value = vars(value)
         waiting.extend((f"{path}{step}", child) for step, child in children(value))
 
 
@@ -107,7 +122,7 @@ def children(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, functools.partial):
         yield from ((".func", value.func), (".args", value.args), (".keywords", value.keywords))
     elif isinstance(value, nn.Module):
-        for register in _REGISTERS:
+        for register in REGISTERS:
             yield from ((f".{k}", v) for k, v in vars(value).get(register, {}).items())
         yield from ((f".{k}", v) for k, v in vars(value).items() if k not in MACHINERY)
     else:

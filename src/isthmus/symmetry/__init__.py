@@ -12,6 +12,7 @@ from isthmus.symmetry._apply import (
 )
 from isthmus.symmetry._discover import Outputs, activation_name, discover, discover_from_trace
 from isthmus.symmetry._operation import Operation, rule
+from isthmus.symmetry._outputs import NamedOutputs, named_outputs
 from isthmus.symmetry._permutation_spec import PermutationSpec
 from isthmus.symmetry._relabelling import Relabelling
 from isthmus.symmetry._runner import DoublePrecision
@@ -25,6 +26,7 @@ __all__ = [
     "Couplings",
     "DoublePrecision",
     "IndexMap",
+    "NamedOutputs",
     "Operation",
     "Outputs",
     "PermutationSpec",
@@ -47,6 +49,7 @@ __all__ = [
     "discover_from_trace",
     "function_change",
     "module_of",
+    "named_outputs",
     "operator_of",
     "reordering",
     "rule",

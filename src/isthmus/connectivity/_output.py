@@ -1,0 +1,56 @@
+"""Which output of a network is scored, where it returns several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from isthmus.errors import DataError
+from isthmus.losses import Loss, is_pretrained, outputs_to_score
+from isthmus.symmetry import Outputs, named_outputs
+
+__all__ = ["compared", "name_of_scored", "reader"]
+
+Read = Callable[[Any], Tensor]
+
+
+def reader(outputs: Outputs) -> Read | None:
+    """Return what takes the chosen output from all that a network returns; None where none was chosen.
+
+    What it returns raises:
+        DataError: several tensors have that name.
+        ModelError: it holds no floating numbers.
+        SymmetryError: there is no such output.
+    """
+    if outputs is None:
+        return None
+
+    def read(output: Any) -> Tensor:
+        chosen = named_outputs(output, Tensor).select(outputs)
+        if len(chosen) != 1:
+            raise DataError(
+                f"Measuring a line: expected outputs= the name or position of the one output that is scored, found "
+                f"{outputs!r}, which means {', '.join(map(repr, chosen))}. To compare several, pass loss= a function "
+                "of (outputs, targets), which gets all of them."
+            )
+        (found,) = chosen.values()
+        return outputs_to_score(found)
+
+    return read
+
+
+def compared(read: Read | None, loss: Loss | None, model: nn.Module) -> Read:
+    """Return what takes the output in which two networks are compared: the scored one.
+
+    A loss that the network computes itself reads what it reads, whatever was chosen.
+    """
+    named = isinstance(loss, str) and loss.partition("(")[0].strip() == "model"
+    own = named or (loss is None and is_pretrained(model))
+    return outputs_to_score if read is None or own else read
+
+
+def name_of_scored(output: Any, scored: Tensor) -> str | None:
+    """Return the name of a tensor among a network's outputs."""
+    return next((name for name, t in named_outputs(output, Tensor).items() if t is scored), None)
