@@ -21,10 +21,10 @@ from isthmus.matching._certify import ErrorBound, certified
 from isthmus.matching._grids import Cluster, Structure
 from isthmus.matching._nested import Gain, best_change
 from isthmus.matching._objectives import Comparison, Term, TermObjective, independent
-from isthmus.matching._pairs import Order
 from isthmus.matching._parts import Part, parts_of
 from isthmus.matching._products import SHORT, add_product, blocks, product_error
 from isthmus.matching._solvers import Assignment, Solver, assignment_solver
+from isthmus.matching._sources import Order, device_of_source
 from isthmus.matching._working import Plain, Products, Working, working
 from isthmus.symmetry import Couplings
 from isthmus.transport import Assignment as Assigned
@@ -205,10 +205,11 @@ class _Exact:
     def _of(self, item: _Listed, at: Couplings) -> Tensor:
         order = item.part.order(at)
         if item.matrix is None or item.order is None or not _unchanged(item.order, order):
-            a, b = item.part.matrix(order, torch.float64)
-            offset = item.part.offset()
-            item.matrix = a @ b.T if offset is None else torch.addmm(offset, a, b.T)
-            item.order = order
+            total = item.part.offset()
+            for a, b in item.part.products(order, torch.float64):
+                total = a @ b.T if total is None else torch.addmm(total, a, b.T)
+            item.matrix, item.order = total, order
+        assert item.matrix is not None
         return item.matrix
 
 
@@ -258,7 +259,8 @@ class _Estimated:
             or stale
             or any(item.order is not None and item not in used for item in self.listed)
         ):
-            device = self.listed[0].part.a.device
+            device = device_of_source(self.listed[0].part.a)
+            self.first_error = 0.0
             self.total = torch.zeros(self.size, self.size, dtype=torch.float32, device=device)
             for item in self.listed:
                 item.order, item.error = None, 0.0
@@ -270,24 +272,21 @@ class _Estimated:
         part = item.part
         if item.order is not None and _unchanged(item.order, order):
             return
-        length, source = part.length, part.a.dtype
-        difference = None if item.order is None else part.change(item.order, order, torch.float32)
+        source = torch.float64 if torch.float64 in (part.a.dtype, part.b.dtype) else part.a.dtype
+        width = count = 0
+        for a, b in part.products(order, torch.float32, item.order):
+            add_product(total, a, b, self.dtype)
+            width, count = max(width, a.shape[1]), count + blocks(a.shape[1])
+        error = product_error(width, self.dtype, source)
         if item.order is None:
-            a, b = part.matrix(order, torch.float32)
-            item.error = product_error(length, self.dtype, source)
-            self.first_error += item.error
-        elif difference is not None:
-            a, b = difference
-            # A difference of two rows of B is at most twice as long as a row, and rounded once more.
-            item.error += 2 * (product_error(a.shape[1], self.dtype, source) + 3 * SHORT)
+            item.error = error
+            self.first_error += error
         else:
-            a, b = part.matrix(order, torch.float32)
-            b = b - part.matrix(item.order, torch.float32)[1]
-            item.error += 2 * (product_error(length, self.dtype, source) + 3 * SHORT)
-        add_product(total, a, b, self.dtype)
+            # A difference of two rows of B is at most twice as long as a row, and rounded once more.
+            item.error += 2 * (error + 3 * SHORT)
         item.order = order
         for other in self.listed:
-            other.error += blocks(a.shape[1]) * SHORT if other.order is not None else 0.0
+            other.error += count * SHORT if other.order is not None else 0.0
 
     def _bound(self, used: Sequence[_Listed]) -> ErrorBound:
         """Return the bound of all parts together, by Cauchy and Schwarz."""
@@ -307,8 +306,8 @@ class _Estimated:
         used = [item for item in self.listed if item.order is not None]
         total: Tensor | None = None
         for item in used:
-            a, b = item.part.matrix(item.order or {}, torch.float64)
-            total = a @ b.T if total is None else total.addmm_(a, b.T)
+            for a, b in item.part.products(item.order or {}, torch.float64):
+                total = a @ b.T if total is None else total.addmm_(a, b.T)
         assert total is not None
         self.warm = assign(total, maximize=True, warm=self.warm)
         return self.warm.columns.cpu()

@@ -29,6 +29,7 @@ from isthmus.matching._objectives import (
     TermObjective,
     negative_cost,
 )
+from isthmus.matching._sources import entries_of, read, source_of, squares
 from isthmus.moments import CrossMoment, InputStatistics
 from isthmus.symmetry import Slot
 
@@ -53,11 +54,11 @@ class Pair:
 
     def plain(self, tensor: str, count: float = 1.0) -> Comparison:
         """Compare one parameter in the identity metric, divided by ``count``."""
-        own, other, movers = self.state_a[tensor], self.state_b[tensor], (self.layers.table.get(tensor, {}),)
-        norm = float(own.double().square().sum())
+        own, other = (source_of(state, tensor) for state in (self.state_a, self.state_b))
+        movers = (self.layers.table.get(tensor, {}),)
         if count == 1.0:
-            return Comparison((own,), (other,), movers, norm)
-        scaled = own.double() / count
+            return Comparison((own,), (other,), movers)
+        scaled, norm = read(own).double() / count, squares(own)
         return Comparison(
             (scaled,), (other,), movers, norm / count, lambda moved: tuple(x / count for x in moved)
         )
@@ -88,7 +89,7 @@ def incoming_weight_objective(pair: Pair) -> TermObjective:
     incoming = dict.fromkeys((site.weight, site.out_axis) for site in layers.sites)
     terms = [t for name, axis in incoming for t in pair.plain_terms(name, axis)]
     for name in layers.parameters:
-        if name not in layers.covered and pair.state_a[name].ndim > 1:
+        if name not in layers.covered and len(source_of(pair.state_a, name).shape) > 1:
             terms += pair.plain_terms(name)
     found = {name for t in terms for name in t.facet.groups}
     rest = {c for c in layers.structure.clusters if not found.issuperset(c)}
@@ -194,9 +195,9 @@ def uncovered_terms(pair: Pair) -> list[Term]:
     """Return terms for parameters that no layer reads, averaged over their other entries."""
     terms: list[Term] = []
     for name in pair.layers.parameters:
-        shape = pair.state_a[name].shape
+        own = source_of(pair.state_a, name)
         for facet in pair.layers.facets(name) if name not in pair.layers.covered else ():
-            others = pair.state_a[name].numel() / shape[facet.axes[0]]
+            others = entries_of(own) / own.shape[facet.axes[0]]
             terms.append(Term(facet, pair.plain(name, others), (facet.axes,)))
     return terms
 
