@@ -9,6 +9,7 @@ terms whose tensors have moved.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -35,6 +36,8 @@ __all__ = ["Incremental"]
 At = Mapping[str, Coupling]
 _SMALL = 128
 """Units up to which a group's gains are kept in float64."""
+_ROOM = 2**28
+"""Bytes of gains that are kept where the networks themselves are too large to be in memory."""
 _STALE = 8.0
 """Growth of the error bound by updates at which gains are computed anew."""
 
@@ -47,10 +50,17 @@ class Incremental:
     Args:
         objective: what is matched.
         products: precision of the products of large groups; the assignments are those of float64 in any case.
+        room: bytes of gains that are kept; others are formed anew each time. Default: all are kept, or 256 MiB where
+            the tensors are read from files.
     """
 
-    def __init__(self, objective: TermObjective, products: Products = "float32") -> None:
+    def __init__(
+        self, objective: TermObjective, products: Products = "float32", *, room: float | None = None
+    ) -> None:
         self._objective, self._products = objective, getattr(torch, products)
+        stored = any(not isinstance(tensor, Tensor) for c in objective.compared for tensor in c.a)
+        self._room = room if room is not None else _ROOM if stored else math.inf
+        self._last: _Keeper | None = None
         self._keepers: dict[Cluster, _Keeper | None] = {}
         self._inner: dict[int, list[tuple[dict[str, Tensor], float]]] = {}
         self._terms: dict[int, tuple[dict[str, Tensor], list[Gain]]] = {}
@@ -70,6 +80,9 @@ class Incremental:
     ) -> tuple[dict[str, Coupling], float]:
         """Return the best change of a cluster (see :class:`Working`)."""
         keeper = self._keeper(cluster)
+        if self._last is not None and self._last is not keeper and self._kept_bytes() > self._room:
+            self._last.forget()
+        self._last = keeper
         if keeper is not None:
             return keeper.change(at, all_terms=names is None, measured=measured)
         gains = self.gains(cluster, at, all_terms=names is None)
@@ -83,8 +96,16 @@ class Incremental:
         now = _state(term.comparison, at)
         kept = self._terms.get(id(term))
         if kept is None or not _unchanged(kept[0], now):
-            kept = self._terms[id(term)] = (now, term.gains(at))
+            self._terms.pop(id(term), None)
+            kept = (now, term.gains(at))
+            if self._kept_bytes() + sum(g.matrix.nbytes for g in kept[1]) <= self._room:
+                self._terms[id(term)] = kept
         return kept[1]
+
+    def _kept_bytes(self) -> int:
+        """Return the bytes of all gains that are kept."""
+        of_terms = sum(g.matrix.nbytes for _, gains in self._terms.values() for g in gains)
+        return of_terms + sum(k.nbytes for k in self._keepers.values() if k is not None)
 
     def rise(self, cluster: Cluster, at: At, changed: At, threshold: float) -> tuple[float, bool]:
         """Return by how much a change of a cluster raises the value (see :class:`Working`)."""
@@ -171,6 +192,11 @@ class _Keeper(Protocol):
 
     whole: bool
 
+    @property
+    def nbytes(self) -> int: ...
+
+    def forget(self) -> None: ...
+
     def change(self, at: At, *, all_terms: bool, measured: bool) -> tuple[dict[str, Coupling], float]: ...
 
     def rise(self, at: At, changed: At, threshold: float) -> tuple[float, bool]: ...
@@ -185,6 +211,14 @@ class _Exact:
     listed: list[_Listed]
     whole: bool
     total: Tensor = field(init=False)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(item.matrix.nbytes for item in self.listed if item.matrix is not None)
+
+    def forget(self) -> None:
+        for item in self.listed:
+            item.matrix = None
 
     def change(self, at: At, *, all_terms: bool, measured: bool) -> tuple[dict[str, Coupling], float]:
         used = _used(self.listed, at, all_terms)
@@ -225,6 +259,13 @@ class _Estimated:
     total: Tensor | None = None
     warm: Assigned | None = None
     first_error: float = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.total is None else self.total.nbytes
+
+    def forget(self) -> None:
+        self.total = None
 
     def change(self, at: At, *, all_terms: bool, measured: bool) -> tuple[dict[str, Coupling], float]:
         used = _used(self.listed, at, all_terms)

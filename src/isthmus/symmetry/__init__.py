@@ -14,11 +14,18 @@ from isthmus.symmetry._discover import Outputs, activation_name, discover, disco
 from isthmus.symmetry._operation import Operation, rule
 from isthmus.symmetry._permutation_spec import PermutationSpec
 from isthmus.symmetry._relabelling import Relabelling
-from isthmus.symmetry._runner import DoublePrecision
+from isthmus.symmetry._runner import DoublePrecision, noisy_input, output_change, perturbation
 from isthmus.symmetry._spec import AxisGroup, IndexMap, PinnedAxis, Slot, SymmetrySpec
 from isthmus.symmetry._trace import Trace, bound_arguments, module_of, operator_of, trace
 from isthmus.symmetry._values import Value
-from isthmus.symmetry._verify import Verification, function_change, verify
+from isthmus.symmetry._verify import (
+    Runs,
+    Verification,
+    drawn_relabellings,
+    function_change,
+    verification_of,
+    verify,
+)
 
 __all__ = [
     "AxisGroup",
@@ -31,6 +38,7 @@ __all__ = [
     "PinnedAxis",
     "Relabelling",
     "Reordering",
+    "Runs",
     "Slot",
     "Slots",
     "SymmetrySpec",
@@ -45,11 +53,16 @@ __all__ = [
     "check_permutations",
     "discover",
     "discover_from_trace",
+    "drawn_relabellings",
     "function_change",
     "module_of",
+    "noisy_input",
     "operator_of",
+    "output_change",
+    "perturbation",
     "reordering",
     "rule",
     "trace",
+    "verification_of",
     "verify",
 ]
