@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -158,7 +157,6 @@ def test_the_seed_decides_the_sample_of_wide_rows(monkeypatch: pytest.MonkeyPatc
 
 
 def _tiny_sample(*args: Any) -> Any:
-    from isthmus.moments import InputRequest
 
     return InputRequest(*args, max_features=4, sample_rows=12)
 

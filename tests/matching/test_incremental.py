@@ -193,7 +193,7 @@ def test_estimates_stay_within_their_bound() -> None:
         for cluster in objective.structure.clusters:
             keeper: Any = kept._keeper(cluster)
             exact = sum(
-                (a @ b.T for a, b in (i.part.matrix(i.order, torch.float64) for i in keeper.listed)),
+                (a @ b.T for i in keeper.listed for a, b in i.part.products(i.order, torch.float64)),
                 torch.zeros((), dtype=torch.float64),
             )
             bound = keeper._bound(keeper.listed)
@@ -294,7 +294,8 @@ def test_parts_are_what_a_term_is_made_of() -> None:
             total = sum(
                 (
                     a @ b.T
-                    for a, b in (p.matrix(o, torch.float64) for p, o in zip(parts, orders, strict=True))
+                    for p, o in zip(parts, orders, strict=True)
+                    for a, b in p.products(o, torch.float64)
                 ),
                 torch.zeros((), dtype=torch.float64),
             )

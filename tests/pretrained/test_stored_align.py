@@ -14,8 +14,8 @@ import isthmus
 from isthmus import pretrained
 from isthmus.couplings import random_permutation
 from isthmus.errors import CheckpointError, ShapeError, VerificationError
-from isthmus.matching import CoordinateDescent
-from isthmus.pretrained import _align, open_model
+from isthmus.matching import CoordinateDescent, _sources
+from isthmus.pretrained import open_model
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -23,7 +23,7 @@ from isthmus.pretrained import _align, open_model
 def test_the_same_as_in_memory(
     pair_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, kind: str, piece: int
 ) -> None:
-    monkeypatch.setattr(_align, "_PIECE", piece)
+    monkeypatch.setattr(_sources, "PIECE", piece)
     pair = pair_of(kind)
     found = pretrained.align(pair.a, pair.b, spec=pair.spec)
     expected = isthmus.align(

@@ -9,6 +9,7 @@ terms whose tensors have moved.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -21,10 +22,10 @@ from isthmus.matching._certify import ErrorBound, certified
 from isthmus.matching._grids import Cluster, Structure
 from isthmus.matching._nested import Gain, best_change
 from isthmus.matching._objectives import Comparison, Term, TermObjective, independent
-from isthmus.matching._pairs import Order
 from isthmus.matching._parts import Part, parts_of
 from isthmus.matching._products import SHORT, add_product, blocks, product_error
 from isthmus.matching._solvers import Assignment, Solver, assignment_solver
+from isthmus.matching._sources import Order, device_of_source
 from isthmus.matching._working import Plain, Products, Working, working
 from isthmus.symmetry import Couplings
 from isthmus.transport import Assignment as Assigned
@@ -35,6 +36,8 @@ __all__ = ["Incremental"]
 At = Mapping[str, Coupling]
 _SMALL = 128
 """Units up to which a group's gains are kept in float64."""
+_ROOM = 2**28
+"""Bytes of gains that are kept where the networks themselves are too large to be in memory."""
 _STALE = 8.0
 """Growth of the error bound by updates at which gains are computed anew."""
 
@@ -47,10 +50,17 @@ class Incremental:
     Args:
         objective: what is matched.
         products: precision of the products of large groups; the assignments are those of float64 in any case.
+        room: bytes of gains that are kept; others are formed anew each time. Default: all are kept, or 256 MiB where
+            the tensors are read from files.
     """
 
-    def __init__(self, objective: TermObjective, products: Products = "float32") -> None:
+    def __init__(
+        self, objective: TermObjective, products: Products = "float32", *, room: float | None = None
+    ) -> None:
         self._objective, self._products = objective, getattr(torch, products)
+        stored = any(not isinstance(tensor, Tensor) for c in objective.compared for tensor in c.a)
+        self._room = room if room is not None else _ROOM if stored else math.inf
+        self._last: _Keeper | None = None
         self._keepers: dict[Cluster, _Keeper | None] = {}
         self._inner: dict[int, list[tuple[dict[str, Tensor], float]]] = {}
         self._terms: dict[int, tuple[dict[str, Tensor], list[Gain]]] = {}
@@ -70,6 +80,9 @@ class Incremental:
     ) -> tuple[dict[str, Coupling], float]:
         """Return the best change of a cluster (see :class:`Working`)."""
         keeper = self._keeper(cluster)
+        if self._last is not None and self._last is not keeper and self._kept_bytes() > self._room:
+            self._last.forget()
+        self._last = keeper
         if keeper is not None:
             return keeper.change(at, all_terms=names is None, measured=measured)
         gains = self.gains(cluster, at, all_terms=names is None)
@@ -83,8 +96,16 @@ class Incremental:
         now = _state(term.comparison, at)
         kept = self._terms.get(id(term))
         if kept is None or not _unchanged(kept[0], now):
-            kept = self._terms[id(term)] = (now, term.gains(at))
+            self._terms.pop(id(term), None)
+            kept = (now, term.gains(at))
+            if self._kept_bytes() + sum(g.matrix.nbytes for g in kept[1]) <= self._room:
+                self._terms[id(term)] = kept
         return kept[1]
+
+    def _kept_bytes(self) -> int:
+        """Return the bytes of all gains that are kept."""
+        of_terms = sum(g.matrix.nbytes for _, gains in self._terms.values() for g in gains)
+        return of_terms + sum(k.nbytes for k in self._keepers.values() if k is not None)
 
     def rise(self, cluster: Cluster, at: At, changed: At, threshold: float) -> tuple[float, bool]:
         """Return by how much a change of a cluster raises the value (see :class:`Working`)."""
@@ -171,6 +192,11 @@ class _Keeper(Protocol):
 
     whole: bool
 
+    @property
+    def nbytes(self) -> int: ...
+
+    def forget(self) -> None: ...
+
     def change(self, at: At, *, all_terms: bool, measured: bool) -> tuple[dict[str, Coupling], float]: ...
 
     def rise(self, at: At, changed: At, threshold: float) -> tuple[float, bool]: ...
@@ -185,6 +211,14 @@ class _Exact:
     listed: list[_Listed]
     whole: bool
     total: Tensor = field(init=False)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(item.matrix.nbytes for item in self.listed if item.matrix is not None)
+
+    def forget(self) -> None:
+        for item in self.listed:
+            item.matrix = None
 
     def change(self, at: At, *, all_terms: bool, measured: bool) -> tuple[dict[str, Coupling], float]:
         used = _used(self.listed, at, all_terms)
@@ -205,10 +239,11 @@ class _Exact:
     def _of(self, item: _Listed, at: Couplings) -> Tensor:
         order = item.part.order(at)
         if item.matrix is None or item.order is None or not _unchanged(item.order, order):
-            a, b = item.part.matrix(order, torch.float64)
-            offset = item.part.offset()
-            item.matrix = a @ b.T if offset is None else torch.addmm(offset, a, b.T)
-            item.order = order
+            total = item.part.offset()
+            for a, b in item.part.products(order, torch.float64):
+                total = a @ b.T if total is None else torch.addmm(total, a, b.T)
+            item.matrix, item.order = total, order
+        assert item.matrix is not None
         return item.matrix
 
 
@@ -224,6 +259,13 @@ class _Estimated:
     total: Tensor | None = None
     warm: Assigned | None = None
     first_error: float = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.total is None else self.total.nbytes
+
+    def forget(self) -> None:
+        self.total = None
 
     def change(self, at: At, *, all_terms: bool, measured: bool) -> tuple[dict[str, Coupling], float]:
         used = _used(self.listed, at, all_terms)
@@ -258,7 +300,8 @@ class _Estimated:
             or stale
             or any(item.order is not None and item not in used for item in self.listed)
         ):
-            device = self.listed[0].part.a.device
+            device = device_of_source(self.listed[0].part.a)
+            self.first_error = 0.0
             self.total = torch.zeros(self.size, self.size, dtype=torch.float32, device=device)
             for item in self.listed:
                 item.order, item.error = None, 0.0
@@ -270,24 +313,21 @@ class _Estimated:
         part = item.part
         if item.order is not None and _unchanged(item.order, order):
             return
-        length, source = part.length, part.a.dtype
-        difference = None if item.order is None else part.change(item.order, order, torch.float32)
+        source = torch.float64 if torch.float64 in (part.a.dtype, part.b.dtype) else part.a.dtype
+        width = count = 0
+        for a, b in part.products(order, torch.float32, item.order):
+            add_product(total, a, b, self.dtype)
+            width, count = max(width, a.shape[1]), count + blocks(a.shape[1])
+        error = product_error(width, self.dtype, source)
         if item.order is None:
-            a, b = part.matrix(order, torch.float32)
-            item.error = product_error(length, self.dtype, source)
-            self.first_error += item.error
-        elif difference is not None:
-            a, b = difference
-            # A difference of two rows of B is at most twice as long as a row, and rounded once more.
-            item.error += 2 * (product_error(a.shape[1], self.dtype, source) + 3 * SHORT)
+            item.error = error
+            self.first_error += error
         else:
-            a, b = part.matrix(order, torch.float32)
-            b = b - part.matrix(item.order, torch.float32)[1]
-            item.error += 2 * (product_error(length, self.dtype, source) + 3 * SHORT)
-        add_product(total, a, b, self.dtype)
+            # A difference of two rows of B is at most twice as long as a row, and rounded once more.
+            item.error += 2 * (error + 3 * SHORT)
         item.order = order
         for other in self.listed:
-            other.error += blocks(a.shape[1]) * SHORT if other.order is not None else 0.0
+            other.error += count * SHORT if other.order is not None else 0.0
 
     def _bound(self, used: Sequence[_Listed]) -> ErrorBound:
         """Return the bound of all parts together, by Cauchy and Schwarz."""
@@ -307,8 +347,8 @@ class _Estimated:
         used = [item for item in self.listed if item.order is not None]
         total: Tensor | None = None
         for item in used:
-            a, b = item.part.matrix(item.order or {}, torch.float64)
-            total = a @ b.T if total is None else total.addmm_(a, b.T)
+            for a, b in item.part.products(item.order or {}, torch.float64):
+                total = a @ b.T if total is None else total.addmm_(a, b.T)
         assert total is not None
         self.warm = assign(total, maximize=True, warm=self.warm)
         return self.warm.columns.cpu()

@@ -8,7 +8,7 @@ matching in the metric of the layer's input takes :math:`W_A \Sigma`, so that th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol, TypeVar
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from isthmus.matching._grids import Cluster, Facet, Grid, Structure
 from isthmus.matching._nested import Gain, total_gain
-from isthmus.matching._pairs import order_of, pair_products
+from isthmus.matching._pairs import in_order, ordered, pair_products
+from isthmus.matching._sources import Source, device_of_source, pieces, read, squares
 from isthmus.symmetry import Couplings, Slots, carry_tensor
 
 __all__ = ["Comparison", "MomentObjective", "Objective", "Term", "TermObjective", "independent"]
@@ -63,7 +64,7 @@ class Objective(Protocol):
         ...
 
 
-_PIECE = 2**18
+_WHOLE = 2**18
 """Entries of a tensor that is compared as a whole: 2 MB in float64."""
 
 
@@ -73,16 +74,17 @@ class Comparison:
 
     Attributes:
         a: A's tensors with the metric :math:`M` applied: float64, or what the state holds. All sums are float64.
+            Where they lie in files, they are read when they are needed.
         b: B's tensors in their own order, same shapes.
         movers: what moves each tensor of B.
-        norm_a: squared norm of A's tensors in the metric.
+        norm_a: squared norm of A's tensors in the metric; default: in the identity metric, formed when needed.
         metric: applies :math:`M` to (relabelled) tensors of B; ``None`` for the identity.
     """
 
-    a: tuple[Tensor, ...]
-    b: tuple[Tensor, ...]
+    a: tuple[Tensor | Source, ...]
+    b: tuple[Tensor | Source, ...]
     movers: tuple[Slots, ...]
-    norm_a: float
+    norm_a: float | None = None
     metric: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] | None = None
 
     @property
@@ -92,7 +94,7 @@ class Comparison:
 
     def moved(self, at: Couplings) -> tuple[Tensor, ...]:
         """Return B's tensors relabelled, float64."""
-        return tuple(carry_tensor(b, m, at).double() for b, m in zip(self.b, self.movers, strict=True))
+        return tuple(carry_tensor(read(b), m, at).double() for b, m in zip(self.b, self.movers, strict=True))
 
     def inner(self, at: Couplings) -> float:
         """Return the inner product of A's tensors with the relabelled ones of B."""
@@ -107,29 +109,38 @@ class Comparison:
         """
         if self.metric is None:
             product = self.inner(at) if inner is None else inner(self, at)
-            return self.norm_a + self._norm_b - 2 * product
+            return self._norms[0] + self._norms[1] - 2 * product
         moved = self.moved(at)
         norm_b = sum(float((x * y).sum()) for x, y in zip(self.metric(moved), moved, strict=True))
-        product = sum(float((x * y).sum()) for x, y in zip(self.a, moved, strict=True))
-        return self.norm_a + norm_b - 2 * product
+        product = sum(float((read(x) * y).sum()) for x, y in zip(self.a, moved, strict=True))
+        return self._norms[0] + norm_b - 2 * product
 
     @cached_property
-    def _norm_b(self) -> float:
-        """The squared norm of B's tensors, which no relabelling changes."""
-        return sum(_inner(b, b, {}, {}) for b in self.b)
+    def _norms(self) -> tuple[float, float]:
+        """The squared norms of A's tensors, and of B's in the identity metric, which no relabelling changes."""
+        own = sum(map(squares, self.a)) if self.norm_a is None else self.norm_a
+        return own, 0.0 if self.metric else sum(map(squares, self.b))
 
 
-def _inner(a: Tensor, b: Tensor, movers: Slots, at: Couplings) -> float:
+def _inner(a: Tensor | Source, b: Tensor | Source, movers: Slots, at: Couplings) -> float:
     """Return the inner product of a tensor with another one relabelled."""
-    if (
-        a.ndim == 0
-        or a.numel() <= _PIECE
-        or any(slot.block for pairs in movers.values() for _, slot in pairs)
-    ):
+    a, b = read(a), read(b)
+    if a.ndim == 0 or a.numel() <= _WHOLE:
         return float((a.double() * carry_tensor(b, movers, at).double()).sum())
-    order, rows = dict(order_of(movers, at)), torch.arange(len(b))
-    columns = order.pop(0, rows)
-    return float(pair_products(a, b, 0, rows, columns, order).sum())
+    if any(slot.block for pairs in movers.values() for _, slot in pairs):
+        return sum(float((x * y).sum()) for x, y in _moved_pieces(a, b, movers, at, ()))
+    b, order = in_order(b, movers, at)
+    rows, rest = torch.arange(len(b)), {axis: index for axis, index in order.items() if axis}
+    return float(pair_products(a, b, 0, rows, order.get(0, rows), rest).sum())
+
+
+def _moved_pieces(
+    a: Tensor, b: Tensor, movers: Slots, at: Couplings, without: Sequence[int]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield pieces of a tensor and of another one relabelled, float64, which are whole along some axes."""
+    b, order = in_order(b, movers, at)
+    for x, y, rest in pieces(a, b, order, without):
+        yield x.double(), ordered(y, rest).double()
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,18 +168,13 @@ class Term:
 
     def gains(self, at: Couplings) -> list[Gain]:
         """Return the gain matrices of the grids' cells when B's tensors have been moved."""
-        c = self.comparison
-        moved = c.moved(at)
-        return [
-            Gain(
-                sum(
-                    (self._part(grid, axes, a, b) for axes, a, b in zip(self.axes, c.a, moved, strict=False)),
-                    torch.zeros((), dtype=torch.float64, device=c.a[0].device),
-                ),
-                grid.members,
-            )
-            for grid in self.facet.grids
-        ]
+        c, grids = self.comparison, self.facet.grids
+        nothing = torch.zeros((), dtype=torch.float64, device=device_of_source(c.a[0]))
+        found = [nothing for _ in grids]
+        for axes, own, other, movers in zip(self.axes, c.a, c.b, c.movers, strict=False):
+            for a, b in _moved_pieces(read(own), read(other), movers, at, axes):
+                found = [g + self._part(grid, axes, a, b) for g, grid in zip(found, grids, strict=True)]
+        return [Gain(total, grid.members) for total, grid in zip(found, grids, strict=True)]
 
     def _part(self, grid: Grid, axes: tuple[int, ...], a: Tensor, b: Tensor) -> Tensor:
         """Return the gain of the cells for one tensor, shape ``(cells, cells)``."""

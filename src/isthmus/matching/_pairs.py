@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
 
@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isthmus.symmetry import Couplings, Slots, reordering
+from isthmus.couplings import Coupling, Permutation
+from isthmus.matching._sources import Order, pieces
+from isthmus.symmetry import Couplings, Slots, carry_tensor, reordering
 
-__all__ = ["Order", "kernels_for", "order_of", "ordered", "pair_products", "slices"]
-
-Order = Mapping[int, Tensor]
-"""By axis, where the entries of B's tensor come from; axes that stay as they are do not appear."""
+__all__ = ["in_order", "kernels_for", "order_of", "ordered", "pair_products", "slices"]
 
 _CHUNK = 2**18
 """Entries of each tensor that are gathered at once: 2 MB in float64."""
@@ -23,9 +22,17 @@ _COMPILED = 2**18
 """Entries from which on compiled loops are used: below, no one should wait for them to load."""
 
 
-def order_of(movers: Slots, at: Couplings) -> Mapping[int, Tensor]:
+def order_of(movers: Slots, at: Couplings) -> Order:
     """Return how the axes of a tensor of B are reordered, on the CPU; axes that stay as they are do not appear."""
     return reordering(movers, at).axes
+
+
+def in_order(tensor: Tensor, movers: Slots, at: Couplings) -> tuple[Tensor, Order]:
+    """Return a tensor of B, and how its axes are still to be reordered: not at all where that does not say it all."""
+    acting = [(at[group], slot) for pairs in movers.values() for group, slot in pairs if group in at]
+    if any(slot.block or (isinstance(c, Coupling) and not isinstance(c, Permutation)) for c, slot in acting):
+        return carry_tensor(tensor, movers, at), {}
+    return tensor, order_of(movers, at)
 
 
 def ordered(tensor: Tensor, order: Order) -> Tensor:
@@ -49,6 +56,13 @@ def pair_products(a: Tensor, b: Tensor, axis: int, rows: Tensor, columns: Tensor
     kernels = kernels_for(a, b)
     if kernels is not None:
         return _compiled(kernels, a, b, axis, rows, columns, order)
+    if _short_and_large(a, b):  # entries widened to float32 are the same numbers
+        return torch.stack(
+            [
+                pair_products(x.float().contiguous(), y.float().contiguous(), axis, rows, columns, rest)
+                for x, y, rest in pieces(a, b, order, (axis,))
+            ]
+        ).sum(0)
     length = a.numel() // max(a.shape[axis], 1)
     step = max(1, _CHUNK // max(length, 1))
     found = [
@@ -56,6 +70,13 @@ def pair_products(a: Tensor, b: Tensor, axis: int, rows: Tensor, columns: Tensor
         for i, j in zip(rows.split(step), columns.split(step), strict=True)
     ]
     return torch.cat(found).cpu() if found else torch.zeros(0, dtype=torch.float64)
+
+
+def _short_and_large(*tensors: Tensor) -> bool:
+    """Return whether compiled loops would serve these tensors if they were wider."""
+    short = any(t.dtype.is_floating_point and t.dtype.itemsize < 4 for t in tensors)
+    wide = any(t.dtype == torch.float64 for t in tensors)
+    return short and not wide and all(t.device.type == "cpu" and t.numel() >= _COMPILED for t in tensors)
 
 
 def slices(tensor: Tensor, axis: int, where: Tensor, order: Order) -> Tensor:

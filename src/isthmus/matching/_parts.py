@@ -7,7 +7,7 @@ another group have moved, and single entries can be had in float64 without the w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from isthmus.matching._objectives import Comparison, Term, cells_of
-from isthmus.matching._pairs import Order, order_of, ordered, pair_products, slices
+from isthmus.matching._pairs import order_of, ordered, pair_products, slices
+from isthmus.matching._sources import PIECE, Order, Source, device_of_source, entries_of, pieces, read
 from isthmus.symmetry import Couplings, Slots
 
 __all__ = ["Part", "parts_of"]
@@ -34,8 +35,8 @@ class Part:
         scale: weight of each position of ``axis``, if the term has one (see :class:`Term`).
     """
 
-    a: Tensor
-    b: Tensor
+    a: Tensor | Source
+    b: Tensor | Source
     axis: int
     positions: Tensor
     movers: Slots
@@ -49,46 +50,74 @@ class Part:
     @property
     def length(self) -> int:
         """Terms of the sum that an entry of the gain is."""
-        return self.a.numel() // max(self.a.shape[self.axis], 1) * self.positions.shape[1]
+        return entries_of(self.a) // max(self.a.shape[self.axis], 1) * self.positions.shape[1]
 
     def order(self, at: Couplings) -> Order:
         """Return how the other axes of B's tensor are reordered."""
-        return {axis: index.to(self.b.device) for axis, index in order_of(self.movers, at).items()}
+        device = device_of_source(self.b)
+        return {axis: index.to(device) for axis, index in order_of(self.movers, at).items()}
 
-    def matrix(self, order: Order, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return the rows of A and of B, scaled, whose products are the gains."""
-        return self._rows(self.a, dtype, self.scale), self._rows(ordered(self.b, order), dtype)
+    def products(
+        self, order: Order, dtype: torch.dtype, old: Order | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield rows of A, scaled, and rows of B, one for each unit, whose products add up to the gains.
 
-    def change(self, old: Order, new: Order, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-        """Return matrices whose product is what a new order adds, or ``None`` if that is no less work."""
-        moved = [axis for axis in old.keys() | new.keys() if not _same(old.get(axis), new.get(axis))]
-        if len(moved) != 1:
-            return None
-        axis = moved[0]
-        here = torch.arange(self.b.shape[axis], device=self.b.device)
+        Args:
+            order: of the other axes of B's tensor.
+            dtype: of the rows.
+            old: yield what the order adds to the gains of this one instead.
+        """
+        a, b = read(self.a), read(self.b)
+        if old is None:
+            for x, y, rest in pieces(a, b, order, (self.axis,)):
+                yield self._rows(x, dtype, self.scale), self._rows(ordered(y, rest), dtype)
+            return
+        moved = [axis for axis in old.keys() | order.keys() if not _same(old.get(axis), order.get(axis))]
+        few = self._few(moved[0], old, order) if len(moved) == 1 else None
+        if few is not None:
+            yield from self._changed(a, b, moved[0], few, order, dtype)
+            return
+        both = (pieces(a, b, one, (self.axis,)) for one in (order, old))
+        for (x, y, rest), (_, z, before) in zip(*both, strict=True):
+            here, there = self._rows(ordered(y, rest), dtype), self._rows(ordered(z, before), dtype)
+            yield self._rows(x, dtype, self.scale), here - there
+
+    def _few(self, axis: int, old: Order, new: Order) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return which positions of an axis moved, from where and to where; ``None`` if most of them did."""
+        here = torch.arange(self.b.shape[axis], device=device_of_source(self.b))
         before, after = old.get(axis, here), new.get(axis, here)
         changed = torch.nonzero(before != after).flatten()
-        if 4 * len(changed) > 3 * len(here):
-            return None
-        rest = {k: index for k, index in new.items() if k != axis}
-        difference = self._at(axis, after[changed], dtype) - self._at(axis, before[changed], dtype)
-        rows = self._rows(self.a.index_select(axis, changed), dtype, self.scale)
-        return rows, self._rows(ordered(difference, rest), dtype)
+        return (changed, before[changed], after[changed]) if 4 * len(changed) <= 3 * len(here) else None
 
-    def _at(self, axis: int, index: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.b.index_select(axis, index).to(dtype)
+    def _changed(
+        self,
+        a: Tensor,
+        b: Tensor,
+        axis: int,
+        few: tuple[Tensor, Tensor, Tensor],
+        order: Order,
+        dtype: torch.dtype,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the rows at the positions that moved, and the differences of B's there."""
+        rest = {k: index for k, index in order.items() if k != axis}
+        step = max(1, PIECE * b.shape[axis] // max(b.numel(), 1))
+        for at, before, after in zip(*(index.split(step) for index in few), strict=True):
+            difference = b.index_select(axis, after).to(dtype) - b.index_select(axis, before).to(dtype)
+            rows = self._rows(a.index_select(axis, at), dtype, self.scale)
+            yield rows, self._rows(ordered(difference, rest), dtype)
 
     def offset(self) -> Tensor | None:
         """Return what the gains of a scaled term have beyond the product, float64, shape ``(units, units)``."""
         if self.scale is None:
             return None
-        scale = self.scale.double().to(self.a.device)[self.positions.to(self.a.device)]
-        return -0.5 * scale @ cells_of(self.b, (self.axis,), self.positions).double().square().sum(2).T
+        device = device_of_source(self.a)
+        scale = self.scale.double().to(device)[self.positions.to(device)]
+        return -0.5 * scale @ cells_of(read(self.b), (self.axis,), self.positions).double().square().sum(2).T
 
     @cached_property
     def norms(self) -> tuple[Tensor, Tensor]:
         """Norms of the rows of A and of B or a little more, float64, on the CPU; no order changes them."""
-        return self._norms(self.a), self._norms(self.b)
+        return self._norms(read(self.a)), self._norms(read(self.b))
 
     def _norms(self, tensor: Tensor) -> Tensor:
         where = self.positions.flatten()
@@ -98,13 +127,13 @@ class Part:
     def entries(self, rows: Tensor, columns: Tensor, order: Order) -> Tensor:
         """Return single gains of an unscaled part in float64: of units ``rows`` of A and ``columns`` of B."""
         where_a, where_b = (self.positions[units].flatten() for units in (rows, columns))
-        found = pair_products(self.a, self.b, self.axis, where_a, where_b, order)
+        found = pair_products(read(self.a), read(self.b), self.axis, where_a, where_b, order)
         return found.reshape(len(rows), -1).sum(1)
 
     def gains(self, rows: Tensor, columns: Tensor, order: Order) -> Tensor:
         """Return the gains of an unscaled part for all pairs of some units of A with some of B, float64."""
-        a = slices(self.a, self.axis, self.positions[rows].flatten(), {})
-        b = slices(self.b, self.axis, self.positions[columns].flatten(), order)
+        a = slices(read(self.a), self.axis, self.positions[rows].flatten(), {})
+        b = slices(read(self.b), self.axis, self.positions[columns].flatten(), order)
         return a.reshape(len(rows), -1) @ b.reshape(len(columns), -1).T
 
     def _rows(self, tensor: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> Tensor:

@@ -96,19 +96,9 @@ class Problem:
         outputs: Outputs = None,
         seed: int = 0,
     ) -> None:
-        alone = model_b is None
-        names = ("The network",) if alone else ("A", "B")
-        require_evaluation(model_a, names[0] if alone else "Network A")
-        if isinstance(model_b, nn.Module):
-            require_evaluation(model_b, "Network B")
         self.model_a = model_a
         self.model_b = model_a if model_b is None else model_b
-        self.state_a = state_of(model_a, names[0])
-        self.state_b = self.state_a if alone else state_of(self.model_b, "B")
-        if not alone:
-            check_same_architecture(self.state_a, self.state_b)
-        for name, state in zip(names, (self.state_a, self.state_b), strict=False):
-            check_finite(state, name)
+        self.state_a, self.state_b = self._admitted(None if model_b is None else self.model_b)
         self.data = None if batches is None else reusable(completed_batches(model_a, batches))
         self.example = example_of(args, kwargs, self.data, model_a)
         self.outputs, self.seed = outputs, seed
@@ -116,6 +106,22 @@ class Problem:
         self._drawn: torch.Tensor | None = None
         self._after_inputs: torch.Tensor | None = None
         self._kept: dict[str, Any] = {}
+
+    def _admitted(
+        self, other: nn.Module | Mapping[str, Tensor] | None
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """Return the states of A and of the other network, or A's twice, once they have passed the gate."""
+        names = ("The network",) if other is None else ("A", "B")
+        require_evaluation(self.model_a, names[0] if other is None else "Network A")
+        if isinstance(other, nn.Module):
+            require_evaluation(other, "Network B")
+        own = state_of(self.model_a, names[0])
+        states = (own, own if other is None else state_of(other, "B"))
+        if other is not None:
+            check_same_architecture(*states)
+        for name, state in zip(names, states, strict=False):
+            check_finite(state, name)
+        return states
 
     @cached_property
     def traced(self) -> Trace:

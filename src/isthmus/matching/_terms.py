@@ -31,6 +31,7 @@ from isthmus.matching._objectives import (
     negative_cost,
 )
 from isthmus.matching._pieces import Piece
+from isthmus.matching._sources import narrowed, read, source_of, squares
 from isthmus.moments import CrossMoment, InputStatistics
 from isthmus.symmetry import Slot
 
@@ -55,13 +56,11 @@ class Pair:
 
     def plain(self, tensor: str, piece: Piece, count: float = 1.0) -> Comparison:
         """Compare a piece of one parameter in the identity metric, divided by ``count``."""
-        own, other, movers = self.state_a[tensor], self.state_b[tensor], (piece.table,)
-        if piece.cut is not None:
-            own, other = own.narrow(*piece.cut), other.narrow(*piece.cut)
-        norm = float(own.double().square().sum())
+        own, other = (narrowed(source_of(state, tensor), piece.cut) for state in (self.state_a, self.state_b))
+        movers = (piece.table,)
         if count == 1.0:
-            return Comparison((own,), (other,), movers, norm)
-        scaled = own.double() / count
+            return Comparison((own,), (other,), movers)
+        scaled, norm = read(own).double() / count, squares(own)
         return Comparison(
             (scaled,), (other,), movers, norm / count, lambda moved: tuple(x / count for x in moved)
         )
@@ -96,7 +95,7 @@ def incoming_weight_objective(pair: Pair) -> TermObjective:
     incoming = dict.fromkeys((site.weight, site.out_axis) for site in layers.sites)
     terms = [t for name, axis in incoming for t in pair.plain_terms(name, axis)]
     for name in layers.parameters:
-        if name not in layers.covered and pair.state_a[name].ndim > 1:
+        if name not in layers.covered and len(source_of(pair.state_a, name).shape) > 1:
             terms += pair.plain_terms(name)
     found = {name for t in terms for name in t.facet.groups}
     rest = {c for c in layers.structure.clusters if not found.issuperset(c)}

@@ -1,6 +1,6 @@
 """Real checkpoints of any size: open a model folder, align, relabel and merge it tensor by tensor, write a folder."""
 
-from isthmus.pretrained._align import StoredWeights, align
+from isthmus.pretrained._align import StoredProblem, align
 from isthmus.pretrained._files import MergedFile, merge_files
 from isthmus.pretrained._inputs import FoundInput, check_inputs, inspect_input
 from isthmus.pretrained._lazy import LazyState, StoredTensor
@@ -14,7 +14,7 @@ __all__ = [
     "MergedFile",
     "OpenedModel",
     "StoredTensor",
-    "StoredWeights",
+    "StoredProblem",
     "Written",
     "align",
     "apply",

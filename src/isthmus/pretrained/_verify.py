@@ -16,9 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from isthmus.couplings import random_permutation
 from isthmus.errors import ModelError
-from isthmus.evaluation import relative_difference
 from isthmus.pretrained._gather import STILL, gathers, gathers_by_key
 from isthmus.pretrained._open import OpenedModel
 from isthmus.symmetry import (
@@ -28,56 +26,51 @@ from isthmus.symmetry import (
     SymmetrySpec,
     Trace,
     Verification,
+    drawn_relabellings,
+    noisy_input,
     operator_of,
+    output_change,
+    perturbation,
+    verification_of,
 )
 
 __all__ = ["function_change", "verify"]
 
-_TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-3}
 _LARGE = 2**27
 """Entries of a tensor above which everything runs in float32: 1 GiB in float64."""
 
 
 def verify(
-    spec: SymmetrySpec, model: OpenedModel, *, draws: int = 2, seed: int = 0, outputs: Any = None
+    spec: SymmetrySpec,
+    model: OpenedModel,
+    *,
+    draws: int = 2,
+    seed: int = 0,
+    outputs: Any = None,
+    generator: torch.Generator | None = None,
 ) -> Verification:
     """Relabel a stored network at random and measure how far its outputs move, reading one tensor at a time.
 
-    As :func:`isthmus.verify`: every entry of every floating tensor is first changed at random, all groups move
-    together, and on failure each moves alone. The network that runs is the whole one, with its own weights.
-    It runs in float64, or in float32 if some tensor has more than 2²⁷ entries.
+    It tries what :func:`isthmus.verify` tries given the same generator, with the same tolerances. The network that
+    runs is the whole one, with its own weights, each entry changed at random. It runs in float64, or in float32 if
+    some tensor has more than 2²⁷ entries. Networks that rank numbers are not run where these are equal.
 
     Args:
         spec: what is tested.
         model: the opened model folder.
         draws: number of random relabellings.
-        seed: of the relabellings and changes.
+        seed: of all randomness.
         outputs: outputs that must be preserved; default: those of the spec.
+        generator: source of randomness instead.
 
     Raises:
         ModelError: the graph cannot be run, or returns nothing finite.
         SymmetryError: the spec is of another network, or moves tied tensors differently.
     """
-    generator = torch.Generator().manual_seed(seed)
-    drawn = [
-        {name: _moving(group.size, generator) for name, group in spec.groups.items()} for _ in range(draws)
-    ]
-    chosen = spec.outputs if outputs is None else outputs
-    dtype = _precision(model)
-    worst: dict[str, float] = {}
-    for errors in _errors(spec, drawn, model, chosen, dtype, seed):
-        worst = {name: max(worst.get(name, 0.0), error) for name, error in errors.items()}
-    largest = max(worst.values(), default=0.0)
-    guilty: tuple[str, ...] = ()
-    if not largest <= _TOLERANCES[dtype]:
-        alone = [{name: _moving(group.size, generator)} for name, group in spec.groups.items()]
-        found = _errors(spec, alone, model, chosen, dtype, seed)
-        guilty = tuple(
-            name
-            for name, errors in zip(spec.groups, found, strict=True)
-            if not max(errors.values(), default=0.0) <= _TOLERANCES[dtype]
-        )
-    return Verification(largest, _TOLERANCES[dtype], draws, guilty, worst, dtype, seed)
+    source = torch.Generator().manual_seed(seed) if generator is None else generator
+    drawn = drawn_relabellings(spec, source, draws)
+    runs = _StoredRuns(model, spec.outputs if outputs is None else outputs, source.initial_seed())
+    return verification_of(spec, runs, drawn, source)
 
 
 def function_change(
@@ -92,66 +85,82 @@ def function_change(
         ModelError: the graph cannot be run, or returns nothing finite.
         SymmetryError: the spec is of another network.
     """
-    chosen = spec.outputs if outputs is None else outputs
-    errors = _errors(spec, [permutations], model, chosen, _precision(model), None)
-    return max(errors[0].values(), default=0.0)
+    runs = _StoredRuns(model, spec.outputs if outputs is None else outputs, None)
+    return max(runs.errors(spec, [permutations])[0].values(), default=0.0)
 
 
-def _precision(model: OpenedModel) -> torch.dtype:
-    entries = max((t.numel() for t in model.state.shapes().values()), default=0)
-    return torch.float32 if entries > _LARGE else torch.float64
+class _StoredRuns:
+    """Runs a stored network under relabellings, all side by side.
 
+    Args:
+        model: the opened model folder.
+        outputs: which outputs count.
+        seed: of the changes of its weights and of inputs that are the same everywhere; None changes nothing.
+    """
 
-def _errors(
-    spec: SymmetrySpec,
-    relabellings: Sequence[Couplings],
-    model: OpenedModel,
-    outputs: Any,
-    dtype: torch.dtype,
-    seed: int | None,
-) -> list[dict[str, float]]:
-    """Return, per relabelling, the largest relative change of each output; ``seed`` None changes no weight."""
-    for permutations in relabellings:
-        gathers_by_key(spec, permutations, model)  # checks shapes and ties
-    variants: list[Mapping[str, Reordering]] = [{}, *(gathers(spec, p) for p in relabellings)]
+    def __init__(self, model: OpenedModel, outputs: Any, seed: int | None) -> None:
+        self._model, self._outputs, self._seed = model, outputs, seed
+        entries = max((t.numel() for t in model.state.shapes().values()), default=0)
+        self.dtype = torch.float32 if entries > _LARGE else torch.float64
 
-    def read(name: str) -> Tensor:
-        key = model.state.stored(name).key if name in model.state else name
-        source = model.state[name] if name in model.state else model.buffers[name]
+    def errors(self, spec: SymmetrySpec, relabellings: Sequence[Couplings]) -> list[dict[str, float]]:
+        """Return, for each relabelling, the largest relative change of each output."""
+        for permutations in relabellings:
+            gathers_by_key(spec, permutations, self._model)  # checks shapes and ties
+        variants: list[Mapping[str, Reordering]] = [{}, *(gathers(spec, p) for p in relabellings)]
+        given = (tuple(self._model.example.args), dict(self._model.example.kwargs))
+        if self._seed is not None:
+            source = _generator_for("inputs", self._seed)
+            noisy = pytree.tree_map(lambda value: noisy_input(value, source), given)
+            if any(x is not y for x, y in zip(*map(pytree.tree_leaves, (noisy, given)), strict=True)):
+                with contextlib.suppress(ModelError):
+                    return self._compared(variants, noisy)
+        return self._compared(variants, given)
+
+    def _compared(self, variants: Sequence[Mapping[str, Reordering]], inputs: Any) -> list[dict[str, float]]:
+        traced = self._model.traced
+        wanted = traced.select_outputs(self._outputs)
+        reference, *runs = _SideBySide(traced, self._read, self._model.buffers, variants, self.dtype).run(
+            inputs, wanted
+        )
+        for name, value in reference.items():
+            if value.numel() and not bool(torch.isfinite(value).any()):
+                raise ModelError(
+                    f"{self._model.path}: the network returns no finite value in {name!r} on the example inputs, so "
+                    "nothing can be verified. Give other inputs with example=...."
+                )
+        return [{n: output_change(v, run[n]) for n, v in reference.items()} for run in runs]
+
+    def _read(self, name: str) -> Tensor:
+        """Return a tensor in the precision of the runs, changed at random if that is wanted."""
+        stored = name in self._model.state
+        source = self._model.state[name] if stored else self._model.buffers[name]
         if not source.is_floating_point():
             return source
-        values = source.to(dtype, copy=True)
-        return values if seed is None else _changed(values, key, seed)
-
-    wanted = model.traced.select_outputs(outputs)
-    runs = _SideBySide(model.traced, read, model.buffers, variants, dtype).run(model, wanted)
-    reference = runs[0]
-    for name, value in reference.items():
-        if value.numel() and not bool(torch.isfinite(value).any()):
-            raise ModelError(
-                f"{model.path}: the network returns no finite value in {name!r} on the example inputs, so nothing "
-                "can be verified. Give other inputs with example=...."
-            )
-    return [{n: relative_difference(v, run[n]) for n, v in reference.items()} for run in runs[1:]]
+        values = source.to(self.dtype, copy=True)
+        if self._seed is None:
+            return values
+        key = self._model.state.stored(name).key if stored else name
+        return _changed(values, name, _generator_for(key, self._seed))
 
 
-def _changed(values: Tensor, key: str, seed: int) -> Tensor:
-    """Change every entry by its own positive factor and shift, in place; the same for one key and seed."""
-    if values.numel() == 0 or not bool(torch.isfinite(values).all()):
-        return values
+def _generator_for(key: str, seed: int) -> torch.Generator:
+    """Return a source of randomness that is the same for one key and seed: tied tensors are changed alike."""
     digest = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=7).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-    scale = float(values.square().mean(dtype=torch.float64).sqrt()) or 0.2
-    for rows in values.reshape(-1).split(2**22):
-        rows *= 0.75 + 0.5 * torch.rand(rows.shape, generator=generator, dtype=values.dtype)
-        rows += 0.1 * scale * torch.rand(rows.shape, generator=generator, dtype=values.dtype)
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+
+def _changed(values: Tensor, name: str, generator: torch.Generator) -> Tensor:
+    """Change every entry by its own positive factor and shift, in place, as :func:`isthmus.verify` does."""
+    flat = values.reshape(-1).split(2**22)
+    if values.numel() == 0 or not all(bool(torch.isfinite(part).all()) for part in flat):
+        return values
+    squares = sum(float(part.square().sum(dtype=torch.float64)) for part in flat)
+    factor, largest = perturbation(values.shape, (squares / values.numel()) ** 0.5, name)
+    for part in flat:
+        part *= factor * (0.75 + 0.5 * torch.rand(part.shape, generator=generator, dtype=values.dtype))
+        part += largest * torch.rand(part.shape, generator=generator, dtype=values.dtype)
     return values
-
-
-def _moving(size: int, generator: torch.Generator) -> Tensor:
-    """Draw a permutation that is not the identity (where there is one)."""
-    drawn = random_permutation(size, generator)
-    return drawn.roll(1) if size > 1 and torch.equal(drawn, torch.arange(size)) else drawn
 
 
 class _Stored:
@@ -184,9 +193,9 @@ class _SideBySide:
         self._variants, self._dtype = variants, dtype
         self._values: dict[fx.Node, Any] = {}
 
-    def run(self, model: OpenedModel, wanted: Mapping[str, fx.Node]) -> list[dict[str, Tensor]]:
-        """Return the wanted outputs of every run, by name."""
-        self._values = dict(self._placeholders(model))
+    def run(self, given: Any, wanted: Mapping[str, fx.Node]) -> list[dict[str, Tensor]]:
+        """Return the wanted outputs of every run on the given positional and keyword inputs, by name."""
+        self._values = dict(self._placeholders(given))
         kept = set(wanted.values())
         last = _last_uses(self._traced.graph)
         mode = DoublePrecision() if self._dtype == torch.float64 else contextlib.nullcontext()
@@ -204,11 +213,10 @@ class _SideBySide:
                         self._values.pop(done, None)
         return [{n: self._values[node][k] for n, node in wanted.items()} for k in range(len(self._variants))]
 
-    def _placeholders(self, model: OpenedModel) -> Mapping[fx.Node, Any]:
+    def _placeholders(self, given: Any) -> Mapping[fx.Node, Any]:
         traced = self._traced
         targets = {s.arg.name: s.target for s in traced.program.graph_signature.input_specs}
-        given, _ = pytree.tree_flatten((tuple(model.example.args), dict(model.example.kwargs)))
-        inputs = dict(zip(traced.inputs, given, strict=True))
+        inputs = dict(zip(traced.inputs, pytree.tree_leaves(given), strict=True))
         found: dict[fx.Node, Any] = {}
         for node in traced.graph.find_nodes(op="placeholder"):
             if node.name in traced.tensors:

@@ -15,11 +15,18 @@ from isthmus.symmetry._operation import Operation, rule
 from isthmus.symmetry._outputs import NamedOutputs, named_outputs
 from isthmus.symmetry._permutation_spec import PermutationSpec
 from isthmus.symmetry._relabelling import Relabelling
-from isthmus.symmetry._runner import DoublePrecision
+from isthmus.symmetry._runner import DoublePrecision, noisy_input, output_change, perturbation
 from isthmus.symmetry._spec import AxisGroup, IndexMap, PinnedAxis, Slot, SymmetrySpec
 from isthmus.symmetry._trace import Trace, bound_arguments, module_of, operator_of, trace
 from isthmus.symmetry._values import Value
-from isthmus.symmetry._verify import Verification, function_change, verify
+from isthmus.symmetry._verify import (
+    Runs,
+    Verification,
+    drawn_relabellings,
+    function_change,
+    verification_of,
+    verify,
+)
 
 __all__ = [
     "AxisGroup",
@@ -33,6 +40,7 @@ __all__ = [
     "PinnedAxis",
     "Relabelling",
     "Reordering",
+    "Runs",
     "Slot",
     "Slots",
     "SymmetrySpec",
@@ -47,12 +55,17 @@ __all__ = [
     "check_permutations",
     "discover",
     "discover_from_trace",
+    "drawn_relabellings",
     "function_change",
     "module_of",
     "named_outputs",
+    "noisy_input",
     "operator_of",
+    "output_change",
+    "perturbation",
     "reordering",
     "rule",
     "trace",
+    "verification_of",
     "verify",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from isthmus.symmetry._outputs import named_outputs
 from isthmus.symmetry._spec import SymmetrySpec
 from isthmus.symmetry._trials import TRIALS, RankingSeen, nudged
 
-__all__ = ["DoublePrecision", "Runner"]
+__all__ = ["DoublePrecision", "Runner", "noisy_input", "output_change", "perturbation"]
 
 _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, OverflowError)
 _LOW = (torch.float16, torch.bfloat16, torch.float32)
@@ -111,7 +112,7 @@ class Runner:
             )
         with RankingSeen() as ranking:
             again = self._run(self._state, fresh=self._replica.writes)
-        differing = [k for k, v in self._reference.items() if _relative_error(v, again[k]) > 0]
+        differing = [k for k, v in self._reference.items() if output_change(v, again[k]) > 0]
         if differing:
             raise ModelError(
                 f"Two identical runs of {type(model).__name__} return different {differing[0]!r}: the model is "
@@ -125,17 +126,18 @@ class Runner:
             )
         self._trials = self._tying() if ranking.seen and generator is not None else []
 
-    def errors(self, spec: SymmetrySpec, permutations: Couplings) -> dict[str, float]:
-        """Return the largest relative change of each output under a relabelling.
+    def errors(self, spec: SymmetrySpec, relabellings: Sequence[Couplings]) -> Iterator[dict[str, float]]:
+        """Yield, for each relabelling, the largest relative change of each output.
 
         A relabelling that tears tied tensors apart changes every output by infinity. A network that ranks numbers is
         also run where they are equal; there only changes count that are far above rounding.
         """
-        found = self._errors(spec, permutations, self._state, self._inputs, self._reference)
-        for state, inputs, reference in self._trials:
-            for name, error in self._errors(spec, permutations, state, inputs, reference).items():
-                found[name] = max(found[name], error if not error <= _FELT else 0.0)
-        return found
+        for permutations in relabellings:
+            found = self._errors(spec, permutations, self._state, self._inputs, self._reference)
+            for state, inputs, reference in self._trials:
+                for name, error in self._errors(spec, permutations, state, inputs, reference).items():
+                    found[name] = max(found[name], error if not error <= _FELT else 0.0)
+            yield found
 
     def _errors(
         self,
@@ -151,7 +153,7 @@ class Runner:
         except CheckpointError:
             return dict.fromkeys(reference, float("inf"))
         moved = self._run(state, inputs)
-        return {name: _relative_error(value, moved[name]) for name, value in reference.items()}
+        return {name: output_change(value, moved[name]) for name, value in reference.items()}
 
     def _tying(self) -> list[tuple[dict[str, Tensor], Any, dict[str, Tensor]]]:
         """Return states, inputs and outputs of the trials that make ties and do not depend on rounding."""
@@ -162,7 +164,7 @@ class Runner:
             with contextlib.suppress(Exception):  # a network may refuse such inputs, in whatever way
                 state, inputs = trial.state(self._state, shifts), trial.inputs(self._inputs)
                 reference, close = self._run(state, inputs), self._run(nudged(state), inputs)
-                if all(_relative_error(v, close[k]) <= _FELT for k, v in reference.items()):
+                if all(output_change(v, close[k]) <= _FELT for k, v in reference.items()):
                     found.append((state, inputs, reference))
         return found
 
@@ -170,7 +172,7 @@ class Runner:
         """Run on noisy inputs if that gives finite outputs, else on the given ones; find a dtype that works."""
         if generator is not None:
             given = self._inputs
-            self._inputs = pytree.tree_map(lambda v: _noisy(v, generator), given)
+            self._inputs = pytree.tree_map(lambda v: noisy_input(v, generator), given)
             with contextlib.suppress(*_FAILURES):
                 found = self._examined_run()
                 if all(bool(torch.isfinite(v).all()) for v in found.values()):
@@ -258,24 +260,33 @@ def _changed_state(replica: Replica, generator: torch.Generator | None) -> dict[
 
 
 def _perturbed(values: Tensor, name: str, generator: torch.Generator) -> Tensor:
-    """Change every entry at random, and enlarge weights so small that a deep network would not feel them.
+    """Change every entry at random, and enlarge weights so small that a deep network would not feel them."""
+    if not values.is_floating_point() or values.numel() == 0 or not bool(torch.isfinite(values).all()):
+        return values
+    factor, largest = perturbation(values.shape, float(values.square().mean().sqrt()), name)
+    noise = torch.rand(values.shape, generator=generator, dtype=torch.float64).to(values.device)
+    shift = torch.rand(values.shape, generator=generator, dtype=torch.float64).to(values.device)
+    return values * factor * (0.75 + 0.5 * noise) + largest * shift
+
+
+def perturbation(shape: Sequence[int], size: float, name: str) -> tuple[float, float]:
+    """Return by what a tensor is multiplied so that a deep network feels it, and the largest shift of its entries.
 
     Matrices and kernels get at least the scale ``1 / √fan-in``, gains at least 1; other vectors get a shift of at
     least 0.02 per entry.
+
+    Args:
+        shape: of the tensor, not empty.
+        size: root mean square of its entries.
+        name: of the parameter; the last part says whether it is a gain.
     """
-    if not values.is_floating_point() or values.numel() == 0 or not bool(torch.isfinite(values).all()):
-        return values
-    size = float(values.square().mean().sqrt())
-    gain = values.ndim == 1 and name.endswith(_GAINS)
-    least = (values.shape[0] / values.numel()) ** 0.5 if values.ndim > 1 else 1.0 if gain else 0.2
+    gain = len(shape) == 1 and name.endswith(_GAINS)
+    least = (shape[0] / math.prod(shape)) ** 0.5 if len(shape) > 1 else 1.0 if gain else 0.2
     scale = max(size, least)
-    enlarged = values * (scale / size) if (values.ndim > 1 or gain) and size > 0 else values
-    noise = torch.rand(values.shape, generator=generator, dtype=torch.float64).to(values.device)
-    shift = torch.rand(values.shape, generator=generator, dtype=torch.float64).to(values.device)
-    return enlarged * (0.75 + 0.5 * noise) + 0.1 * scale * shift
+    return scale / size if (len(shape) > 1 or gain) and size > 0 else 1.0, 0.1 * scale
 
 
-def _noisy(value: Any, generator: torch.Generator) -> Any:
+def noisy_input(value: Any, generator: torch.Generator) -> Any:
     """Return an input; if it is floating and the same everywhere (zeros, ones), with noise on every entry."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() < 2:
         return value
@@ -284,7 +295,7 @@ def _noisy(value: Any, generator: torch.Generator) -> Any:
     return value + 0.5 * torch.rand(value.shape, generator=generator, dtype=torch.float64).to(value.device)
 
 
-def _relative_error(reference: Tensor, moved: Tensor) -> float:
+def output_change(reference: Tensor, moved: Tensor) -> float:
     """Return the largest change over the largest finite entry; integers: the share of entries that differ."""
     if reference.shape != moved.shape:
         return float("inf")

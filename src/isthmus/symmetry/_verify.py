@@ -1,10 +1,14 @@
-"""Verification: run the network before and after random relabellings and compare what it returns."""
+"""Verification: run the network before and after random relabellings and compare what it returns.
+
+The policy stands here once: which relabellings are tried, how large a change passes, and how the guilty groups are
+found. How a network is run, in memory or from its files, is its runner's business (:class:`Runs`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +20,7 @@ from isthmus.symmetry._discover import Outputs
 from isthmus.symmetry._runner import Runner
 from isthmus.symmetry._spec import SymmetrySpec
 
-__all__ = ["Verification", "function_change", "verify"]
+__all__ = ["Runs", "Verification", "drawn_relabellings", "function_change", "verification_of", "verify"]
 
 _TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-3}
 
@@ -72,6 +76,19 @@ class Verification:
         )
 
 
+class Runs(Protocol):
+    """A network that can be run under relabellings."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the runs."""
+        ...
+
+    def errors(self, spec: SymmetrySpec, relabellings: Sequence[Couplings]) -> Iterable[Mapping[str, float]]:
+        """Return, for each relabelling, the largest relative change of each output."""
+        ...
+
+
 def verify(
     spec: SymmetrySpec,
     model: nn.Module,
@@ -110,23 +127,56 @@ def verify(
     """
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     source = generator if generator is not None else torch.Generator().manual_seed(0)
+    drawn = drawn_relabellings(spec, source, draws)
     runner = Runner(model, args, dict(kwargs or {}), spec.outputs if outputs is None else outputs, source)
-    allowed = _TOLERANCES.get(runner.dtype, 1e-1) if tolerance is None else tolerance
+    return verification_of(spec, runner, drawn, source, tolerance)
+
+
+def drawn_relabellings(
+    spec: SymmetrySpec, generator: torch.Generator, draws: int = 2
+) -> list[dict[str, Tensor]]:
+    """Return random relabellings of all groups together: the same for one generator, however the network is run.
+
+    Args:
+        spec: the groups.
+        generator: source of randomness; advanced.
+        draws: how many; at least one is drawn.
+    """
+    return [
+        {name: _moving(group.size, generator, draw) for name, group in spec.groups.items()}
+        for draw in range(max(draws, 1))
+    ]
+
+
+def verification_of(
+    spec: SymmetrySpec,
+    runs: Runs,
+    drawn: Sequence[Couplings],
+    generator: torch.Generator,
+    tolerance: float | None = None,
+) -> Verification:
+    """Return what relabellings do to a network: on failure each group is moved alone, and those that fail are named.
+
+    Args:
+        spec: what is tested.
+        runs: runs the network.
+        drawn: relabellings of all groups together (see :func:`drawn_relabellings`).
+        generator: source of randomness for the groups alone; advanced.
+        tolerance: largest error that passes; default: by the precision of the runs.
+    """
+    allowed = _TOLERANCES.get(runs.dtype, 1e-1) if tolerance is None else tolerance
     worst: dict[str, float] = {}
-    for draw in range(max(draws, 1)):
-        permutations = {name: _moving(group.size, source, draw) for name, group in spec.groups.items()}
-        for name, error in runner.errors(spec, permutations).items():
-            worst[name] = max(worst.get(name, 0.0), error)
+    for errors in runs.errors(spec, drawn):
+        worst = {name: max(worst.get(name, 0.0), error) for name, error in errors.items()}
     largest = max(worst.values(), default=0.0)
-    guilty: tuple[str, ...] = ()
-    if not largest <= allowed:
-
-        def alone(name: str, draw: int) -> float:
-            moved = {name: _moving(spec.groups[name].size, source, draw)}
-            return max(runner.errors(spec, moved).values(), default=0.0)
-
-        guilty = tuple(n for n in spec.groups if any(not alone(n, draw) <= allowed for draw in range(2)))
-    return Verification(largest, allowed, max(draws, 1), guilty, worst, runner.dtype, source.initial_seed())
+    guilty: set[str] = set()
+    for draw in range(0 if largest <= allowed else 2):
+        left = [name for name in spec.groups if name not in guilty]
+        alone = [{name: _moving(spec.groups[name].size, generator, draw)} for name in left]
+        found = zip(left, runs.errors(spec, alone), strict=True)
+        guilty |= {name for name, errors in found if not max(errors.values(), default=0.0) <= allowed}
+    named = tuple(name for name in spec.groups if name in guilty)
+    return Verification(largest, allowed, len(drawn), named, worst, runs.dtype, generator.initial_seed())
 
 
 def function_change(
@@ -157,7 +207,8 @@ def function_change(
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     wanted = spec.outputs if outputs is None else outputs
     runner = Runner(model, args, dict(kwargs or {}), wanted, None)
-    return max(runner.errors(spec, permutations).values(), default=0.0)
+    (errors,) = runner.errors(spec, [permutations])
+    return max(errors.values(), default=0.0)
 
 
 def _moving(size: int, generator: torch.Generator, draw: int) -> Tensor:
