@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from isthmus.couplings import Coupling, Permutation, Rotation, index_of, validate_permutation
+from isthmus.couplings import Coupling, Monomial, Permutation, Rotation, index_of, validate_permutation
 from isthmus.errors import ShapeError, SymmetryError
 from isthmus.states import with_versions_of
 from isthmus.symmetry._spec import Slot, SymmetrySpec
@@ -179,13 +179,25 @@ def _open_grid(tensor: Tensor, slot: Slot, index: Tensor | None) -> tuple[Tensor
     )
 
 
+_ALLOWED: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "both": ((Permutation, Rotation), "holds and reads"),
+    "scales": ((Permutation, Monomial), "multiplies one by one"),
+    "": ((Permutation, Rotation), "does not say whether it holds or reads"),
+}
+"""What may act on slots of each role, and why nothing else; slots that hold or read their units take anything."""
+
+
 def _carried(tensor: Tensor, slot: Slot, coupling: Coupling, group: str) -> Tensor:
     """Return a tensor of which the units of one slot were carried by any coupling."""
-    if slot.role not in ("holds", "reads") and not isinstance(coupling, Permutation | Rotation):
-        which = "holds and reads" if slot.role else "does not say whether it holds or reads"
+    if slot.role == "scales" and isinstance(
+        coupling, Monomial
+    ):  # factors pass through what multiplies one by one
+        coupling = Permutation.known(coupling.index)
+    allowed, which = _ALLOWED.get(slot.role, ((), ""))
+    if allowed and not isinstance(coupling, allowed):
+        listed = " or a ".join(kind.__name__ for kind in allowed)
         raise SymmetryError(
-            f"group {group!r}: slot {slot} {which} its units, so only a Permutation or a Rotation can act on it, found "
-            f"{coupling!r}."
+            f"group {group!r}: slot {slot} {which} its units, so only a {listed} can act on it, found {coupling!r}."
         )
     inside = _open_grid(tensor, slot, None)
     part, where = tensor[inside], slot.index.positions()

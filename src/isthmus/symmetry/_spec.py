@@ -22,7 +22,7 @@ __all__ = ["AxisGroup", "IndexMap", "PinnedAxis", "Role", "Slot", "SymmetrySpec"
 
 _FORMAT = 2
 _READABLE = (1, 2)
-Role = Literal["holds", "reads", "both", ""]
+Role = Literal["holds", "reads", "both", "scales", ""]
 _ROLES: tuple[Role, ...] = get_args(Role)
 
 
@@ -127,8 +127,9 @@ class Slot:
         index: where the units sit on the axis.
         block: other axes on which the group acts at some positions only (the hidden units of one expert, in a
             tensor of all experts): ``(axis, index map with one unit)`` pairs.
-        role: whether the tensor ``"holds"`` the units (a weight that computes them, a bias, a gain), ``"reads"`` them
-            (a weight that they flow into) or does ``"both"`` (a tied embedding); empty where nobody said.
+        role: whether the tensor ``"holds"`` the units (a weight that computes them, a bias), ``"reads"`` them (a weight
+            that they flow into), does ``"both"`` (a tied embedding), or ``"scales"`` them one by one (a gain, a
+            depthwise filter); empty where that is not known.
     """
 
     tensor: str
@@ -428,11 +429,11 @@ class SymmetrySpec:
         ]
         width = max([5, *(len(n) for n in self.groups)])
         roles = any(slot.role for group in self.groups.values() for slot in group.slots)
-        lines.append(f"{'group':<{width}}  units  {'role   ' if roles else ''}moves")
+        lines.append(f"{'group':<{width}}  units  {'role    ' if roles else ''}moves")
         for name, group in self.groups.items():
             for k, slot in enumerate(group.slots):
                 head = f"{name:<{width}}  {group.size:>5}" if k == 0 else " " * (width + 7)
-                lines.append(f"{head}  {slot.role:<5}  {slot}" if roles else f"{head}  {slot}")
+                lines.append(f"{head}  {slot.role:<6}  {slot}" if roles else f"{head}  {slot}")
         if self.experiments:
             lines += ["", f"passed by experiment, not by a rule: {', '.join(self.experiments)}"]
         if self.pinned:
