@@ -32,8 +32,8 @@ from isthmus.errors import ModelError
 from isthmus.files import atomic_path
 from isthmus.matching import align
 from isthmus.study import load_dataset
-from isthmus.study._networks import operations as count
 from isthmus.testing import mlp, resnet20
+from isthmus.training._networks import operations as count
 
 Pair = tuple[nn.Module, nn.Module, list[tuple[Tensor, Tensor]]]
 

@@ -26,6 +26,7 @@ LOW = {
     "evaluation",
     "checkpoints",
 }
+CORE = {"symmetry", "transport", "layers", "moments", "matching", "paths", "connectivity", "merging"}
 ALLOWED = {
     "symmetry": LOW,
     "transport": LOW,
@@ -35,40 +36,15 @@ ALLOWED = {
     "paths": LOW | {"symmetry", "transport", "layers", "moments"},
     "connectivity": LOW | {"symmetry", "transport", "layers", "moments", "matching", "paths"},
     "merging": LOW | {"symmetry", "transport", "layers", "moments", "matching", "paths"},
-    "pretrained": LOW
-    | {"symmetry", "transport", "layers", "moments", "matching", "paths", "connectivity", "merging"},
-    "theory": LOW | {"symmetry", "transport", "layers"},
-    "testing": LOW | {"symmetry", "transport", "layers", "moments", "matching"},
-    "study": LOW
-    | {
-        "symmetry",
-        "transport",
-        "layers",
-        "moments",
-        "matching",
-        "paths",
-        "connectivity",
-        "merging",
-        "theory",
-        "testing",
-    },
+    "pretrained": LOW | CORE,
+    "certificates": LOW | {"symmetry", "transport", "layers"},
+    "theory": LOW | {"symmetry", "transport", "layers", "certificates"},
+    "networks": LOW | {"symmetry"},
+    "testing": LOW | {"symmetry", "transport", "layers", "moments", "matching", "networks"},
+    "training": LOW | {"networks"},
+    "study": LOW | CORE | {"theory", "testing", "training"},
     "report": LOW | {"matching"},
-    "cli": LOW
-    | {
-        "symmetry",
-        "transport",
-        "layers",
-        "moments",
-        "matching",
-        "paths",
-        "connectivity",
-        "merging",
-        "theory",
-        "pretrained",
-        "testing",
-        "study",
-        "report",
-    },
+    "cli": LOW | CORE | {"theory", "pretrained", "testing", "training", "study", "report"},
     **dict.fromkeys(LOW, LOW),
 }
 
@@ -114,6 +90,35 @@ def test_the_check_sees_a_wrong_import(tmp_path: Path) -> None:
     assert violations([wrong], tmp_path) == [
         "transport/_wrong.py imports matching",
         "transport/_wrong.py imports study",
+    ]
+
+
+def private_imports(files: list[Path], root: Path) -> list[str]:
+    """Return the imports of private names or modules of another folder."""
+    bad: list[str] = []
+    for path in files:
+        own = path.relative_to(root).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("isthmus."):
+                continue
+            room, *parts = (node.module or "").split(".")[1:]
+            names = [alias.name for alias in node.names]
+            if room != own and any(part.startswith("_") and part != "__version__" for part in (*parts, *names)):
+                bad.append(f"{path.relative_to(root)} imports {', '.join(names)} from {node.module}")
+    return bad
+
+
+def test_no_folder_imports_what_is_private_in_another() -> None:
+    assert private_imports(sorted(ROOT.rglob("*.py")), ROOT) == []
+
+
+def test_the_check_sees_a_private_import(tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    wrong = tmp_path / "study" / "_wrong.py"
+    wrong.write_text("from isthmus.matching._align import align\nfrom isthmus.moments import _x\n", encoding="utf-8")
+    assert private_imports([wrong], tmp_path) == [
+        "study/_wrong.py imports align from isthmus.matching._align",
+        "study/_wrong.py imports _x from isthmus.moments",
     ]
 
 

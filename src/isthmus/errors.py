@@ -17,6 +17,7 @@ __all__ = [
     "ModelError",
     "OutputError",
     "ShapeError",
+    "StudyError",
     "SymmetryError",
     "VerificationError",
     "printable",
@@ -106,3 +107,7 @@ class MissingExtraError(IsthmusError, ImportError):
 
 class IsthmusWarning(UserWarning):
     """A result that is not wrong but easily misread; the message says why and what to do."""
+
+
+class StudyError(IsthmusError, ValueError):
+    """Settings of a study or a training run that make no sense, or a training run that diverged."""

@@ -8,8 +8,8 @@ from engine_studies import TINY, tiny
 
 from isthmus.errors import ModelError
 from isthmus.study import Dataset, StudyError, TrainSettings, make_plan, train, train_stacked
-from isthmus.study._augment import PADDING, augmented
 from isthmus.testing import mlp, resnet20
+from isthmus.training._augment import PADDING, augmented
 
 
 def drawn(seed: int) -> torch.Generator:

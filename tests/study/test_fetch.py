@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from isthmus.errors import DataError, MissingExtraError
-from isthmus.study._fetch import RemoteFile, fetch
+from isthmus.training._fetch import RemoteFile, fetch
 
 pytest.importorskip("pooch")
 
@@ -211,7 +211,7 @@ def test_hosts_that_do_not_exist(tmp_path: Path) -> None:
 
 def test_rounds_are_spaced_out(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("isthmus.study._fetch.time.sleep", pauses.append)
+    monkeypatch.setattr("isthmus.training._fetch.time.sleep", pauses.append)
     with pytest.raises(DataError, match="3 rounds"):
         fetch(remote(server.mirror("missing")), tmp_path, pause=0.5)
     assert pauses == [0.5, 1.0]

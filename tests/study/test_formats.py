@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from isthmus.errors import DataError, MissingExtraError
-from isthmus.study._formats import (
+from isthmus.training._formats import (
     read_bytes,
     read_cifar_binary,
     read_cifar_pickle,

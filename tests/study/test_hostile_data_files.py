@@ -23,7 +23,7 @@ import pytest
 
 from isthmus.errors import DataError
 from isthmus.study import load_dataset
-from isthmus.study._formats import read_bytes, read_cifar_pickle, read_idx, read_parquet
+from isthmus.training._formats import read_bytes, read_cifar_pickle, read_idx, read_parquet
 
 PIXELS = files.images(2, 3, 32, 32)
 FLAT = PIXELS.reshape(2, -1)
@@ -315,7 +315,7 @@ def test_the_same_archive_without_them_is_read(tmp_path: Path) -> None:
 
 
 def test_archives_that_unzip_to_very_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("isthmus.study._archive.MOST_BYTES", 2**22)
+    monkeypatch.setattr("isthmus.training._archive.MOST_BYTES", 2**22)
     path = tmp_path / "cifar-10-binary.tar.gz"
     info, _ = member("a/readme", size=64 << 20)
     path.write_bytes(gzip.compress(info.tobuf()) + zeros(64 << 20))
@@ -462,7 +462,7 @@ def test_pixels_that_would_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     cells = [{"bytes": encoded(SMALL), "path": None}] * 4
     path = write_parquet(tmp_path / "a.parquet", img=cells, label=[0, 1, 2, 3])
     assert len(read_parquet([path], 3)[0][1]) == 4
-    monkeypatch.setattr("isthmus.study._parquet.MOST_BYTES", 10_000)
+    monkeypatch.setattr("isthmus.training._parquet.MOST_BYTES", 10_000)
     with pytest.raises(
         DataError, match=r"expected at most 10,000 bytes of pixels, found more by row 3|10,000 bytes, found"
     ):

@@ -20,8 +20,8 @@ from isthmus.study import (
     read_study,
     run_study,
 )
-from isthmus.study._memory import check_fits, memory_of
 from isthmus.study._yaml import MOST_BYTES, read_yaml
+from isthmus.training._memory import check_fits, memory_of
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 40))
 MAPPINGS = "a0: &a0 {x: 1, y: 1}\n" + "".join(
@@ -244,13 +244,13 @@ def test_networks_that_do_not_fit_are_told_before_they_are_built() -> None:
 def test_memory_is_known_or_said_to_be_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "limit").write_text("1048576\n")
     (tmp_path / "none").write_text("max\n")
-    monkeypatch.setattr("isthmus.study._memory._LIMITS", (tmp_path / "none", tmp_path / "absent"))
+    monkeypatch.setattr("isthmus.training._memory._LIMITS", (tmp_path / "none", tmp_path / "absent"))
     there = memory_of("cpu")
     assert there is None or there > 2**28
     assert memory_of("meta") is None
     check_fits(10**15, "On a device that does not tell, this", device="meta")
     if there is not None:
-        monkeypatch.setattr("isthmus.study._memory._LIMITS", (tmp_path / "limit",))
+        monkeypatch.setattr("isthmus.training._memory._LIMITS", (tmp_path / "limit",))
         assert memory_of("cpu") == 2**20
         check_fits(2**17, "This", copies=2)
         with pytest.raises(

@@ -18,7 +18,7 @@ import torch
 
 from isthmus.errors import DataError, MissingExtraError
 from isthmus.study import DATASETS, load_dataset
-from isthmus.study._catalogue import SOURCES
+from isthmus.training._catalogue import SOURCES
 
 FIRST_DIGITS = [1457, 1074, 1038, 1402, 952]
 DIGEST_DIGITS = "b25d7715a3b30aa665a7eafadf2dbcf4b99e71e8b57243901bf10fd1c874697c"
@@ -240,8 +240,8 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Serve the folder ``served``, keep the cache inside ``tmp_path`` and forget the real mirrors."""
     pytest.importorskip("pooch")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("isthmus.study._fetch.time.sleep", lambda _: None)
-    monkeypatch.setattr("isthmus.study._datasets._cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("isthmus.training._fetch.time.sleep", lambda _: None)
+    monkeypatch.setattr("isthmus.training._datasets._cache_folder", lambda: tmp_path / "cache")
     (tmp_path / "served").mkdir()
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "served")))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -308,7 +308,7 @@ def test_when_nothing_can_be_had_every_way_is_explained(
 
 def test_downloads_go_to_the_cache_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pooch")
-    from isthmus.study._datasets import _cache_folder
+    from isthmus.training._datasets import _cache_folder
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if sys.platform == "linux":
@@ -333,5 +333,5 @@ def test_the_published_checksums_are_well_formed_and_complete() -> None:
 @pytest.mark.network
 @pytest.mark.parametrize("name", [n for n in DATASETS if n != "digits"])
 def test_the_real_mirrors(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("isthmus.study._datasets._cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("isthmus.training._datasets._cache_folder", lambda: tmp_path)
     assert len(load_dataset(name, split="test")) == 10_000

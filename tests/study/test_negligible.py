@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.study import Dataset, TrainSettings, _negligible, _stacked, _training, train, train_stacked
-from isthmus.study._negligible import drop_negligible_moments, without_negligible
 from isthmus.testing import mlp
+from isthmus.training._negligible import drop_negligible_moments, without_negligible
 
 
 def denormals(values: Tensor) -> int:

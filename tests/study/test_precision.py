@@ -10,7 +10,7 @@ import torch
 from engine_studies import TINY, tiny
 
 from isthmus.study import Plan, StudyError, make_plan, run_study
-from isthmus.study._precision import faster_precision
+from isthmus.training._precision import faster_precision
 
 AUTO = TINY.replace("training: {", "training: {precision: auto, ")
 

@@ -25,8 +25,8 @@ from isthmus.study import (
     network_for,
     train,
 )
-from isthmus.study._networks import operations
 from isthmus.testing import mlp, resnet20
+from isthmus.training._networks import operations
 
 
 def toy(count: int = 37, features: int = 6, classes: int = 3) -> Dataset:

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from isthmus.batches import Batch
+from isthmus.certificates._activations import ACTIVATIONS, kink_gap
+from isthmus.certificates._fold import fold_normalisation
+from isthmus.certificates._layers import layer_norms
+from isthmus.certificates._norms import convolution_norm, matrix_norm, pooling_norm
+from isthmus.certificates._path import Path
 from isthmus.errors import CheckpointError, DataError, ModelError
 from isthmus.evaluation import bind
 from isthmus.symmetry import apply, discover, trace
 from isthmus.testing import mlp, perturb, randomise_state, reference_inputs, reference_network
 from isthmus.theory import certify
-from isthmus.theory._activations import ACTIVATIONS, kink_gap
-from isthmus.theory._fold import fold_normalisation
-from isthmus.theory._layers import layer_norms
-from isthmus.theory._norms import convolution_norm, matrix_norm, pooling_norm
-from isthmus.theory._path import Path
 
 
 def pair(model: nn.Module, noise: float, seed: int = 0) -> tuple[nn.Module, nn.Module]:

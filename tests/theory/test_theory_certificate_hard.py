@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from isthmus.batches import Batch
+from isthmus.certificates._activations import slope_gap
+from isthmus.certificates._norms import convolution_norm, matrix_norm
 from isthmus.errors import CheckpointError, DataError, ModelError
 from isthmus.testing import mlp
 from isthmus.theory import Certificate, certify
-from isthmus.theory._activations import slope_gap
-from isthmus.theory._norms import convolution_norm, matrix_norm
 
 Forward = Callable[[Any, Tensor], Tensor]
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from isthmus.certificates._weights_only import certify_weights_only
 from isthmus.errors import CheckpointError, DataError, ModelError, ShapeError
 from isthmus.matching import align
 from isthmus.symmetry import apply, discover
 from isthmus.testing import mlp, perturb
 from isthmus.theory import certify
-from isthmus.theory._weights_only import certify_weights_only
 
 
 def networks(seed: int, **settings: object) -> tuple[nn.Module, nn.Module]:

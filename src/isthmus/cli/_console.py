@@ -28,7 +28,7 @@ from isthmus.batches import Batches
 from isthmus.checkpoints import check_format
 from isthmus.errors import IsthmusWarning, OutputError, printable
 from isthmus.files import atomic_folder, atomic_path, refuse_overwriting
-from isthmus.report._format import NATS, unit_of
+from isthmus.report import NATS, unit_of
 from isthmus.streams import guarded
 
 __all__ = [

@@ -14,8 +14,7 @@ from isthmus.cli import _options as options
 from isthmus.files import atomic_folder
 from isthmus.report import write_report
 from isthmus.states import state_of
-from isthmus.study import DemoSettings, EpochRecord, run_demo
-from isthmus.study._threads import torch_threads
+from isthmus.study import DemoSettings, EpochRecord, run_demo, torch_threads
 
 __all__ = ["demo", "write_demo"]
 

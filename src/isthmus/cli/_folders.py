@@ -12,9 +12,7 @@ from isthmus.cli import _console as console
 from isthmus.errors import DataError
 from isthmus.matching import Alignment
 from isthmus.matching import align as align_networks
-from isthmus.pretrained import OpenedModel, Written, check_inputs, open_model
-from isthmus.pretrained._folder import free_target
-from isthmus.pretrained._shards import parse_size
+from isthmus.pretrained import OpenedModel, Written, check_inputs, free_target, open_model, parse_size
 from isthmus.symmetry import Outputs
 
 __all__ = [

@@ -75,8 +75,7 @@ def rate(
     json: options.Json = False,
 ) -> None:
     """How fast two samples of neurons approach each other: measured, and between the proven bounds."""
-    from isthmus.theory import rate_record
-    from isthmus.theory._experiments import Law
+    from isthmus.theory import Law, rate_record
 
     known: tuple[Any, ...] = get_args(Law)
     if law not in known:
@@ -223,8 +222,7 @@ def meanfield(
     json: options.Json = False,
 ) -> None:
     """Theorem 3.1 as an experiment: mean-field networks of N neurons, matched, error and W₂² against N."""
-    from isthmus.theory import MeanFieldSettings, mean_field_record
-    from isthmus.theory._mean_field import SharedDraws
+    from isthmus.theory import MeanFieldSettings, SharedDraws, mean_field_record
 
     known: tuple[Any, ...] = get_args(SharedDraws)
     if coupling not in known:

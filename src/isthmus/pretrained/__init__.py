@@ -2,13 +2,17 @@
 
 from isthmus.pretrained._align import StoredProblem, align
 from isthmus.pretrained._files import MergedFile, merge_files
+from isthmus.pretrained._folder import free_target
 from isthmus.pretrained._inputs import FoundInput, check_inputs, inspect_input
 from isthmus.pretrained._lazy import LazyState, StoredTensor
 from isthmus.pretrained._open import OpenedModel, is_model_folder, open_model
+from isthmus.pretrained._shards import parse_size
 from isthmus.pretrained._verify import function_change, verify
 from isthmus.pretrained._write import Written, apply, merge
 
 __all__ = [
+    "parse_size",
+    "free_target",
     "FoundInput",
     "LazyState",
     "MergedFile",

@@ -12,9 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.checkpoints import check_format, read_checkpoint, save_state
-from isthmus.checkpoints._read import split_key
-from isthmus.checkpoints._write import split_versions, version_notes
+from isthmus.checkpoints import (
+    check_format,
+    read_checkpoint,
+    save_state,
+    split_key,
+    split_versions,
+    version_notes,
+)
 from isthmus.errors import DataError, IsthmusWarning, printable
 from isthmus.evaluation import combine_states
 from isthmus.files import atomic_path, refuse_overwriting

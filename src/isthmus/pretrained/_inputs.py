@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from isthmus.checkpoints import READABLE
-from isthmus.checkpoints._formats import looks_like
-from isthmus.checkpoints._read import split_key
+from isthmus.checkpoints import READABLE, looks_like, split_key
 from isthmus.errors import CheckpointError, IsthmusError, printable
 from isthmus.files import read_json, require_file
 from isthmus.pretrained._lazy import DIFFUSERS_WEIGHTS, TRANSFORMERS_WEIGHTS

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.checkpoints._names import as_in_network, unwrapped
+from isthmus.checkpoints import as_in_network, unwrapped
 from isthmus.errors import CheckpointError, MissingExtraError, printable
 from isthmus.files import Identity, identity_of, parse_json, read_json, require_file, require_utf8
 from isthmus.pretrained._links import require_inside, roots_of

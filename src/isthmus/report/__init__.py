@@ -6,6 +6,7 @@ A report never sees a network: it reads a :class:`Record` (``result.json``) and 
 
 from isthmus.report._draw_lines import draw_line
 from isthmus.report._draw_theory import THEORY_PICTURES, TheoryPicture, draw_theory
+from isthmus.report._format import NATS, unit_of
 from isthmus.report._record import (
     Record,
     RecordedCost,
@@ -29,6 +30,8 @@ from isthmus.report._study_table import BarrierTable, PlaceRow, Spread, barrier_
 from isthmus.report._write import write_report
 
 __all__ = [
+    "NATS",
+    "unit_of",
     "write_report",
     "write_study_figures",
     "write_study_report",

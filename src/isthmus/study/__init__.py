@@ -9,19 +9,31 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from isthmus.errors import StudyError
 from isthmus.study._compare import Comparison, compare
-from isthmus.study._dataset import Dataset, DatasetBatches, to_batches
-from isthmus.study._datasets import DATASETS, SPLITS, load_dataset
 from isthmus.study._demo import DemoResult, DemoSettings, run_demo
 from isthmus.study._device import check_device
-from isthmus.study._errors import StudyError
-from isthmus.study._initialise import initialise
-from isthmus.study._networks import FAMILIES, network_for
-from isthmus.study._normalise import Normalisation, read_normalise
-from isthmus.study._resolve import resolve_data
-from isthmus.study._seeds import derive_seed
-from isthmus.study._stacked import can_stack, train_stacked
-from isthmus.study._training import EpochRecord, TrainResult, TrainSettings, train
+from isthmus.training import (
+    DATASETS,
+    FAMILIES,
+    SPLITS,
+    Dataset,
+    DatasetBatches,
+    EpochRecord,
+    Normalisation,
+    TrainResult,
+    TrainSettings,
+    can_stack,
+    derive_seed,
+    initialise,
+    load_dataset,
+    network_for,
+    read_normalise,
+    resolve_data,
+    to_batches,
+    train,
+    train_stacked,
+)
 
 if TYPE_CHECKING:
     from isthmus.study._config import (
@@ -44,7 +56,10 @@ if TYPE_CHECKING:
     from isthmus.study._runner import Progress, StudyStatus, make_plan, run_study, study_status
     from isthmus.study._sinks import AbstractSink, Scalar, TensorBoard, WeightsAndBiases
 
+from isthmus.study._threads import torch_threads
+
 __all__ = [
+    "torch_threads",
     "DATASETS",
     "SPLITS",
     "Dataset",

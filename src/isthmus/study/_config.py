@@ -10,17 +10,21 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from isthmus.errors import DataError, MissingExtraError
+from isthmus.errors import DataError, MissingExtraError, StudyError
 from isthmus.matching import METHODS
-from isthmus.study._augment import Augmentation
-from isthmus.study._datasets import DATASETS
-from isthmus.study._errors import StudyError
-from isthmus.study._initialise import Initialisation
-from isthmus.study._networks import FAMILIES, MOST_LAYERS
-from isthmus.study._normalise import read_normalise
-from isthmus.study._precision import Precision, PrecisionSetting
-from isthmus.study._training import Optimiser, Schedule
 from isthmus.study._yaml import KeyPath, line_of, read_text, read_yaml
+from isthmus.training import (
+    DATASETS,
+    FAMILIES,
+    MOST_LAYERS,
+    Augmentation,
+    Initialisation,
+    Optimiser,
+    Precision,
+    PrecisionSetting,
+    Schedule,
+    read_normalise,
+)
 
 try:
     from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from isthmus.errors import StudyError
 from isthmus.study._config import StudyConfig
-from isthmus.study._errors import StudyError
 from isthmus.study._plan import Plan
 from isthmus.study._store import Store
 

@@ -11,12 +11,17 @@ from torch import nn
 
 from isthmus.errors import ModelError
 from isthmus.study._compare import Comparison, OnStage, compare
-from isthmus.study._dataset import Dataset, to_batches
-from isthmus.study._datasets import load_dataset
-from isthmus.study._fetch import OnProgress
-from isthmus.study._networks import network_for
-from isthmus.study._seeds import derive_seed
-from isthmus.study._training import EpochRecord, TrainSettings, train
+from isthmus.training import (
+    Dataset,
+    EpochRecord,
+    OnProgress,
+    TrainSettings,
+    derive_seed,
+    load_dataset,
+    network_for,
+    to_batches,
+    train,
+)
 
 __all__ = ["DemoResult", "DemoSettings", "run_demo"]
 

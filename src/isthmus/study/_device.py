@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from isthmus.study._errors import StudyError
+from isthmus.errors import StudyError
 
 __all__ = ["check_device"]
 

@@ -13,17 +13,22 @@ import torch
 
 from isthmus.study._config import NetworkConfig, StudyConfig
 from isthmus.study._continuation import check_continuation
-from isthmus.study._dataset import Dataset, to_batches
 from isthmus.study._device import check_device
 from isthmus.study._evidence import weigh
 from isthmus.study._measure import build_network, load_split, symmetries_of
-from isthmus.study._networks import operations
 from isthmus.study._plan import NetworkFacts, Plan, Unit
-from isthmus.study._precision import faster_precision
 from isthmus.study._runner import make_plan
 from isthmus.study._store import Store
 from isthmus.study._threads import torch_threads
-from isthmus.study._training import EpochRecord, TrainSettings, train
+from isthmus.training import (
+    Dataset,
+    EpochRecord,
+    TrainSettings,
+    faster_precision,
+    operations,
+    to_batches,
+    train,
+)
 
 __all__ = ["Estimate", "estimate_study"]
 

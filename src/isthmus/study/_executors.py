@@ -31,8 +31,7 @@ import numpy as np
 import torch
 
 import isthmus
-from isthmus.errors import MissingExtraError
-from isthmus.study._errors import StudyError
+from isthmus.errors import MissingExtraError, StudyError
 from isthmus.study._evidence import digests_of
 from isthmus.study._measure import run_content
 from isthmus.study._plan import Unit

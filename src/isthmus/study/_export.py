@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from isthmus.errors import CheckpointError, MissingExtraError
+from isthmus.errors import CheckpointError, MissingExtraError, StudyError
 from isthmus.files import atomic_path
-from isthmus.study._errors import StudyError
 from isthmus.study._evidence import unproven_note
 from isthmus.study._plan import Plan, Unit
 from isthmus.study._records import DIGEST, MEASURED

@@ -20,17 +20,23 @@ from isthmus.matching import Alignment, Problem, method_named, solve
 from isthmus.moments import keeps_running_statistics
 from isthmus.states import check_finite, state_of
 from isthmus.study._config import NetworkConfig
-from isthmus.study._dataset import Dataset, to_batches
-from isthmus.study._datasets import load_dataset
 from isthmus.study._evidence import checked_network
-from isthmus.study._networks import network_for
-from isthmus.study._normalise import Normalisation
 from isthmus.study._plan import NetworkRef, Unit
-from isthmus.study._seeds import derive_seed
-from isthmus.study._stacked import can_stack, train_stacked
 from isthmus.study._store import Store
-from isthmus.study._training import TrainResult, TrainSettings, train
 from isthmus.symmetry import SymmetrySpec, discover, verify
+from isthmus.training import (
+    Dataset,
+    Normalisation,
+    TrainResult,
+    TrainSettings,
+    can_stack,
+    derive_seed,
+    load_dataset,
+    network_for,
+    to_batches,
+    train,
+    train_stacked,
+)
 
 __all__ = ["build_network", "load_split", "run_content", "symmetries_of"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import isthmus
 from isthmus.matching import METHODS
 from isthmus.study._config import StudyConfig, Variant
-from isthmus.study._precision import Precision
+from isthmus.training import Precision
 
 __all__ = ["NetworkFacts", "NetworkRef", "Plan", "Unit", "address_of", "name_of", "plan_study"]
 

@@ -19,13 +19,10 @@ from isthmus.study._device import check_device
 from isthmus.study._evidence import Evidence, unproven_note, weigh
 from isthmus.study._executors import AbstractExecutor, InProcess, Job, Outcome
 from isthmus.study._measure import build_network, load_split
-from isthmus.study._memory import check_fits
-from isthmus.study._networks import operations, parameters_of
 from isthmus.study._plan import NetworkFacts, Plan, Unit, name_of, plan_study
-from isthmus.study._precision import Precision, faster_precision
 from isthmus.study._sinks import AbstractSink, scalars_of
-from isthmus.study._stacked import can_stack
 from isthmus.study._store import Store
+from isthmus.training import Precision, can_stack, check_fits, faster_precision, operations, parameters_of
 
 __all__ = ["Progress", "StudyStatus", "make_plan", "run_study", "study_status"]
 

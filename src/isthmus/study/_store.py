@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isthmus.errors import CheckpointError, OutputError
+from isthmus.errors import CheckpointError, OutputError, StudyError
 from isthmus.files import atomic_path
-from isthmus.study._errors import StudyError
 from isthmus.study._plan import NetworkRef, Plan, Unit, address_of
 from isthmus.study._records import DIGEST, Found, examine, seal, sealed
 

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from isthmus.errors import MissingExtraError
-from isthmus.study._errors import StudyError
+from isthmus.errors import MissingExtraError, StudyError
 
 __all__ = ["KeyPath", "line_of", "read_text", "read_yaml"]
 

@@ -1,6 +1,24 @@
 """Reference networks with hand-written symmetries, and planted pairs: what is needed to test a new part."""
 
-from isthmus.testing._branching import densenet, mobilenet, unet
+from isthmus.networks import (
+    ReferenceComparison,
+    ReferenceGroup,
+    ReferenceSlot,
+    as_symmetry_spec,
+    bert,
+    compare_with_reference,
+    densenet,
+    gpt,
+    groupnorm_resnet,
+    llama,
+    mlp,
+    mobilenet,
+    resnet20,
+    unet,
+    vgg16,
+    vgg16_bn,
+    vit,
+)
 from isthmus.testing._catalogue import (
     REFERENCE_NETWORKS,
     reference_inputs,
@@ -8,17 +26,7 @@ from isthmus.testing._catalogue import (
     reference_spec,
 )
 from isthmus.testing._contracts import check_alignment_contract
-from isthmus.testing._plain import mlp, vgg16, vgg16_bn
 from isthmus.testing._planted import PlantedPair, perturb, planted_pair, randomise_state
-from isthmus.testing._reference import (
-    ReferenceComparison,
-    ReferenceGroup,
-    ReferenceSlot,
-    as_symmetry_spec,
-    compare_with_reference,
-)
-from isthmus.testing._residual import groupnorm_resnet, resnet20
-from isthmus.testing._transformers import bert, gpt, llama, vit
 
 __all__ = [
     "REFERENCE_NETWORKS",

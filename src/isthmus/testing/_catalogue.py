@@ -11,18 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.errors import ModelError
-from isthmus.testing._branching import (
+from isthmus.networks import (
+    ReferenceGroup,
     densenet,
     densenet_reference,
+    groupnorm_reference,
+    groupnorm_resnet,
+    mlp,
+    mlp_reference,
     mobilenet,
     mobilenet_reference,
+    resnet20,
+    resnet20_reference,
+    shufflenet,
+    shufflenet_reference,
     unet,
     unet_reference,
+    vgg16,
+    vgg16_bn,
+    vgg_reference,
 )
-from isthmus.testing._plain import mlp, mlp_reference, vgg16, vgg16_bn, vgg_reference
-from isthmus.testing._reference import ReferenceGroup
-from isthmus.testing._residual import groupnorm_reference, groupnorm_resnet, resnet20, resnet20_reference
-from isthmus.testing._shuffled import shufflenet, shufflenet_reference
 
 __all__ = ["REFERENCE_NETWORKS", "reference_inputs", "reference_network", "reference_spec"]
 

@@ -6,8 +6,8 @@ constants ("Theory, section 2.3" is the section of that number there). Everythin
 is float64 inside; arrays and torch tensors are accepted, numpy arrays and floats are returned.
 """
 
+from isthmus.certificates import Certificate, Envelope, WeightsOnlyBound, certify, certify_weights_only
 from isthmus.theory._box import box_upper, cube_upper
-from isthmus.theory._certificate import Certificate, Envelope, certify
 from isthmus.theory._closed_form import closed_form_upper
 from isthmus.theory._deep import (
     GroupedError,
@@ -18,6 +18,7 @@ from isthmus.theory._deep import (
 )
 from isthmus.theory._dropout import bernoulli_dropout_error, dropout_error
 from isthmus.theory._experiments import (
+    Law,
     dimension_record,
     dropout_record,
     mean_field_record,
@@ -36,6 +37,7 @@ from isthmus.theory._lower import gaussian_volume_lower, nearest_neighbour_lower
 from isthmus.theory._mean_field import (
     MeanFieldSettings,
     Neuron,
+    SharedDraws,
     TanhNeuron,
     mean_field_pairs,
     mean_field_sgd,
@@ -57,7 +59,6 @@ from isthmus.theory._mean_field_experiment import (
 from isthmus.theory._rates import DimensionFit, RateCurve, fit_dimension, rate_curve, rate_curve_of_rows
 from isthmus.theory._subgaussian import sub_gaussian_upper
 from isthmus.theory._tower import Tower
-from isthmus.theory._weights_only import WeightsOnlyBound, certify_weights_only
 from isthmus.theory._width import (
     LowDimensionWidth,
     entezari_log10_width,
@@ -77,6 +78,8 @@ from isthmus.transport import (
 )
 
 __all__ = [
+    "SharedDraws",
+    "Law",
     # certificates
     "Certificate",
     "Envelope",

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isthmus.errors import DataError, MissingExtraError
-from isthmus.study._raw import MOST_BYTES, Raw
+from isthmus.training._raw import MOST_BYTES, Raw
 
 __all__ = ["read_parquet"]
 

@@ -13,14 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.batches import device_of, main_output
-from isthmus.errors import ModelError
-from isthmus.study._augment import Augmentation, augmented
-from isthmus.study._dataset import Dataset
-from isthmus.study._errors import StudyError
-from isthmus.study._initialise import Initialisation, initialise
-from isthmus.study._negligible import drop_negligible_moments, without_negligible
-from isthmus.study._precision import Precision
-from isthmus.study._seeds import derive_seed, seeded_generator
+from isthmus.errors import ModelError, StudyError
+from isthmus.training._augment import Augmentation, augmented
+from isthmus.training._dataset import Dataset
+from isthmus.training._initialise import Initialisation, initialise
+from isthmus.training._negligible import drop_negligible_moments, without_negligible
+from isthmus.training._precision import Precision
+from isthmus.training._seeds import derive_seed, seeded_generator
 
 __all__ = ["EpochRecord", "TrainResult", "TrainSettings", "train"]
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.errors import ModelError
-from isthmus.testing._plain import scaled
-from isthmus.testing._reference import (
+from isthmus.networks._plain import scaled
+from isthmus.networks._reference import (
     Layout,
     Ledger,
     ReferenceGroup,

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from isthmus.errors import DataError
-from isthmus.study._raw import MOST_BYTES
+from isthmus.training._raw import MOST_BYTES
 
 __all__ = ["read_members"]
 

@@ -20,14 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.batches import device_of
-from isthmus.errors import ModelError
-from isthmus.study._augment import Augmentation
-from isthmus.study._dataset import Dataset
-from isthmus.study._errors import StudyError
-from isthmus.study._initialise import initialise
-from isthmus.study._negligible import drop_negligible_moments, without_negligible
-from isthmus.study._seeds import seeded_generator
-from isthmus.study._training import EpochRecord, TrainResult, TrainSettings
+from isthmus.errors import ModelError, StudyError
+from isthmus.training._augment import Augmentation
+from isthmus.training._dataset import Dataset
+from isthmus.training._initialise import initialise
+from isthmus.training._negligible import drop_negligible_moments, without_negligible
+from isthmus.training._seeds import seeded_generator
+from isthmus.training._training import EpochRecord, TrainResult, TrainSettings
 
 __all__ = ["can_stack", "train_stacked"]
 

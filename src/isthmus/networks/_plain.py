@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.errors import ModelError
-from isthmus.testing._reference import Ledger, ReferenceGroup, columns, flattened, norm, rows, whole
+from isthmus.networks._reference import Ledger, ReferenceGroup, columns, flattened, norm, rows, whole
 
 __all__ = ["ACTIVATIONS", "mlp", "mlp_reference", "scaled", "vgg16", "vgg16_bn", "vgg_reference"]
 

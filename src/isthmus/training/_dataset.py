@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import DataError
-from isthmus.study._normalise import Normalisation, Normalise, normalisation_of, read_normalise
-from isthmus.study._seeds import seeded_generator
+from isthmus.training._normalise import Normalisation, Normalise, normalisation_of, read_normalise
+from isthmus.training._seeds import seeded_generator
 
 __all__ = ["Dataset", "DatasetBatches", "to_batches"]
 

@@ -12,13 +12,13 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from isthmus.batches import Batch, device_of
+from isthmus.certificates._fold import fold_normalisation
+from isthmus.certificates._layers import Magnitude, is_layer, layer_magnitudes, layer_norms
+from isthmus.certificates._propagate import Ends
 from isthmus.errors import CheckpointError, ModelError
 from isthmus.evaluation import bind, combine_states, relative_difference
 from isthmus.replica import in_double
 from isthmus.symmetry import Trace, trace
-from isthmus.theory._fold import fold_normalisation
-from isthmus.theory._layers import Magnitude, is_layer, layer_magnitudes, layer_norms
-from isthmus.theory._propagate import Ends
 
 __all__ = ["Path"]
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from isthmus.errors import ModelError
-from isthmus.study._dataset import Dataset
-from isthmus.study._memory import check_fits
-from isthmus.testing import densenet, groupnorm_resnet, mlp, mobilenet, resnet20, vgg16, vgg16_bn
+from isthmus.networks import densenet, groupnorm_resnet, mlp, mobilenet, resnet20, vgg16, vgg16_bn
+from isthmus.training._dataset import Dataset
+from isthmus.training._memory import check_fits
 
 __all__ = ["FAMILIES", "MOST_LAYERS", "network_for", "operations", "parameters_of"]
 

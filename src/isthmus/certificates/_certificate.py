@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.batches import Batches, iterate, reusable
+from isthmus.certificates._measure import Measured, measure
+from isthmus.certificates._path import Path
 from isthmus.errors import DataError
 from isthmus.evaluation import require_evaluation
 from isthmus.states import check_finite, check_same_architecture, state_of
-from isthmus.theory._measure import Measured, measure
-from isthmus.theory._path import Path
 
 __all__ = ["Certificate", "Envelope", "certify"]
 
@@ -130,7 +130,7 @@ def certify(
     r"""Prove how far the straight line between two networks can be from linear, and how high its barrier.
 
     [O] Theory, sections 3.5 and 3.6. The path is cut into segments. On each, the error of every node is propagated
-    through the network (see :mod:`isthmus.theory._propagate`) into :math:`R_k(x)`, and
+    through the network (see :mod:`isthmus.certificates._propagate`) into :math:`R_k(x)`, and
 
     .. math:: \sup_t \mathbb E\|e(t)\| \le \max_k \bigl[\max(\mathbb E\|\delta_k\|, \mathbb E\|\delta_{k+1}\|)
               + \mathbb E R_k\bigr]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.errors import ModelError
-from isthmus.testing._plain import scaled
-from isthmus.testing._reference import Place, ReferenceGroup, ReferenceSlot, columns, norm, rows
+from isthmus.networks._plain import scaled
+from isthmus.networks._reference import Place, ReferenceGroup, ReferenceSlot, columns, norm, rows
 
 __all__ = ["shufflenet", "shufflenet_reference"]
 

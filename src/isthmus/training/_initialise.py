@@ -10,9 +10,8 @@ from typing import Literal, TypeVar, cast, get_args
 import torch
 from torch import nn
 
-from isthmus.errors import ModelError
-from isthmus.study._errors import StudyError
-from isthmus.study._seeds import derive_seed, seeded_generator
+from isthmus.errors import ModelError, StudyError
+from isthmus.training._seeds import derive_seed, seeded_generator
 
 __all__ = ["Initialisation", "initialise"]
 

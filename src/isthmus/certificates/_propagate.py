@@ -25,11 +25,9 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from isthmus.layers import BATCH_NORMS, per_axis
-from isthmus.symmetry import Trace, bound_arguments, operator_of
-from isthmus.theory._activations import ACTIVATIONS, kink_gap
-from isthmus.theory._examples import ELEMENTWISE, PARTS, PIECES, RESHAPES, TURNS, mixes_examples
-from isthmus.theory._layers import (
+from isthmus.certificates._activations import ACTIVATIONS, kink_gap
+from isthmus.certificates._examples import ELEMENTWISE, PARTS, PIECES, RESHAPES, TURNS, mixes_examples
+from isthmus.certificates._layers import (
     Magnitude,
     argument,
     batch_norm_scale,
@@ -37,7 +35,9 @@ from isthmus.theory._layers import (
     layer_weight,
     out_of_scope,
 )
-from isthmus.theory._norms import ROUNDOFF, pooling_norm, row_norms
+from isthmus.certificates._norms import ROUNDOFF, pooling_norm, row_norms
+from isthmus.layers import BATCH_NORMS, per_axis
+from isthmus.symmetry import Trace, bound_arguments, operator_of
 
 __all__ = ["Ends", "Norms", "segment_bound"]
 

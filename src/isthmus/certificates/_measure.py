@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from isthmus.batches import Batch
+from isthmus.certificates._norms import ROUNDOFF
+from isthmus.certificates._path import Path
+from isthmus.certificates._propagate import Ends, segment_bound
 from isthmus.errors import DataError, ModelError
 from isthmus.losses import class_axis_last, score
-from isthmus.theory._norms import ROUNDOFF
-from isthmus.theory._path import Path
-from isthmus.theory._propagate import Ends, segment_bound
 
 __all__ = ["Measured", "PointValues", "Span", "Spans", "measure"]
 

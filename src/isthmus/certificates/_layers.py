@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from isthmus.certificates._norms import ROUNDOFF, convolution_norm, matrix_norm, row_norms
 from isthmus.errors import ModelError
 from isthmus.layers import BATCH_NORMS, CONVOLUTIONS, BatchNorm, Operands, operands_of
 from isthmus.symmetry import Trace, bound_arguments, module_of, operator_of
-from isthmus.theory._norms import ROUNDOFF, convolution_norm, matrix_norm, row_norms
 
 __all__ = [
     "Magnitude",

@@ -12,10 +12,10 @@ import torch
 from isthmus.batches import Batches, first_batch, reusable
 from isthmus.errors import DataError, IsthmusError
 from isthmus.streams import guarded, limited
-from isthmus.study._dataset import Dataset, to_batches
-from isthmus.study._datasets import DATASETS, SPLITS, load_dataset
-from isthmus.study._fetch import OnProgress
-from isthmus.study._normalise import Normalise, read_normalise
+from isthmus.training._dataset import Dataset, to_batches
+from isthmus.training._datasets import DATASETS, SPLITS, load_dataset
+from isthmus.training._fetch import OnProgress
+from isthmus.training._normalise import Normalise, read_normalise
 
 __all__ = ["resolve_data"]
 

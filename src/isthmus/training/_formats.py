@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isthmus.errors import DataError
-from isthmus.study._parquet import read_parquet
-from isthmus.study._pickle import PlainReader, StoredArray
-from isthmus.study._raw import MOST_BYTES, Raw
+from isthmus.training._parquet import read_parquet
+from isthmus.training._pickle import PlainReader, StoredArray
+from isthmus.training._raw import MOST_BYTES, Raw
 
 __all__ = [
     "Raw",

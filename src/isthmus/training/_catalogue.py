@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from isthmus.study._fetch import RemoteFile
+from isthmus.training._fetch import RemoteFile
 
 __all__ = ["SOURCES", "DatasetSource"]
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from isthmus.batches import Batch, Batches, device_of, iterate, reusable
+from isthmus.certificates._examples import mixes_examples
+from isthmus.certificates._norms import ROUNDOFF, matrix_norm, row_norms
 from isthmus.errors import ModelError
 from isthmus.evaluation import require_evaluation
 from isthmus.layers import Site, find_sites
 from isthmus.replica import in_double
 from isthmus.states import check_finite, check_same_architecture, state_of
 from isthmus.symmetry import Trace, bound_arguments, module_of, operator_of, trace
-from isthmus.theory._examples import mixes_examples
-from isthmus.theory._norms import ROUNDOFF, matrix_norm, row_norms
 
 __all__ = ["WeightsOnlyBound", "certify_weights_only"]
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from torch import fx
 
+from isthmus.certificates._activations import ACTIVATIONS
 from isthmus.symmetry import bound_arguments, operator_of
-from isthmus.theory._activations import ACTIVATIONS
 
 __all__ = ["ELEMENTWISE", "PARTS", "PIECES", "RESHAPES", "TURNS", "mixes_examples"]
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from isthmus.errors import DataError, MissingExtraError
-from isthmus.study._archive import read_members
-from isthmus.study._catalogue import IDX_PREFIX, SOURCES, DatasetSource
-from isthmus.study._dataset import Dataset
-from isthmus.study._fetch import OnProgress, RemoteFile, fetch
-from isthmus.study._formats import (
+from isthmus.training._archive import read_members
+from isthmus.training._catalogue import IDX_PREFIX, SOURCES, DatasetSource
+from isthmus.training._dataset import Dataset
+from isthmus.training._fetch import OnProgress, RemoteFile, fetch
+from isthmus.training._formats import (
     Raw,
     read_bytes,
     read_cifar_binary,
@@ -24,7 +24,7 @@ from isthmus.study._formats import (
     read_idx,
     read_parquet,
 )
-from isthmus.study._normalise import Normalise, read_normalise
+from isthmus.training._normalise import Normalise, read_normalise
 
 __all__ = ["DATASETS", "SPLITS", "load_dataset"]
 
