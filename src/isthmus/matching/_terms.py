@@ -51,21 +51,22 @@ class Pair:
     state_a: Mapping[str, Tensor]
     state_b: Mapping[str, Tensor]
 
-    def plain(self, tensor: str, count: float = 1.0) -> Comparison:
-        """Compare one parameter in the identity metric, divided by ``count``."""
+    def plain(self, tensor: str, count: float = 1.0, through: tuple[int, ...] | None = None) -> Comparison:
+        """Compare one parameter in the identity metric, divided by ``count``, seen along some axes or all."""
+        seen = None if through is None else (through,)
         own, other, movers = self.state_a[tensor], self.state_b[tensor], (self.layers.table.get(tensor, {}),)
         norm = float(own.double().square().sum())
         if count == 1.0:
-            return Comparison((own,), (other,), movers, norm)
+            return Comparison((own,), (other,), movers, norm, through=seen)
         scaled = own.double() / count
         return Comparison(
-            (scaled,), (other,), movers, norm / count, lambda moved: tuple(x / count for x in moved)
+            (scaled,), (other,), movers, norm / count, lambda moved: tuple(x / count for x in moved), seen
         )
 
     def plain_terms(self, tensor: str, axis: int | None = None) -> list[Term]:
         """Return the terms of one parameter in the identity metric, seen along one axis or all."""
         facets = self.layers.facets(tensor, axis)
-        comparison = self.plain(tensor) if facets else None
+        comparison = self.plain(tensor, through=None if axis is None else (axis,)) if facets else None
         return [Term(f, comparison, (f.axes,)) for f in facets if comparison is not None]
 
     def objective(self, terms: Sequence[Term], *, costs: bool = False) -> TermObjective:
@@ -171,9 +172,10 @@ def _in_metric(pair: Pair, site: Site, statistics: InputStatistics, centred: boo
         own, other = (weight_a, bias_a), (weight_b, bias_b)
     a = metric(own)
     movers = pair.layers.table.get(site.weight, {})
-    rows = {0: [(g, Slot(s.tensor, 0, s.index)) for g, s in movers.get(site.out_axis, ())]}
+    rows = {0: [(g, Slot(s.tensor, 0, s.index, role=s.role)) for g, s in movers.get(site.out_axis, ())]}
     norm = sum(float((x * y).sum()) for x, y in zip(a, own, strict=True))
-    return Comparison(a, other, (movers, rows)[: len(own)], norm, metric)
+    through = ((site.out_axis,), (0,))[: len(own)]
+    return Comparison(a, other, (movers, rows)[: len(own)], norm, metric, through)
 
 
 def _outgoing_terms(pair: Pair, site: Site, statistics: InputStatistics) -> list[Term]:
@@ -195,9 +197,14 @@ def uncovered_terms(pair: Pair) -> list[Term]:
     terms: list[Term] = []
     for name in pair.layers.parameters:
         shape = pair.state_a[name].shape
+        compared: dict[
+            tuple[int, ...], Comparison
+        ] = {}  # one for each axis, whatever number of clusters it has
         for facet in pair.layers.facets(name) if name not in pair.layers.covered else ():
-            others = pair.state_a[name].numel() / shape[facet.axes[0]]
-            terms.append(Term(facet, pair.plain(name, others), (facet.axes,)))
+            if facet.axes not in compared:
+                others = pair.state_a[name].numel() / shape[facet.axes[0]]
+                compared[facet.axes] = pair.plain(name, others, facet.axes)
+            terms.append(Term(facet, compared[facet.axes], (facet.axes,)))
     return terms
 
 

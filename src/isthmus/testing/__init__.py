@@ -7,6 +7,8 @@ from isthmus.testing._catalogue import (
     reference_network,
     reference_spec,
 )
+from isthmus.testing._contracts import check_alignment_contract
+from isthmus.testing._law import check_gain_law
 from isthmus.testing._plain import mlp, vgg16, vgg16_bn
 from isthmus.testing._planted import PlantedPair, perturb, planted_pair, randomise_state
 from isthmus.testing._reference import (
@@ -29,6 +31,8 @@ __all__ = [
     "ReferenceComparison",
     "compare_with_reference",
     "as_symmetry_spec",
+    "check_alignment_contract",
+    "check_gain_law",
     "PlantedPair",
     "planted_pair",
     "perturb",
