@@ -103,7 +103,9 @@ def private_imports(files: list[Path], root: Path) -> list[str]:
                 continue
             room, *parts = (node.module or "").split(".")[1:]
             names = [alias.name for alias in node.names]
-            if room != own and any(part.startswith("_") and part != "__version__" for part in (*parts, *names)):
+            if room != own and any(
+                part.startswith("_") and part != "__version__" for part in (*parts, *names)
+            ):
                 bad.append(f"{path.relative_to(root)} imports {', '.join(names)} from {node.module}")
     return bad
 
@@ -115,7 +117,9 @@ def test_no_folder_imports_what_is_private_in_another() -> None:
 def test_the_check_sees_a_private_import(tmp_path: Path) -> None:
     (tmp_path / "study").mkdir()
     wrong = tmp_path / "study" / "_wrong.py"
-    wrong.write_text("from isthmus.matching._align import align\nfrom isthmus.moments import _x\n", encoding="utf-8")
+    wrong.write_text(
+        "from isthmus.matching._align import align\nfrom isthmus.moments import _x\n", encoding="utf-8"
+    )
     assert private_imports([wrong], tmp_path) == [
         "study/_wrong.py imports align from isthmus.matching._align",
         "study/_wrong.py imports _x from isthmus.moments",

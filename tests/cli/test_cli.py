@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,12 +48,15 @@ def test_symmetry_prints_groups_pins_and_error(isthmus: Cli, project: Path) -> N
     assert "layers.0" in result.out
     assert "the model's output" in result.out
     assert "function preserved" in result.out
+    assert re.search(r"group +units +role +moves\n *layers.0 +\d+ +holds +layers.0.weight\[0\]", result.out)
+    assert re.search(r"reads +layers.1.weight\[1\]", result.out)
 
 
 def test_symmetry_as_json_and_saved(isthmus: Cli, project: Path) -> None:
     result = isthmus("symmetry", "mynet:build(width=5)", "--shape", "3,64", "--json", "--save", "spec.json")
     assert result.code == 0
     assert [g["size"] for g in result.json["groups"]] == [5, 5]
+    assert [slot["role"] for slot in result.json["groups"][0]["slots"]] == ["holds", "holds", "reads"]
     assert result.json["verification"]["passed"]
     assert SymmetrySpec.from_json((project / "spec.json").read_text()).groups.keys() == {
         "layers.0",

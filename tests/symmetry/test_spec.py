@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -89,12 +90,39 @@ def test_json_round_trip() -> None:
     assert SymmetrySpec.from_json(found.to_json()) == found
 
 
+def _with_role(role: Any) -> Callable[[dict[str, Any]], str]:
+    def changed(data: dict[str, Any]) -> str:
+        data["groups"][0]["slots"][0]["role"] = role
+        return json.dumps(data)
+
+    return changed
+
+
+def test_roles_are_written_read_and_printed_where_there_are_any() -> None:
+    found = discover(build(lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))), normal(1, 3))
+    again = SymmetrySpec.from_json(found.to_json())
+    assert [slot.role for slot in again.groups["0"].slots] == ["holds", "holds", "reads"]
+    assert str(again) == str(found)
+    lines = str(found).splitlines()
+    assert [line.split() for line in lines if "[" in line and "pinned" not in line][:3] == [
+        ["0", "4", "holds", "0.weight[0]"],
+        ["holds", "0.bias[0]"],
+        ["reads", "2.weight[1]"],
+    ]
+    assert lines[3].split() == ["group", "units", "role", "moves"]
+    bare = small_spec()
+    assert "role" not in bare.to_json()
+    assert "group   units  moves\nhidden      3  a[0]\n               b[1]" in str(bare)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda d: "not json", "not a symmetry spec in JSON: JSONDecodeError"),
         (lambda d: "[]", "not a symmetry spec in JSON: TypeError"),
         (lambda d: json.dumps({**d, "format": 99}), "expected symmetry spec format .*, found 99"),
+        (_with_role("guards"), "expected a role of 'holds', 'reads', 'both', 'scales', '', found 'guards'"),
+        (_with_role(["holds"]), r"expected a role of .*, found \['holds'\]"),
         (lambda d: json.dumps({k: v for k, v in d.items() if k != "groups"}), "KeyError: 'groups'"),
         (lambda d: json.dumps({**d, "shapes": {}}), "KeyError"),
         (lambda d: json.dumps({**d, "shapes": {**d["shapes"], "a": [2, 4]}}), "outside an axis of 2"),

@@ -70,6 +70,11 @@ class Incremental:
         """The groups."""
         return self._objective.structure
 
+    @property
+    def compared(self) -> Sequence[Comparison]:
+        """What the value is about (see :class:`TermObjective`)."""
+        return self._objective.compared
+
     def depends(self, cluster: Cluster) -> frozenset[str]:
         """Return the groups whose moves can change what is best for a cluster."""
         groups = frozenset[str]().union(*(t.comparison.groups for t in self._objective.terms(cluster)))

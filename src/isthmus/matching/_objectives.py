@@ -20,7 +20,7 @@ from isthmus.matching._grids import Cluster, Facet, Grid, Structure
 from isthmus.matching._nested import Gain, total_gain
 from isthmus.matching._pairs import in_order, ordered, pair_products
 from isthmus.matching._sources import Source, device_of_source, pieces, read, squares
-from isthmus.symmetry import Couplings, Slots, carry_tensor
+from isthmus.symmetry import Couplings, Slot, Slots, carry_tensor
 
 __all__ = ["Comparison", "MomentObjective", "Objective", "Term", "TermObjective", "independent"]
 
@@ -79,6 +79,8 @@ class Comparison:
         movers: what moves each tensor of B.
         norm_a: squared norm of A's tensors in the metric; default: in the identity metric, formed when needed.
         metric: applies :math:`M` to (relabelled) tensors of B; ``None`` for the identity.
+        through: by tensor, the axes whose slots count in the gains; ``None`` for all slots. A layer is seen along the
+            axis of its outputs alone.
     """
 
     a: tuple[Tensor | Source, ...]
@@ -86,6 +88,19 @@ class Comparison:
     movers: tuple[Slots, ...]
     norm_a: float | None = None
     metric: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] | None = None
+    through: tuple[tuple[int, ...], ...] | None = None
+
+    def counted(self, group: str) -> list[list[Slot]]:
+        """Return, by tensor, the slots of a group through which gains are gradients of the inner product."""
+        return [
+            [
+                slot
+                for axis, pairs in movers.items()
+                for name, slot in pairs
+                if name == group and (through is None or axis in through)
+            ]
+            for movers, through in zip(self.movers, self.through or (None,) * len(self.movers), strict=True)
+        ]
 
     @property
     def groups(self) -> frozenset[str]:
@@ -153,7 +168,8 @@ class Term:
         axes: the axes of each tensor that the facet cuts; tensors without take no part.
         scale: ``None`` for inner products alone; or :math:`s_p \ge 0` of each position of the facet, shape
             ``(length,)``, for the pair cost :math:`s_p \lVert a_p - b_q \rVert^2`, whose gain is
-            :math:`s_p (\langle a_p, b_q \rangle - \tfrac12 \lVert b_q \rVert^2)`.
+            :math:`s_p (\langle a_p, b_q \rangle - \tfrac12 \lVert b_q \rVert^2)`. Such a term adds gains that are the
+            gradient of no value (see :func:`isthmus.testing.check_gain_law`).
     """
 
     facet: Facet
@@ -364,6 +380,16 @@ class MomentObjective:
         wanted = frozenset(self._structure.sizes if groups is None else groups)
         total = sum(total_gain(g, at) for c, g in self._gains.items() if wanted.intersection(c))
         return total + self._fallback.value(at, groups)
+
+    @property
+    def seen(self) -> frozenset[Cluster]:
+        """The clusters whose activations are seen; the others are matched by the fallback."""
+        return frozenset(self._gains)
+
+    @property
+    def fallback(self) -> Objective:
+        """What matches the clusters whose activations are seen nowhere."""
+        return self._fallback
 
     def seen_value(self, at: Couplings) -> float:
         """Return the total gain of the clusters whose activations are seen."""

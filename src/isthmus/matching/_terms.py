@@ -54,15 +54,18 @@ class Pair:
     state_a: Mapping[str, Tensor]
     state_b: Mapping[str, Tensor]
 
-    def plain(self, tensor: str, piece: Piece, count: float = 1.0) -> Comparison:
-        """Compare a piece of one parameter in the identity metric, divided by ``count``."""
+    def plain(
+        self, tensor: str, piece: Piece, count: float = 1.0, through: tuple[int, ...] | None = None
+    ) -> Comparison:
+        """Compare a piece of a parameter in the identity metric, divided by ``count``, seen along some axes or all."""
+        seen = None if through is None else (through,)
         own, other = (narrowed(source_of(state, tensor), piece.cut) for state in (self.state_a, self.state_b))
         movers = (piece.table,)
         if count == 1.0:
-            return Comparison((own,), (other,), movers)
+            return Comparison((own,), (other,), movers, through=seen)
         scaled, norm = read(own).double() / count, squares(own)
         return Comparison(
-            (scaled,), (other,), movers, norm / count, lambda moved: tuple(x / count for x in moved)
+            (scaled,), (other,), movers, norm / count, lambda moved: tuple(x / count for x in moved), seen
         )
 
     def plain_terms(self, tensor: str, axis: int | None = None) -> list[Term]:
@@ -71,7 +74,7 @@ class Pair:
         for piece, listed in self.layers.pieces(tensor):
             facets = [f for f in listed if axis is None or f.axes[0] == axis]
             if facets:
-                comparison = self.plain(tensor, piece)
+                comparison = self.plain(tensor, piece, through=None if axis is None else (axis,))
                 terms += [Term(facet, comparison, (facet.axes,)) for facet in facets]
         return terms
 
@@ -178,9 +181,10 @@ def _in_metric(pair: Pair, site: Site, statistics: InputStatistics, centred: boo
         own, other = (weight_a, bias_a), (weight_b, bias_b)
     a = metric(own)
     movers = pair.layers.table.get(site.weight, {})
-    rows = {0: [(g, Slot(s.tensor, 0, s.index)) for g, s in movers.get(site.out_axis, ())]}
+    rows = {0: [(g, Slot(s.tensor, 0, s.index, role=s.role)) for g, s in movers.get(site.out_axis, ())]}
     norm = sum(float((x * y).sum()) for x, y in zip(a, own, strict=True))
-    return Comparison(a, other, (movers, rows)[: len(own)], norm, metric)
+    through = ((site.out_axis,), (0,))[: len(own)]
+    return Comparison(a, other, (movers, rows)[: len(own)], norm, metric, through)
 
 
 def _outgoing_terms(pair: Pair, site: Site, statistics: InputStatistics) -> list[Term]:
@@ -202,9 +206,14 @@ def uncovered_terms(pair: Pair) -> list[Term]:
     terms: list[Term] = []
     for name in (n for n in pair.layers.parameters if n not in pair.layers.covered):
         for piece, facets in pair.layers.pieces(name):
+            compared: dict[
+                tuple[int, ...], Comparison
+            ] = {}  # one for each axis, whatever number of clusters it has
             for facet in facets:
-                others = math.prod(piece.shape) / piece.shape[facet.axes[0]]
-                terms.append(Term(facet, pair.plain(name, piece, others), (facet.axes,)))
+                if facet.axes not in compared:
+                    others = math.prod(piece.shape) / piece.shape[facet.axes[0]]
+                    compared[facet.axes] = pair.plain(name, piece, others, facet.axes)
+                terms.append(Term(facet, compared[facet.axes], (facet.axes,)))
     return terms
 
 

@@ -260,7 +260,9 @@ class _Walk:
 
     # Entry by entry
 
-    def _pointwise(self, node: fx.Node) -> Origins:
+    def _pointwise(self, node: fx.Node) -> Origins | None:
+        if not isinstance(node.meta.get("val"), Tensor):
+            return None
         bound = bound_arguments(node)
         operands = [v for v in _flat(bound.values()) if isinstance(v, fx.Node)]
         kind = operator_of(node).removeprefix("aten.")

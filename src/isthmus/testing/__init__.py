@@ -26,6 +26,7 @@ from isthmus.testing._catalogue import (
     reference_spec,
 )
 from isthmus.testing._contracts import check_alignment_contract
+from isthmus.testing._law import check_gain_law
 from isthmus.testing._planted import PlantedPair, perturb, planted_pair, randomise_state
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "ReferenceComparison",
     "compare_with_reference",
     "as_symmetry_spec",
+    "check_gain_law",
     "PlantedPair",
     "planted_pair",
     "perturb",
