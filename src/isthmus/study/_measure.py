@@ -20,7 +20,7 @@ from isthmus.matching import Alignment, Problem, method_named, solve
 from isthmus.moments import keeps_running_statistics
 from isthmus.states import check_finite, state_of
 from isthmus.study._config import NetworkConfig
-from isthmus.study._dataset import Dataset, to_batches
+from isthmus.study._dataset import Dataset, Described, to_batches
 from isthmus.study._datasets import load_dataset
 from isthmus.study._evidence import checked_network
 from isthmus.study._networks import network_for
@@ -68,7 +68,7 @@ def _data_of(unit: Unit, data_dir: str | None, split: str) -> Dataset:
     return load_split(of["name"], data_dir, split, of.get("normalise"))
 
 
-def build_network(network: NetworkConfig, dataset: Dataset) -> nn.Module:
+def build_network(network: NetworkConfig, dataset: Described) -> nn.Module:
     """Build the network of a study, without drawing from torch's global generator for good."""
     with torch.random.fork_rng(devices=[]):
         return network_for(
