@@ -256,6 +256,11 @@ def test_bad_data_is_one_clear_error(isthmus: Cli, project: Path, data: str, wor
         ("mynet:no_module", "expected a torch.nn.Module"),
         ("mynet:build(1+x)", "literals"),
         ("mynet:build(", "literals"),
+        (
+            "mynet.py:build",
+            r"found a file's name\. Write mynet:build, from the folder in which mynet\.py lies",
+        ),
+        ("nets/own.py:build(3)", r"Write own:build\(3\), from the folder"),
     ],
 )
 def test_a_bad_target_is_one_clear_error(project: Path, target: str, words: str) -> None:
@@ -282,12 +287,12 @@ def test_an_output_path_that_is_a_file_is_refused_before_any_work(isthmus: Cli, 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--out", "m.bin"), "unknown checkpoint format '.bin'"),
-        (("--out", "ab.pt", "--apply", "b2.bin"), "unknown checkpoint format '.bin'"),
-        (("--out", "taken/ab.pt"), "Cannot write to the output folder taken"),
-        (("--out", "ab.pt", "--shape", "2,-1"), "numbers of at least 1"),
-        (("--out", "ab.pt", "--shape", "2,65"), "Cannot trace"),
-        (("--out", "ab.pt", "--method", "covariance", "--shape", "2,64"), "batches"),
+        (("--out", "m.bin"), "an alignment is written as .safetensors"),
+        (("--out", "ab.safetensors", "--apply", "b2.bin"), "unknown checkpoint format '.bin'"),
+        (("--out", "taken/ab.safetensors"), "Cannot write to the output folder taken"),
+        (("--out", "ab.safetensors", "--shape", "2,-1"), "numbers of at least 1"),
+        (("--out", "ab.safetensors", "--shape", "2,65"), "Cannot trace"),
+        (("--out", "ab.safetensors", "--method", "covariance", "--shape", "2,64"), "batches"),
     ],
 )
 def test_a_bad_align_writes_nothing(

@@ -50,7 +50,11 @@ def test_the_operator_of_a_pinned_axis_is_printed(isthmus: Cli, project: Path) -
 
 @pytest.mark.parametrize("word", ["[/nope]", "[bold red]x", ":smile:", "a[0]"])
 def test_words_in_brackets_are_words(isthmus: Cli, project: Path, word: str) -> None:
-    for arguments in (("symmetry", word), (word,), ("align", *PAIR, "--out", "o.pt", "--data", word)):
+    for arguments in (
+        ("symmetry", word),
+        (word,),
+        ("align", *PAIR, "--out", "o.safetensors", "--data", word),
+    ):
         result = isthmus(*arguments)
         assert result.code == 2
         assert word in result.err
@@ -114,6 +118,16 @@ def test_modules_in_the_current_folder_are_found_by_the_installed_command(projec
     ("arguments", "words"),
     [
         (("align", *PAIR, "--out", "b.pt"), "Cannot write b.pt: it is the input"),
+        (("align", *PAIR, "--out", "y.pt"), "--out y.pt: an alignment is written as .safetensors"),
+        (("align", *PAIR, "--out", "y"), "--out y: an alignment is written as .safetensors"),
+        (
+            ("line", *PAIR, "--out", "l", "--data", "mynet.py:batches"),
+            "found a file's name. Write mynet:batches",
+        ),
+        (
+            ("line", *PAIR, "--out", "l", "--data", "mynet:batches", "--method", "x/own.py:M"),
+            "Write 'own:M', from",
+        ),
         (
             ("align", *PAIR, "--out", "ab.pt", "--apply", "./a.safetensors"),
             "Cannot write a.safetensors: it is the input",
@@ -136,7 +150,7 @@ def test_nothing_is_written_onto_an_input(
     before = {p.name: p.read_bytes() for p in project.iterdir() if p.is_file()}
     result = isthmus(*arguments, "--shape", "2,64")
     assert result.code == 2
-    assert words in result.err
+    assert words in " ".join(result.err.split())
     assert {p.name: p.read_bytes() for p in project.iterdir() if p.is_file()} == before
 
 

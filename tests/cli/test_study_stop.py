@@ -183,6 +183,24 @@ def test_a_dry_run_counts_and_writes_nothing(
     assert "Give --out DIR, the folder of the study. Only --dry-run needs none." in told.err
 
 
+def test_a_dry_run_needs_no_data(
+    tmp_path: Path, isthmus: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("data were asked for")
+
+    monkeypatch.setattr("isthmus.study._datasets._download", refuse)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for preset in ("paper-mnist", "cifar10-resnet-cpu"):
+        told = isthmus("study", "run", preset, "--dry-run", "--threads", "1")
+        assert told.code == 0, told.err
+        assert told.out.startswith(f"{preset}: ")
+    assert not (tmp_path / "cache").exists()
+    missing = isthmus("study", "run", "paper-mnist", "--dry-run", "--data-dir", tmp_path)
+    assert missing.code == 2
+    assert "No files of mnist (train)" in missing.err
+
+
 def test_a_device_that_is_not_there_and_another_study_are_refused_at_once(
     command: list[str], tmp_path: Path, isthmus: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

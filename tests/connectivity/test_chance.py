@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from isthmus import line
-from isthmus.connectivity._chance import TargetTally
+from isthmus.batches import Batch
+from isthmus.connectivity._chance import TargetTally, chance_note
 from isthmus.errors import IsthmusWarning
+from isthmus.losses import Scores
+from isthmus.losses._conventions import _contrastive, _pairwise
 
 CLASSES = 5
 
@@ -200,3 +203,67 @@ def test_units_are_those_of_the_loss() -> None:
         assert found.unit == found.to_dict()["unit"] == unit
         assert f"losses in {unit};" in str(found)
     assert math.isfinite(found.barrier)
+
+
+def scored(losses: list[float], right: list[float]) -> Scores:
+    ones = torch.ones(len(losses), dtype=torch.float64)
+    return Scores(torch.tensor(losses).double(), ones, torch.tensor(right).double(), ones)
+
+
+@pytest.mark.parametrize("kind", ["contrastive", "pairwise"])
+def test_pairs_in_a_batch_against_choosing_at_random(kind: str) -> None:
+    tally, sizes = TargetTally(kind), (8, 4)
+    scores = {"contrastive": _contrastive, "pairwise": _pairwise}[kind]
+    wanted = []
+    for size in sizes:
+        tally.update(torch.zeros(size, size), None)
+        same = torch.full(
+            (size, size), math.log(1 / size) - math.log(1 - 1 / size)
+        )  # the best constant logit
+        wanted += scores(same, Batch()).losses.tolist()
+    constant = tally.constant()
+    assert constant is not None
+    assert constant.loss == pytest.approx(sum(wanted) / 12)
+    assert constant.accuracy == pytest.approx(2 / 12)
+    poor, good = scored([constant.loss] * 12, [1, 0] + [0] * 10), scored([0.1] * 12, [1] * 12)
+    note = chance_note("data", constant, (poor, good))
+    assert note is not None
+    assert "network A is near chance" in note
+    assert "16.7% for choosing in the batch at random" in note
+    assert "network B" not in note
+    assert chance_note("data", constant, (good, good)) is None
+    one = TargetTally(kind)
+    one.update(torch.zeros(1, 1), None)
+    assert one.constant() is None
+
+
+def test_spans_against_the_shares_of_their_ends() -> None:
+    tally = TargetTally("spans")
+    tally.update(torch.zeros(3, 9, 2), torch.tensor([[0, 4], [0, 4], [2, 4]]))
+    tally.update(torch.zeros(2, 5, 2), torch.tensor([[0, 3], [-1, -1]]))  # the last lies behind the text
+    constant = tally.constant()
+    assert constant is not None
+    h = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert constant.loss == pytest.approx((h + h) / 2)
+    assert constant.accuracy == pytest.approx(1 / 2)
+    note = chance_note("data", constant, (scored([h] * 4, [1, 1, 0, 0]), scored([0.01] * 4, [1] * 4)))
+    assert note is not None
+    assert "50.0% for the most frequent span" in note
+    assert "network B" not in note
+
+
+class Words(nn.Module):
+    def __init__(self, knows: float) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.eye(CLASSES) * knows)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.table[tokens]
+
+
+def test_networks_that_read_tokens_are_not_told_of_normalisation() -> None:
+    y = labels(200)
+    (note,) = noted(Words(0.0), Words(8.0), (y, y))
+    assert "network A is near chance" in note
+    assert "Do the tokens come from the tokenizer of these networks, and do labels and outputs belong" in note
+    assert "normalised" not in note

@@ -329,6 +329,9 @@ def test_what_cannot_be_traced_runs_plainly(
         assert {k: id(v) for k, v in vars(model).items()} == before
 
     assert re.search(reason, found.settings["evaluation"])
+    (shown,) = re.findall(r"evaluation plain \(([^()]+)\), ", str(found))
+    assert len(shown) <= 60
+    assert found.settings["evaluation"].startswith(f"plain ({shown.removesuffix(' …')}")
     assert found.settings["evaluation"].startswith("plain (")
     wanted = bind(a, interpolate(a, b, 0.5))(Batch((data[0][0],)))
     loss = F.cross_entropy(wanted, data[0][1])

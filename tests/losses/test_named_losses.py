@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.errors import DataError, ShapeError
+from isthmus.evaluation import evaluate
 from isthmus.losses import Scores, class_axis_last, score
 
 DRAW = torch.Generator().manual_seed(0)
@@ -237,3 +238,31 @@ def test_shapes_that_are_refused() -> None:
         ShapeError, match=r"MultiMarginLoss cannot score outputs \(6, 5\) by targets \(6, 5\) of torch"
     ):
         score(FLAT, ANSWERS, nn.MultiMarginLoss())
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        torch.rand(4, 3),
+        torch.rand(4, 1),
+        torch.tensor([[1.0, 0.0, 1.0]] * 4),
+        torch.tensor([[2.0, -1.0, 0.0]] * 4),
+    ],
+)
+def test_values_are_not_scored_by_the_default(targets: Tensor) -> None:
+    model, x = nn.Linear(2, targets.shape[1]).eval(), torch.randn(4, 2)
+    with pytest.raises(
+        DataError, match=r"neither labels nor probabilities of classes.*--loss mse or --loss bce"
+    ):
+        evaluate(model, [(x, targets)])
+    assert evaluate(model, [(x, targets)], loss="mse").loss > 0
+    shares = torch.softmax(torch.randn(4, 3), 1)
+    assert evaluate(nn.Linear(2, 3).eval(), [(x, shares)]).loss > 0
+
+
+def test_images_are_not_scored_by_the_default() -> None:
+    x = torch.rand(4, 3, 5, 5)
+    with pytest.raises(DataError, match=r"values of shape \(4, 3, 5, 5\), neither labels nor probabilities"):
+        evaluate(nn.Conv2d(3, 3, 1).eval(), [(x, x)])
+    with pytest.raises(DataError, match=r"loss=\"mse\" \(on the command line --loss mse\) for values"):
+        evaluate(nn.Conv2d(3, 3, 1).eval(), [(x, x)], loss="cross_entropy")

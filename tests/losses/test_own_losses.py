@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isthmus import line
 from isthmus.batches import as_batch
 from isthmus.errors import DataError, IsthmusWarning, ModelError
 from isthmus.evaluation import bind, evaluate
@@ -367,3 +368,24 @@ def test_cross_entropy_by_name_says_that_the_tokens_are_not_moved() -> None:
     moved = {**batch, "labels": batch["labels"].roll(-1, 1)}
     assert not scorer(model, moved, "cross_entropy").notes
     assert not scorer(model, batch).notes
+
+
+@pytest.mark.parametrize(
+    "title", ["question answering", "image and text, softmax", "image and text, sigmoid"]
+)
+def test_untrained_networks_of_transformers_are_near_chance(title: str) -> None:
+    task = BY_TITLE[title]
+    a, b = tasks.network(task, 0), tasks.network(task, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = line(a, b, tasks.batches(task), points=3, bootstrap=0)
+    assert any("is near chance" in note for note in found.notes), found.notes
+
+
+def test_a_network_of_tokens_and_labels_that_are_numbers_reads_no_values() -> None:
+    task = BY_TITLE["regression"]
+    model = tasks.network(task)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = line(model, model, tasks.batches(task), points=3, bootstrap=0)
+    assert any("Do the tokens come from the tokenizer" in note for note in found.notes), found.notes

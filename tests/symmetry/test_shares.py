@@ -85,8 +85,11 @@ def test_operators_are_named_and_small_causes_counted() -> None:
     }
     assert spec.pinned_summary() == (
         "29 % of 79 entries are pinned: 29 % by aten.cumsum (order counts), 13 % by one, 8 % by two and 1 other "
-        "causes."
+        "cause."
     )
+
+    more = SymmetrySpec({"g": moving, "k": kernels}, (*pinned, PinnedAxis("w", 1, 2, "four")), shapes)
+    assert more.pinned_summary().endswith(" by two and 2 other causes.")
 
 
 def test_nothing_stays_and_nothing_is_there() -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from symmetry_helpers import build, normal, seeded
 from torch import Tensor, nn
 
-from isthmus.errors import ModelError, VerificationError
+from isthmus.errors import ModelError, SymmetryError, VerificationError
 from isthmus.symmetry import AxisGroup, IndexMap, Slot, SymmetrySpec, discover, function_change, verify
 from isthmus.testing import reference_inputs, reference_network
 
@@ -309,3 +309,13 @@ def test_numbers_that_only_fit_float64_do_not_force_float32() -> None:
     found = verify(discover(model, X), model, X)
     assert found.passed
     assert found.dtype == torch.float64
+
+
+def test_the_order_of_arguments_is_named() -> None:
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.ones(1, 3)
+    spec = discover(model, x)
+    order = r"The order is verify\(spec, model, inputs\)"
+    with pytest.raises(SymmetryError, match=f"expected a SymmetrySpec first, found Sequential. {order}"):
+        verify(model, spec, x)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=f"a torch.nn.Module after the spec, found Tensor. {order}"):
+        verify(spec, x, model)  # type: ignore[arg-type]

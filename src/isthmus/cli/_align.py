@@ -13,6 +13,7 @@ from isthmus.cli import _folders as folders
 from isthmus.cli import _options as options
 from isthmus.cli._pair import align_pair, data_for, load_pair, training_part
 from isthmus.cli._texts import alignment_text
+from isthmus.errors import OutputError
 from isthmus.states import state_of
 
 __all__ = ["align"]
@@ -42,6 +43,11 @@ def align(
 ) -> None:
     """Find the relabelling of B that brings it close to A, and write it to a file."""
     console.refuse_inputs({"--out": out, "--apply": apply}, (a, b))
+    if out.suffix.lower() != ".safetensors":
+        raise OutputError(
+            f"--out {out}: an alignment is written as .safetensors. Give such a name; a checkpoint of B relabelled is "
+            "what --apply writes."
+        )
     in_folders = folders.are_folders(a, b, model)
     if in_folders:
         folders.check_output(apply, max_shard_size)

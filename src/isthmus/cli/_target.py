@@ -65,6 +65,12 @@ def _parse(text: str) -> tuple[str, str, list[Any], dict[str, Any]]:
     if not (colon and path and rest):
         wanted = "expected package.module:factory, or a model folder with config.json."
         raise ModelError(f"TARGET {text!r}: {wanted} Found {inspect_input(text)}")
+    if path.endswith(".py"):
+        stem = path.replace(os.sep, "/").rpartition("/")[2].removesuffix(".py")
+        raise ModelError(
+            f"TARGET {text!r}: expected package.module:factory, found a file's name. Write {stem}:{rest}, from the "
+            f"folder in which {stem}.py lies."
+        )
     if "(" not in rest:
         return path, rest, [], {}
     try:

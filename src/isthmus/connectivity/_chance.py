@@ -2,7 +2,8 @@ r"""Whether a network does better than one that looks at no input: a barrier bet
 
 For classes, the best constant prediction is the labels' distribution :math:`p`: its cross-entropy is the entropy of
 :math:`p`, and always naming the most frequent class is right with :math:`\max p`. For squared error it is the
-targets' mean, at the cost of their variance; for yes-or-no targets the share of yes at each output. A network counts
+targets' mean, at the cost of their variance; for yes-or-no targets the share of yes at each output; for
+spans the shares of each start and end; and for pairs in a batch, that all partners are alike. A network counts
 as near chance if its loss is not below that of the constant by two standard errors and :data:`NEAR` of it; for
 classes also if neither accuracy nor loss is *clearly* better, by two standard errors and :data:`CLEAR` of what there
 is to gain. An accuracy that gains more than :data:`SKILLED` of that is no chance, whatever the loss: such a network
@@ -12,6 +13,7 @@ is overconfident, and that is said instead.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,7 +28,10 @@ NEAR = 0.01
 CLEAR = 0.05
 SKILLED = 0.25
 _ERRORS = 2.0
-_ADVICE = "Are the inputs normalised as in training, and do labels and outputs belong together?"
+_ADVICE = "and do labels and outputs belong together?"
+_OF_VALUES = "Are the inputs normalised as in training"
+_OF_TOKENS = "Do the tokens come from the tokenizer of these networks"
+_FREQUENT = "the most frequent class"
 
 
 @dataclass(frozen=True)
@@ -36,17 +41,20 @@ class Constant:
     Attributes:
         loss: its mean loss, None where that is not known (a loss function of one's own).
         accuracy: its share of right predictions, None for regression.
+        predicting: what is right so often.
     """
 
     loss: float | None
     accuracy: float | None
+    predicting: str = _FREQUENT
 
 
 class TargetTally:
     """Collects what the best constant prediction needs, over the targets of a data set.
 
     Args:
-        loss: ``"cross_entropy"``, ``"mse"``, ``"bce"``, or anything else for a loss whose constant is not known.
+        loss: ``"cross_entropy"``, ``"mse"``, ``"bce"``, ``"spans"``, ``"contrastive"``, ``"pairwise"``, or anything
+            else for a loss whose constant is not known.
     """
 
     def __init__(self, loss: object) -> None:
@@ -54,11 +62,19 @@ class TargetTally:
         self._shares: Tensor | None = None
         self._count, self._mean, self._scatter = 0, torch.zeros(()), torch.zeros(())
         self._known = True
+        self._pairs: list[tuple[int, float]] = []
+        self._spans: list[tuple[int, int]] = []
 
     def update(self, outputs: Tensor, targets: object) -> None:
         """Add the targets of some examples, and the outputs that are scored against them."""
-        if not isinstance(targets, Tensor):
+        if self._loss in ("contrastive", "pairwise"):
+            self._add_pairs(len(outputs))
+        elif not isinstance(targets, Tensor):
             self._known = False
+        elif self._loss == "spans":
+            inside = targets.reshape(-1, 2)
+            self._spans += [(a, b) for a, b in inside.tolist() if a >= 0 and b >= 0]
+            self._count = len(self._spans)
         elif self._loss in ("mse", "bce"):
             self._add_values(targets)
         else:
@@ -68,6 +84,9 @@ class TargetTally:
         """Return the best constant prediction; None where it is not known, or is never wrong."""
         if not self._known or not self._count:
             return None
+        if self._pairs or self._spans:
+            found = self._of_pairs() if self._pairs else self._of_spans()
+            return found if found.loss and found.loss > 0 else None
         if self._loss == "mse":
             variance = float(self._scatter.mean()) / self._count
             return Constant(variance, None) if variance > 0 else None
@@ -81,6 +100,23 @@ class TargetTally:
             return None
         entropy = float(torch.special.entr(shares).sum())
         return Constant(entropy if self._loss == "cross_entropy" else None, float(shares.max()))
+
+    def _of_pairs(self) -> Constant:
+        """Without looking, every partner in the batch is as likely as any other."""
+        loss = sum(size * each for size, each in self._pairs) / self._count
+        return Constant(loss, len(self._pairs) / self._count, "choosing in the batch at random")
+
+    def _of_spans(self) -> Constant:
+        ends = [Counter(end) for end in zip(*self._spans, strict=True)]
+        entropy = sum(-n / self._count * math.log(n / self._count) for end in ends for n in end.values()) / 2
+        [(_, most)] = Counter(self._spans).most_common(1)
+        return Constant(entropy, most / self._count, "the most frequent span")
+
+    def _add_pairs(self, size: int) -> None:
+        """Add a batch: the loss of an example where a share of ``1 / size`` is all that is known."""
+        rest = (size - 1) * math.log(size / (size - 1)) if size > 1 and self._loss == "pairwise" else 0.0
+        self._pairs.append((size, math.log(size) + rest))
+        self._count += size
 
     def _add_labels(self, outputs: Tensor, targets: Tensor) -> None:
         logits = class_axis_last(outputs, targets.to(outputs.device))
@@ -116,6 +152,7 @@ def chance_note(
     name: str,
     constant: Constant | None,
     ends: Sequence[Scores],
+    tokens: bool = False,
 ) -> str | None:
     """Return what a reader should know of endpoints near chance, or None.
 
@@ -123,6 +160,7 @@ def chance_note(
         name: of the data set.
         constant: the best constant prediction on it.
         ends: scores of A and of B.
+        tokens: whether the networks read whole numbers only.
     """
     if constant is None or len(ends[0].losses) < 2:
         return None
@@ -137,7 +175,7 @@ def chance_note(
         if chance
         else "A barrier in this loss says little."
     )
-    return f"On {name!r} {words}. {means} {_ADVICE}"
+    return f"On {name!r} {words}. {means} {_OF_TOKENS if tokens else _OF_VALUES}, {_ADVICE}"
 
 
 def _verdict(constant: Constant, end: Scores) -> tuple[str, str] | None:
@@ -160,7 +198,7 @@ def _verdict(constant: Constant, end: Scores) -> tuple[str, str] | None:
         skill = gained / room
         error = _ERRORS * _standard_error(end.correct, end.counts, accuracy)
         accuracy_clear = gained > max(error, CLEAR * room)
-        numbers.append(f"accuracy {accuracy:.1%}, {constant.accuracy:.1%} for the most frequent class")
+        numbers.append(f"accuracy {accuracy:.1%}, {constant.accuracy:.1%} for {constant.predicting}")
     told = "; ".join(numbers)
     if loss_near and skill > SKILLED and accuracy_clear:
         return "overconfident", told

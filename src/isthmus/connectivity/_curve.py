@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -16,6 +17,8 @@ from isthmus.losses import Scores, mean_over_rows
 __all__ = ["Curve", "Line", "PerExample", "curve_from"]
 
 MIDPOINT = 0.5
+_CLAUSE = 60
+"""Characters of a reason that the table shows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,9 +254,19 @@ class Line:
         widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
         padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
         lines = ["  ".join(row).rstrip() for row in padded]
-        settings = ", ".join(f"{key} {value}" for key, value in self.settings.items())
+        shown = {**self.settings, "evaluation": _clause(str(self.settings.get("evaluation", "")))}
+        settings = ", ".join(f"{key} {value}" for key, value in shown.items() if value != "")
         about = f"(losses in {self.unit}; {settings}; endpoint error {self.endpoint_error:.1e})"
         return "\n".join([*lines, about, *(f"Note: {note}" for note in self.notes)])
+
+
+def _clause(text: str) -> str:
+    """Return how points were run, of a reason in brackets only its first clause, which ``settings`` has in full."""
+    how, bracket, reason = text.partition(" (")
+    if not bracket:
+        return text
+    first = re.split(r"[:;,.](?= |$)| \(", reason.removesuffix(")"), maxsplit=1)[0]
+    return f"{how} ({first if len(first) <= _CLAUSE else first[: _CLAUSE - 1].rsplit(' ', 1)[0] + ' …'})"
 
 
 def curve_from(

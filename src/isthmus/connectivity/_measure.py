@@ -54,7 +54,7 @@ class Sweep:
         self._rows: dict[float, _Row] = {}
         self._ensemble: list[Scores] | None = []
         self._targets = TargetTally(scorer.kind)
-        self._examples = 0
+        self._examples, self._reads_values = 0, False
         self._ends: list[tuple[Any, Any]] = []
         self._ends_bytes = 0
 
@@ -75,6 +75,7 @@ class Sweep:
             ends = kept or self._both(outputs)
             if first:
                 self._examples += piece.size
+                self._reads_values |= any(t.is_floating_point() for t in _inputs(piece))
                 self._keep(ends)
                 self._targets.update(*self._scorer.judged(ends[0], piece))
                 self._score([0.0, 1.0], list(ends), ends, piece)
@@ -106,7 +107,7 @@ class Sweep:
     def chance_note(self) -> str | None:
         """Return what a reader should know of ends near chance (see :mod:`isthmus.connectivity._chance`)."""
         ends = [Scores.cat(self._rows[t].scores) for t in (0.0, 1.0)]
-        return chance_note(self._name, self._targets.constant(), ends)
+        return chance_note(self._name, self._targets.constant(), ends, tokens=not self._reads_values)
 
     def mean_losses(self) -> Tensor:
         """Return the mean loss at each position, rising, float64."""
@@ -183,6 +184,13 @@ def _repeated(piece: Batch, times: int) -> Batch:
     if isinstance(targets, Tensor):
         targets = targets.repeat(times, *[1] * (targets.ndim - 1))
     return Batch((), {}, targets)
+
+
+def _inputs(piece: Batch) -> list[Tensor]:
+    """Return the tensors that a network reads, without the labels that are among them."""
+    labels = {"labels", piece.target_key}
+    leaves = pytree.tree_leaves((piece.args, {k: v for k, v in piece.kwargs.items() if k not in labels}))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _bytes(kept: Any) -> int:

@@ -41,7 +41,8 @@ class Convention:
         unit: of the loss.
         view: from a network's outputs to the tensor that is scored, or None where they are of another kind.
         rows: from that tensor and the batch to scores, or None where the targets are of another kind.
-        kind: ``"cross_entropy"``, ``"mse"`` or ``"bce"`` where the loss is plainly that, else ``"other"``.
+        kind: ``"cross_entropy"``, ``"mse"``, ``"bce"``, ``"spans"``, ``"contrastive"`` or ``"pairwise"`` where the loss
+            is plainly that, else ``"other"``.
         judged: from that tensor and the batch to outputs and targets, labels below 0 where they are ignored.
     """
 
@@ -155,18 +156,28 @@ def _span_logits(outputs: Mapping[str, Any]) -> Tensor | None:
 
 def _spans(logits: Tensor, batch: Batch) -> Scores | None:
     """Mean of the losses of start and end; positions behind the text do not count."""
-    found = [batch.kwargs.get(f"{end}_positions") for end in ("start", "end")]
-    if not all(isinstance(v, Tensor) for v in found):
+    places = _places(logits, batch)
+    if places is None:
         return None
-    length = logits.shape[1]
-    places = torch.stack([v.reshape(len(logits)) for v in found], -1).clamp(0, length)  # type: ignore[union-attr]
-    inside = places < length
+    inside = places < logits.shape[1]
     if bool((inside[:, 0] != inside[:, 1]).any()):
         return None  # the means over starts and over ends are then over different examples
     chosen = places.where(inside, 0)
     values = -logits.log_softmax(1).gather(1, chosen.unsqueeze(1)).squeeze(1).mean(-1)
     right = (logits.argmax(1) == places).all(-1).float()
     return Scores(*averaged(values, inside[:, 0]), *averaged(right, inside[:, 0]))
+
+
+def _places(logits: Tensor, batch: Batch) -> Tensor | None:
+    """Return starts and ends, shape ``(n, 2)``; the length of the text for those behind it."""
+    found = [batch.kwargs.get(f"{end}_positions") for end in ("start", "end")]
+    known = [v.reshape(len(logits)) for v in found if isinstance(v, Tensor)]
+    return torch.stack(known, -1).clamp(0, logits.shape[1]) if len(known) == 2 else None
+
+
+def _judged_spans(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor] | None:
+    places = _places(logits, batch)
+    return None if places is None else (logits, places.where(places < logits.shape[1], -1))
 
 
 def _pairs(outputs: Mapping[str, Any]) -> Tensor | None:
@@ -235,7 +246,7 @@ CONVENTIONS: tuple[Convention, ...] = (
     _tokens(IGNORED),
     Convention("yes-or-no labels", "nats per label", _logits, _multi_label, "bce", _numbers),
     Convention("squared error", "squared error", _logits, _regression, "mse", _numbers),
-    Convention("spans", "nats per end", _span_logits, _spans),
-    Convention("pairs in the batch", "nats per pair", _pairs, _contrastive),
-    Convention("pairs one by one", "nats per text", _pairs, _pairwise),
+    Convention("spans", "nats per end", _span_logits, _spans, "spans", _judged_spans),
+    Convention("pairs in the batch", "nats per pair", _pairs, _contrastive, "contrastive"),
+    Convention("pairs one by one", "nats per text", _pairs, _pairwise, "pairwise"),
 )

@@ -14,7 +14,7 @@ from isthmus.errors import DataError, ModelError, printable
 from isthmus.losses._own import is_pretrained
 from isthmus.losses._tensors import CrossEntropy, TensorLoss, class_axis_last
 
-__all__ = ["are_next_tokens", "doubts", "not_moved", "refuse_own_tokens"]
+__all__ = ["are_next_tokens", "doubts", "not_moved", "refuse_own_tokens", "refuse_values"]
 
 
 def doubts(loss: TensorLoss, output: Any, scored: Tensor, targets: Any) -> tuple[str, ...]:
@@ -123,6 +123,24 @@ def refuse_own_tokens(batch: Batch) -> None:
             "moved by one place, (tokens[:, :-1], tokens[:, 1:]). Give such batches, or pass loss= a function that "
             'moves them, loss="model" if the network returns its own loss, or loss="cross_entropy" if the targets are '
             "meant as they are."
+        )
+
+
+def refuse_values(targets: Any) -> None:
+    """Refuse targets that are neither labels nor probabilities of classes, where no loss was asked for.
+
+    Raises:
+        DataError: they are values, such as images or yes-or-no answers.
+    """
+    if not isinstance(targets, Tensor) or not targets.is_floating_point() or targets.ndim < 2:
+        return
+    one = targets.new_ones(())
+    sums = any(torch.allclose(targets.sum(k), one, atol=1e-3) for k in range(1, targets.ndim))
+    if not sums or bool((targets < 0).any()):
+        raise DataError(
+            f"The targets are values of shape {_shape(targets)}, neither labels nor probabilities of classes, which "
+            'cross-entropy, the default, needs. For images and other numbers pass loss="mse", for yes-or-no answers '
+            'loss="bce" (on the command line --loss mse or --loss bce), or a function of (outputs, targets).'
         )
 
 

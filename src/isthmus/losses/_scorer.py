@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from isthmus.batches import Batch, main_output
 from isthmus.errors import DataError, IsthmusError, ModelError
-from isthmus.losses._doubts import are_next_tokens, doubts, not_moved, refuse_own_tokens
+from isthmus.losses._doubts import are_next_tokens, doubts, not_moved, refuse_own_tokens, refuse_values
 from isthmus.losses._functions import called, widened
 from isthmus.losses._named import parsed_call, tensor_loss
 from isthmus.losses._own import (
@@ -337,8 +337,12 @@ def _default(model: nn.Module, batch: Batch, run: Callable[[Batch], Any]) -> str
     """Return the loss for a network and its data where none was asked for."""
     if not is_pretrained(model):
         refuse_own_tokens(batch)
+        refuse_values(batch.targets)
         return "cross_entropy"
-    way_out = 'pass loss= one of "cross_entropy", "mse" and "bce", or a function of (outputs, targets).'
+    way_out = (
+        'pass loss= one of "cross_entropy", "mse" (for images, say) and "bce" (on the command line --loss), or a '
+        "function of (outputs, targets)."
+    )
     try:
         found = run(with_labels(model, batch))
     except IsthmusError as error:

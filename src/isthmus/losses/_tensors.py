@@ -98,7 +98,7 @@ class CrossEntropy:
             raise ShapeError(
                 f"Cross-entropy of outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}: "
                 "expected targets of shape (n,) or (n, positions), and one more axis, of classes, in the "
-                'outputs. Use "mse" or a function for other targets.'
+                'outputs. Use loss="mse" (on the command line --loss mse) or a function for other targets.'
             )
         counted = self._counted(targets)
         labels = targets.long() if counted is None else targets.long().where(counted, 0)
@@ -180,7 +180,8 @@ class CrossEntropy:
             raise DataError(
                 f"Cross-entropy with probabilities of shape {tuple(targets.shape)} as targets: expected that they sum "
                 f"to 1 along axis 1 or along the last one, found {len(fits)} such axes. Pass "
-                "loss=torch.nn.CrossEntropyLoss() for classes on axis 1."
+                'loss=torch.nn.CrossEntropyLoss() for classes on axis 1, and loss="mse" (on the command line --loss '
+                "mse) for values such as those of images."
             )
         return fits[0]
 
@@ -188,7 +189,7 @@ class CrossEntropy:
         if targets.is_floating_point() or targets.is_complex():
             raise DataError(
                 f"Cross-entropy needs class indices, found targets of {targets.dtype}. "
-                'Pass integer labels, or use loss="mse".'
+                'Pass integer labels, or use loss="mse" (on the command line --loss mse).'
             )
         labels = targets if counted is None else targets[counted]
         if labels.numel() == 0:

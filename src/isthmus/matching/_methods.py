@@ -199,6 +199,12 @@ def method_named(method: str | Method) -> Method:
             f"unknown method {method!r}: expected one of {known}, or your own as 'module:METHOD'."
         )
     module, _, name = method.partition(":")
+    if module.endswith(".py"):
+        stem = module.replace(os.sep, "/").rpartition("/")[2].removesuffix(".py")
+        raise DataError(
+            f"method {method!r}: expected 'module:METHOD', found a file's name. Write '{stem}:{name}', from the folder "
+            f"in which {stem}.py lies."
+        )
     try:
         found = getattr(_imported(module), name)
     except (ImportError, AttributeError, ValueError) as error:

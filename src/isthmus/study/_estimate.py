@@ -22,10 +22,12 @@ from isthmus.study._store import Store
 from isthmus.study._threads import torch_threads
 from isthmus.training import (
     Dataset,
+    Described,
     EpochRecord,
     TrainSettings,
     faster_precision,
     operations,
+    outline,
     to_batches,
     train,
 )
@@ -77,7 +79,8 @@ def estimate_study(
     Args:
         study: see :func:`isthmus.study.read_study`.
         out: folder of the study, whose units that are done need no time; it need not exist.
-        data_dir: folder of the data set, if it is not to be downloaded.
+        data_dir: folder of the data set, where it is not the published one. Without it nothing is downloaded for a
+            study that has not begun: data sets have the sizes that they were published in.
         workers: units that run at a time.
         threads: of each; by default as many as torch takes.
         device: where tensors live.
@@ -100,8 +103,14 @@ def estimate_study(
         store = Store(Path(out))
         if store.has_plan:
             precision = store.plan().precision
-    plan = make_plan(study, data_dir, precision=precision)
-    if out is not None and Store(Path(out)).has_plan:
+    begun = out is not None and Store(Path(out)).has_plan
+    where = None if data_dir is None else str(data_dir)
+
+    def read(name: str, split: str) -> Described:
+        return load_split(name, where, split) if begun or where is not None else outline(name, split)
+
+    plan = make_plan(study, data_dir, precision=precision, read=read)
+    if out is not None and begun:
         done = weigh(Store(Path(out)), plan).done
     units: dict[str, dict[str, int]] = {}
     for unit in plan.units:
@@ -109,9 +118,8 @@ def estimate_study(
         count["all"] += 1
         count["done"] += unit.address in done
     left = [unit for unit in plan.units if unit.address not in done]
-    where = None if data_dir is None else str(data_dir)
     with torch_threads(threads):
-        work = _work(left, plan, where, device)
+        work = _work(left, plan, read, device)
     longest = (
         max((unit.cost for unit in left), default=0.0) / max(math.fsum(u.cost for u in left), 1e-9) * work
     )
@@ -126,13 +134,13 @@ def estimate_study(
     )
 
 
-def _work(units: Iterable[Unit], plan: Plan, data_dir: str | None, device: str) -> float:
+def _work(units: Iterable[Unit], plan: Plan, read: Callable[[str, str], Described], device: str) -> float:
     """Return the seconds of work of units: passes over the data, examples of a pass, seconds of an example."""
     speeds: dict[str, _Speed] = {}
     total: list[float] = []
     for unit in units:
         network = NetworkConfig(**unit.content["network"])
-        data = load_split(unit.content["data"]["name"], data_dir, "train")
+        data = read(unit.content["data"]["name"], "train")
         if network.family not in speeds:
             speeds[network.family] = _measure(network, data, plan, device)
         speed = speeds[network.family]
@@ -158,7 +166,7 @@ class _Enough(Exception):
     """The training that is timed has taken long enough."""
 
 
-def _measure(network: NetworkConfig, data: Dataset, plan: Plan, device: str) -> _Speed:
+def _measure(network: NetworkConfig, data: Described, plan: Plan, device: str) -> _Speed:
     """Time the training of a network, and its tracing.
 
     A perceptron of the usual size stands for all of them, since small ones are over before a clock can tell; of other

@@ -26,6 +26,7 @@ from isthmus.study._store import Store
 from isthmus.symmetry import SymmetrySpec, discover, verify
 from isthmus.training import (
     Dataset,
+    Described,
     Normalisation,
     TrainResult,
     TrainSettings,
@@ -74,7 +75,7 @@ def _data_of(unit: Unit, data_dir: str | None, split: str) -> Dataset:
     return load_split(of["name"], data_dir, split, of.get("normalise"))
 
 
-def build_network(network: NetworkConfig, dataset: Dataset) -> nn.Module:
+def build_network(network: NetworkConfig, dataset: Described) -> nn.Module:
     """Build the network of a study, without drawing from torch's global generator for good."""
     with torch.random.fork_rng(devices=[]):
         return network_for(

@@ -22,7 +22,15 @@ from isthmus.study._measure import build_network, load_split
 from isthmus.study._plan import NetworkFacts, Plan, Unit, name_of, plan_study
 from isthmus.study._sinks import AbstractSink, scalars_of
 from isthmus.study._store import Store
-from isthmus.training import Precision, can_stack, check_fits, faster_precision, operations, parameters_of
+from isthmus.training import (
+    Described,
+    Precision,
+    can_stack,
+    check_fits,
+    faster_precision,
+    operations,
+    parameters_of,
+)
 
 __all__ = ["Progress", "StudyStatus", "make_plan", "run_study", "study_status"]
 
@@ -84,30 +92,41 @@ class StudyStatus:
         return {**vars(self), "finished": self.finished}
 
 
-def make_plan(study: StudyConfig, data_dir: str | Path | None, *, precision: Precision | None = None) -> Plan:
+Read = Callable[[str, str], Described]
+
+
+def make_plan(
+    study: StudyConfig,
+    data_dir: str | Path | None,
+    *,
+    precision: Precision | None = None,
+    read: Read | None = None,
+) -> Plan:
     """Return the units of a study; reads the data, whose digests are part of the addresses.
 
     Args:
         study: the study.
         data_dir: folder of the data set, if it is not to be downloaded.
         precision: what ``precision: auto`` stands for; by default what is faster on this machine's CPU.
+        read: from name and split to the data, or to an outline of them, whose units have addresses of their own.
 
     Raises:
         DataError: the data cannot be had.
         ModelError: a network does not fit the data.
     """
-    return _planned(study, data_dir, precision)[0]
+    return _planned(study, data_dir, precision, read)[0]
 
 
 def _planned(
-    study: StudyConfig, data_dir: str | Path | None, precision: Precision | None
+    study: StudyConfig, data_dir: str | Path | None, precision: Precision | None, read: Read | None = None
 ) -> tuple[Plan, list[tuple[Variant, NetworkFacts]]]:
     """Return the plan, and what is known about the networks of each architecture in it."""
     where = None if data_dir is None else str(data_dir)
     known: list[tuple[Variant, NetworkFacts]] = []
+    found_in: Read = (lambda name, split: load_split(name, where, split)) if read is None else read
 
     def facts(variant: Variant) -> NetworkFacts:
-        data = load_split(variant.data.name, where, "train")
+        data = found_in(variant.data.name, "train")
         with torch.device("meta"):  # shapes alone: the widest networks fill gigabytes
             model = build_network(variant.network, data)
             work = operations(model, torch.zeros(1, *data.input_shape))
@@ -121,7 +140,7 @@ def _planned(
         return found
 
     chosen = faster_precision("cpu") if precision is None else precision
-    return plan_study(study, lambda name, split: load_split(name, where, split).digest, facts, chosen), known
+    return plan_study(study, lambda name, split: found_in(name, split).digest, facts, chosen), known
 
 
 def _check_memory(study: StudyConfig, known: Iterable[tuple[Variant, NetworkFacts]], device: str) -> None:

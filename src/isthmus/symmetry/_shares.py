@@ -56,7 +56,8 @@ def pinned_summary(spec: SymmetrySpec) -> str:
     shares = pinned_shares(spec)
     causes = [f"{_percent(share)} by {cause}" for cause, share in shares.items()]
     listed = ", ".join(causes[:_MOST_CAUSES])
-    more = f" and {len(causes) - _MOST_CAUSES} other causes" if len(causes) > _MOST_CAUSES else ""
+    others = len(causes) - _MOST_CAUSES
+    more = f" and {others} other cause{'s' if others > 1 else ''}" if others > 0 else ""
     text = f"{_percent(staying)} of {total:,} entries are pinned" + (f": {listed}{more}" if causes else "")
     return f"{text[0].upper()}{text[1:]}. {outputs_note(spec)}".strip()
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.couplings import invert_permutation, random_permutation
-from isthmus.errors import VerificationError
+from isthmus.errors import ModelError, SymmetryError, VerificationError
 from isthmus.symmetry._apply import Couplings
 from isthmus.symmetry._discover import Outputs
 from isthmus.symmetry._runner import Runner
@@ -123,8 +123,9 @@ def verify(
     Raises:
         ModelError: the model is in training mode, has no weights (meta device), fails on the inputs, returns
             nothing finite, or two identical runs differ.
-        SymmetryError: the spec does not fit the model.
+        SymmetryError: the spec does not fit the model, or none was given first.
     """
+    _check_order(spec, model)
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     source = generator if generator is not None else torch.Generator().manual_seed(0)
     drawn = drawn_relabellings(spec, source, draws)
@@ -177,6 +178,16 @@ def verification_of(
         guilty |= {name for name, errors in found if not max(errors.values(), default=0.0) <= allowed}
     named = tuple(name for name in spec.groups if name in guilty)
     return Verification(largest, allowed, len(drawn), named, worst, runs.dtype, generator.initial_seed())
+
+
+def _check_order(spec: Any, model: Any) -> None:
+    order = "The order is verify(spec, model, inputs), where spec = discover(model, inputs)."
+    if not isinstance(spec, SymmetrySpec):
+        raise SymmetryError(f"verify: expected a SymmetrySpec first, found {type(spec).__name__}. {order}")
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"verify: expected a torch.nn.Module after the spec, found {type(model).__name__}. {order}"
+        )
 
 
 def function_change(

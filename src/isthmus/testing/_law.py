@@ -90,7 +90,8 @@ def _gradient(comparison: Comparison, group: str, size: int, at: Couplings) -> T
     for a, b, slots in zip(comparison.a, comparison.moved(at), comparison.counted(group), strict=True):
         for slot in slots:
             b = _acted(b, slot, group, matrix)
-        total = total + (a.double() * b).sum().cpu()
+        values = a if isinstance(a, Tensor) else a.read()
+        total = total + (values.double() * b).sum().cpu()
     if not total.requires_grad:
         return torch.zeros_like(matrix)
     return torch.autograd.grad(total, matrix)[0]

@@ -1,8 +1,8 @@
 """Training: data sets by name, networks sized to them, and training that a seed determines."""
 
 from isthmus.training._augment import Augmentation
-from isthmus.training._dataset import Dataset, DatasetBatches, to_batches
-from isthmus.training._datasets import DATASETS, SPLITS, load_dataset
+from isthmus.training._dataset import Dataset, DatasetBatches, Described, Outline, to_batches
+from isthmus.training._datasets import DATASETS, SPLITS, load_dataset, outline
 from isthmus.training._fetch import OnProgress
 from isthmus.training._initialise import Initialisation, initialise
 from isthmus.training._memory import check_fits
@@ -28,6 +28,9 @@ from isthmus.training._training import (
 )
 
 __all__ = [
+    "Described",
+    "Outline",
+    "outline",
     "DATASETS",
     "FAMILIES",
     "MOST_LAYERS",

@@ -20,6 +20,7 @@ class DatasetSource:
         classes: name of each class.
         channels: 1 or 3.
         size: height and width.
+        examples: how many there are, per split.
         folders: names of its folder inside a data folder, tried in order.
         remote: per split, the alternatives to download, each a tuple of files needed together.
         plain_md5: checksums of unzipped files, to tell the published files from others.
@@ -30,6 +31,7 @@ class DatasetSource:
     classes: tuple[str, ...]
     channels: int
     size: int
+    examples: Mapping[str, int]
     folders: tuple[str, ...]
     remote: Mapping[str, tuple[tuple[RemoteFile, ...], ...]]
     plain_md5: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -85,6 +87,7 @@ SOURCES: dict[str, DatasetSource] = {
             tuple("0123456789"),
             1,
             28,
+            {"train": 60_000, "test": 10_000},
             ("mnist", "MNIST"),
             _idx_remote(
                 (
@@ -111,6 +114,7 @@ SOURCES: dict[str, DatasetSource] = {
             tuple(_FASHION.split(",")),
             1,
             28,
+            {"train": 60_000, "test": 10_000},
             ("fashion-mnist", "fashion_mnist", "FashionMNIST"),
             _idx_remote(
                 (
@@ -131,6 +135,7 @@ SOURCES: dict[str, DatasetSource] = {
             tuple(_CIFAR10.split(",")),
             3,
             32,
+            {"train": 50_000, "test": 10_000},
             ("cifar10", "cifar-10", "CIFAR10"),
             _cifar_remote(
                 "cifar-10",
@@ -145,6 +150,7 @@ SOURCES: dict[str, DatasetSource] = {
             tuple(_CIFAR100.split(",")),
             3,
             32,
+            {"train": 50_000, "test": 10_000},
             ("cifar100", "cifar-100", "CIFAR100"),
             _cifar_remote(
                 "cifar-100", "03b5dce01913d631647c71ecec9e9cb8", "eb9058c3a382ffc7106e4002c42a8d85"

@@ -15,7 +15,7 @@ from isthmus.errors import DataError
 from isthmus.training._normalise import Normalisation, Normalise, normalisation_of, read_normalise
 from isthmus.training._seeds import seeded_generator
 
-__all__ = ["Dataset", "DatasetBatches", "to_batches"]
+__all__ = ["Dataset", "DatasetBatches", "Described", "Outline", "to_batches"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +160,33 @@ class Dataset:
         if self.normalisation is not None:
             return self.normalisation.apply(values.float() / self.scale)
         return values.float() if self.scale == 1.0 else values.float().div_(self.scale)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A data set as it was published, without its examples.
+
+    Attributes:
+        name: such as ``"mnist"``.
+        classes: name of each class.
+        input_shape: shape of one example.
+        examples: how many there are.
+        digest: empty, for there is nothing to make it of.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    examples: int
+    digest: str = ""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return self.examples
+
+
+Described = Dataset | Outline
+"""What is known of a data set, with its examples or without."""
 
 
 class DatasetBatches(Sequence[tuple[Tensor, Tensor]]):

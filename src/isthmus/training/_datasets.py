@@ -14,7 +14,7 @@ import torch
 from isthmus.errors import DataError, MissingExtraError
 from isthmus.training._archive import read_members
 from isthmus.training._catalogue import IDX_PREFIX, SOURCES, DatasetSource
-from isthmus.training._dataset import Dataset
+from isthmus.training._dataset import Dataset, Described, Outline
 from isthmus.training._fetch import OnProgress, RemoteFile, fetch
 from isthmus.training._formats import (
     Raw,
@@ -26,7 +26,7 @@ from isthmus.training._formats import (
 )
 from isthmus.training._normalise import Normalise, read_normalise
 
-__all__ = ["DATASETS", "SPLITS", "load_dataset"]
+__all__ = ["DATASETS", "SPLITS", "load_dataset", "outline"]
 
 DATASETS: tuple[str, ...] = ("digits", *SOURCES)
 """Names that :func:`load_dataset` knows."""
@@ -87,6 +87,19 @@ def load_dataset(
     if chosen == "train" and split != "train":
         return found.normalised(chosen, train=_loaded(name, data_dir, "train", mirrors, on_progress))
     return found if chosen is None else found.normalised(chosen)
+
+
+def outline(name: str, split: str) -> Described:
+    """Return what is known of a split without its files.
+
+    Raises:
+        DataError: an unknown name or split.
+    """
+    source = SOURCES.get(name)
+    if source is None or split not in SPLITS:
+        return load_dataset(name, split=split)
+    shape = (source.channels, source.size, source.size)
+    return Outline(name, source.classes, shape, source.examples[split])
 
 
 def _loaded(

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from isthmus.errors import ModelError
 from isthmus.networks import densenet, groupnorm_resnet, mlp, mobilenet, resnet20, vgg16, vgg16_bn
-from isthmus.training._dataset import Dataset
+from isthmus.training._dataset import Described
 from isthmus.training._memory import check_fits
 
 __all__ = ["FAMILIES", "MOST_LAYERS", "network_for", "operations", "parameters_of"]
@@ -34,7 +34,7 @@ MOST_LAYERS = 1000
 
 
 def network_for(
-    family: str, dataset: Dataset, *, width: float | None = None, depth: int = 3, **settings: Any
+    family: str, dataset: Described, *, width: float | None = None, depth: int = 3, **settings: Any
 ) -> nn.Module:
     """Build a network that fits the inputs and classes of a data set.
 
@@ -91,7 +91,7 @@ def _check_perceptron(width: float | None, depth: int) -> None:
 
 
 def _built(
-    family: str, dataset: Dataset, width: float | None, depth: int, settings: dict[str, Any]
+    family: str, dataset: Described, width: float | None, depth: int, settings: dict[str, Any]
 ) -> nn.Module:
     classes = len(dataset.classes)
     try:

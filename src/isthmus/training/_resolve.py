@@ -103,6 +103,11 @@ def resolve_data(
 
 def _call(spec: str) -> Any:
     module_name, _, function_name = spec.partition(":")
+    if module_name.endswith(".py"):
+        raise DataError(
+            f"{spec}: expected package.module:function, found a file's name. Write "
+            f"{Path(module_name).stem}:{function_name}, from the folder in which {Path(module_name).name} lies."
+        )
     try:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
