@@ -189,7 +189,7 @@ def test_a_dry_run_needs_no_data(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("data were asked for")
 
-    monkeypatch.setattr("isthmus.study._datasets._download", refuse)
+    monkeypatch.setattr("isthmus.training._datasets._download", refuse)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for preset in ("paper-mnist", "cifar10-resnet-cpu"):
         told = isthmus("study", "run", preset, "--dry-run", "--threads", "1")

@@ -146,16 +146,18 @@ def _solved(
         problem.verification.require()
     tell(f"matching by {method.name}", 2, 4)
     found = method.run(problem, schedule, problem.generator())
-    permutations = found.match.permutations
+    match, notes, costs = found.match, found.notes, _costs(found.objective, found.match.couplings)
+    del found  # and with it the gains that the objective kept
+    permutations = match.permutations
     tell("measuring how far outputs change", 3, 4)
     return Alignment(
         permutations={name: permutations[name] for name in spec.groups},
         spec=spec,
         method=method.name,
-        sweeps=found.match.sweeps,
-        status=found.match.status,
-        costs=_costs(found.objective, found.match.couplings),
-        notes=(*spec.notes, *found.notes),
+        sweeps=match.sweeps,
+        status=match.status,
+        costs=costs,
+        notes=(*spec.notes, *notes),
         settings={
             "schedule": "default" if schedule is None else repr(schedule),
             "tie_outgoing": tie_outgoing,
@@ -164,7 +166,7 @@ def _solved(
             "caches": [[*place, way] for place, way in problem.traced.caches.items()],
         },
         seed=problem.seed,
-        verification_error=problem.function_change(found.match.couplings) if check else None,
+        verification_error=problem.function_change(match.couplings) if check else None,
         digest_a=digest_of(problem.state_a),
         digest_b=digest_of(problem.state_b),
     )

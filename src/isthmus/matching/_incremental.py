@@ -36,7 +36,7 @@ __all__ = ["Incremental"]
 At = Mapping[str, Coupling]
 _SMALL = 128
 """Units up to which a group's gains are kept in float64."""
-_ROOM = 2**28
+_ROOM = 2**27
 """Bytes of gains that are kept where the networks themselves are too large to be in memory."""
 _STALE = 8.0
 """Growth of the error bound by updates at which gains are computed anew."""
@@ -50,7 +50,7 @@ class Incremental:
     Args:
         objective: what is matched.
         products: precision of the products of large groups; the assignments are those of float64 in any case.
-        room: bytes of gains that are kept; others are formed anew each time. Default: all are kept, or 256 MiB where
+        room: bytes of gains that are kept; others are formed anew each time. Default: all are kept, or 128 MiB where
             the tensors are read from files.
     """
 
@@ -231,7 +231,7 @@ class _Exact:
         self.total = sum(matrices[1:], matrices[0])
         own = at.get(self.group)
         gains = self.total if own is None else self.total[:, index_of(own).to(self.total.device)]
-        change = assign(gains, maximize=True).columns.cpu()
+        change = assign(gains, maximize=True, proof=False).columns.cpu()
         gain = float(gains.cpu()[torch.arange(self.size), change].sum()) if measured else 0.0
         return {self.group: Permutation.known(change)}, gain
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from isthmus.matching._grids import Cluster, Facet, Grid, Structure
 from isthmus.matching._nested import Gain, total_gain
 from isthmus.matching._pairs import in_order, ordered, pair_products
-from isthmus.matching._sources import Source, device_of_source, pieces, read, squares
+from isthmus.matching._sources import Source, device_of_source, pieces, read
 from isthmus.symmetry import Couplings, Slot, Slots, carry_tensor
 
 __all__ = ["Comparison", "MomentObjective", "Objective", "Term", "TermObjective", "independent"]
@@ -133,8 +133,12 @@ class Comparison:
     @cached_property
     def _norms(self) -> tuple[float, float]:
         """The squared norms of A's tensors, and of B's in the identity metric, which no relabelling changes."""
-        own = sum(map(squares, self.a)) if self.norm_a is None else self.norm_a
-        return own, 0.0 if self.metric else sum(map(squares, self.b))
+        own = self.norm_a if self.norm_a is not None else _squared_norm(self.a)
+        return own, 0.0 if self.metric else _squared_norm(self.b)
+
+
+def _squared_norm(tensors: Iterable[Tensor | Source]) -> float:
+    return sum(_inner(x, x, {}, {}) for x in map(read, tensors))
 
 
 def _inner(a: Tensor | Source, b: Tensor | Source, movers: Slots, at: Couplings) -> float:

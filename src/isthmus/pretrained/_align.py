@@ -85,7 +85,8 @@ class StoredProblem(Problem):
 
     def function_change(self, at: Couplings) -> float:
         """Return how far relabelling B moves its outputs, no unit."""
-        return function_change(self.spec, at, self.opened_b, outputs=self.outputs)
+        other = self.opened_b.in_graph_of(self.opened_a)
+        return function_change(self.spec, at, other, outputs=self.outputs)
 
 
 def align(

@@ -85,6 +85,8 @@ class StoredTensor:
     dtype: torch.dtype
     shape: tuple[int, ...]
     identity: Identity
+    offset: int
+    """Where its first byte lies in the file."""
 
     @property
     def nbytes(self) -> int:
@@ -97,14 +99,24 @@ class StoredTensor:
         Raises:
             CheckpointError: the file changed since it was opened, or cannot be read.
         """
+        first, last, _ = slice(start, stop).indices(self.shape[0]) if self.shape else (0, 1, 1)
+        rows = max(last - first, 0)
+        found = torch.empty((rows, *self.shape[1:])[: len(self.shape)], dtype=self.dtype)
         self._require_unchanged()
         try:
-            with _opened(self.file) as file:
-                whole = start is None or not self.shape
-                found = file.get_tensor(self.key) if whole else file.get_slice(self.key)[start:stop]
-                return found.clone()  # what was found may be a mapping of the file, read only when it is used
-        finally:
-            self._require_unchanged()  # also when reading fails: then this is why
+            with self.file.open("rb") as file:
+                file.seek(self.offset + first * (found.nbytes // max(rows, 1)))
+                # Not through a mapping of the file, whose pages would count as this process's memory.
+                count = file.readinto(found.reshape(-1).view(torch.uint8).numpy())
+        except OSError:
+            count = -1
+        self._require_unchanged()  # if reading failed, this may be why
+        if count != found.nbytes:
+            raise CheckpointError(
+                f"{printable(self.file)}: {printable(self.key)!r} cannot be read whole. Check the disk, and copy the "
+                "file again."
+            )
+        return found
 
     def _require_unchanged(self) -> None:
         try:
@@ -310,7 +322,7 @@ def _header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     identity = identity_of(path)
     tensors: dict[str, StoredTensor] = {}
     with _opened(path) as file:
-        _require_single_names(path)
+        places = _places_in(path)
         for key in file.offset_keys():
             part = file.get_slice(key)
             name = str(part.get_dtype())
@@ -319,16 +331,25 @@ def _header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
                     f"{printable(path)}: {printable(key)!r} has dtype {printable(name)}, which cannot be permuted. Use "
                     f"a checkpoint in one of {', '.join(DTYPES)}."
                 )
-            tensors[key] = StoredTensor(path, key, DTYPES[name], tuple(part.get_shape()), identity)
+            tensors[key] = StoredTensor(
+                path, key, DTYPES[name], tuple(part.get_shape()), identity, places[key]
+            )
         metadata = dict(file.metadata() or {})
     return tensors, metadata
 
 
-def _require_single_names(path: Path) -> None:
-    """Check that a header names no tensor twice, of which safetensors would take the last without a word."""
+def _places_in(path: Path) -> dict[str, int]:
+    """Return where the tensors of a file begin, in bytes; its header was checked by safetensors.
+
+    Raises:
+        CheckpointError: the header names a tensor twice, of which safetensors would take the last without a word.
+    """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")  # at most 10⁸, or safetensors had refused it
-        parse_json(file.read(length).decode("utf-8"), str(path))
+        header = parse_json(file.read(length).decode("utf-8"), str(path))
+    return {
+        key: 8 + length + entry["data_offsets"][0] for key, entry in header.items() if key != "__metadata__"
+    }
 
 
 def _opened(path: Path) -> Any:

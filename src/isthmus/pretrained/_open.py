@@ -6,7 +6,7 @@ import copy
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from isthmus.pretrained._names import stored_names
 from isthmus.symmetry import SymmetrySpec, Trace, discover_from_trace, trace
 
 __all__ = ["OpenedModel", "is_model_folder", "open_model"]
+
+_NAMES = frozenset({"_name_or_path", "transformers_version", "_diffusers_version", "id2label", "label2id"})
+"""Keys of a configuration that no code reads while it computes."""
 
 # What the hub allows as a name; anything else in a configuration is a path, or no name at all.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w][\w.-]{0,95}", re.ASCII)
@@ -67,6 +70,14 @@ class OpenedModel:
         wanted = "logits" if outputs is None and "logits" in self.traced.outputs else outputs
         return discover_from_trace(self.traced, outputs=wanted)
 
+    def in_graph_of(self, other: OpenedModel) -> OpenedModel:
+        """Return this network, run through another one's graph on its example inputs if their code is the same."""
+        if type(self.model) is not type(other.model) or _settings(self) != _settings(other):
+            return self
+        found = replace(self, example=other.example)
+        found.__dict__["traced"] = other.traced  # where the cached property looks first
+        return found
+
     @cached_property
     def names(self) -> Mapping[str, tuple[str, ...]]:
         """The names in the network of every stored tensor, none for tensors it does not know."""
@@ -102,6 +113,11 @@ class OpenedModel:
         if hasattr(filled, "tie_weights"):
             filled.tie_weights()  # type: ignore[operator]
         return filled.eval()
+
+
+def _settings(opened: OpenedModel) -> dict[str, Any]:
+    """Return what a configuration says about the code, which names do not."""
+    return {key: value for key, value in opened.config.items() if key not in _NAMES}
 
 
 def _name_in_cache(folder: Path) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -137,11 +138,13 @@ class _StoredRuns:
         source = self._model.state[name] if stored else self._model.buffers[name]
         if not source.is_floating_point():
             return source
-        values = source.to(self.dtype, copy=True)
         if self._seed is None:
-            return values
+            return source.to(self.dtype, copy=True)
         key = self._model.state.stored(name).key if stored else name
-        return _changed(values, name, _generator_for(key, self._seed))
+        wide = (
+            torch.promote_types(source.dtype, torch.float32) if source.dtype.itemsize > 1 else torch.float32
+        )
+        return _changed(source.to(wide, copy=True), name, _generator_for(key, self._seed)).to(self.dtype)
 
 
 def _generator_for(key: str, seed: int) -> torch.Generator:
@@ -153,13 +156,14 @@ def _generator_for(key: str, seed: int) -> torch.Generator:
 def _changed(values: Tensor, name: str, generator: torch.Generator) -> Tensor:
     """Change every entry by its own positive factor and shift, in place, as :func:`isthmus.verify` does."""
     flat = values.reshape(-1).split(2**22)
-    if values.numel() == 0 or not all(bool(torch.isfinite(part).all()) for part in flat):
+    squares = sum(float(torch.linalg.vector_norm(part)) ** 2 for part in flat)
+    if values.numel() == 0 or not math.isfinite(squares):
         return values
-    squares = sum(float(part.square().sum(dtype=torch.float64)) for part in flat)
     factor, largest = perturbation(values.shape, (squares / values.numel()) ** 0.5, name)
     for part in flat:
-        part *= factor * (0.75 + 0.5 * torch.rand(part.shape, generator=generator, dtype=values.dtype))
-        part += largest * torch.rand(part.shape, generator=generator, dtype=values.dtype)
+        noise = torch.empty_like(part)
+        part *= noise.uniform_(0.75 * factor, 1.25 * factor, generator=generator)
+        part += noise.uniform_(0.0, largest, generator=generator)
     return values
 
 
@@ -198,8 +202,7 @@ class _SideBySide:
         self._values = dict(self._placeholders(given))
         kept = set(wanted.values())
         last = _last_uses(self._traced.graph)
-        mode = DoublePrecision() if self._dtype == torch.float64 else contextlib.nullcontext()
-        with torch.no_grad(), mode:
+        with torch.no_grad():
             for node in self._traced.graph.nodes:
                 if node.op == "get_attr":
                     found = self._traced.program.graph_module
@@ -269,10 +272,10 @@ class _SideBySide:
                 return False
         return True
 
-    @staticmethod
-    def _apply(node: fx.Node, args: Any, kwargs: Any) -> Any:
+    def _apply(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         try:
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            with DoublePrecision() if self._dtype == torch.float64 else contextlib.nullcontext():
+                return node.target(*args, **kwargs)  # type: ignore[operator]
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise ModelError(
                 f"Verifying the network failed in {operator_of(node)}: {error}. Verify it in memory instead: "

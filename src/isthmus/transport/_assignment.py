@@ -76,6 +76,7 @@ def assign(
     maximize: bool = False,
     warm: Assignment | None = None,
     budget: float | None = None,
+    proof: bool = True,
 ) -> Assignment:
     r"""Pair rows with columns so that the sum of the chosen entries is the least (or the greatest).
 
@@ -95,6 +96,8 @@ def assign(
         budget: seconds, counted from the call. When they are over, the best pairing so far is returned with its
             proven ``gap``. Two scans of the matrix are made in any case, and forbidden pairs are avoided even at
             the cost of more time. By default the optimum is found however long it takes.
+        proof: whether the duals are wanted. Without, they and the gap of a small problem are NaN, and it takes less
+            than half the time.
 
     Returns:
         The optimal :class:`Assignment`; exact for the entries as given: float32 and shorter entries are used as
@@ -135,13 +138,13 @@ def assign(
     if warm is not None:
         _check_warm(warm, shape)
     if entries.ndim == 2:
-        return _assign_one(entries, maximize, warm, deadline)
+        return _assign_one(entries, maximize, warm, deadline, proof)
     parts = []
     for k, block in enumerate(entries):
         start = None
         if warm is not None:
             start = Assignment(warm.columns[k], 0.0, warm.row_duals[k], warm.column_duals[k], 0.0)
-        parts.append(_assign_one(block, maximize, start, deadline))
+        parts.append(_assign_one(block, maximize, start, deadline, proof))
     return _batch(parts, entries)
 
 
@@ -162,7 +165,9 @@ def _check_warm(warm: Assignment, shape: tuple[int, ...]) -> None:
         )
 
 
-def _assign_one(entries: Tensor, maximize: bool, warm: Assignment | None, deadline: float) -> Assignment:
+def _assign_one(
+    entries: Tensor, maximize: bool, warm: Assignment | None, deadline: float, proof: bool
+) -> Assignment:
     costs = _as_costs(entries)
     sign = -1.0 if maximize else 1.0
     prices = pairs = None
@@ -177,7 +182,7 @@ def _assign_one(entries: Tensor, maximize: bool, warm: Assignment | None, deadli
             prices = sign * _float64(warm.row_duals)
             pairs = _inverse(pairs, costs.shape[0])
     costs = np.ascontiguousarray(costs)
-    solution = _solved(costs, sign, prices, pairs, deadline)
+    solution = _solved(costs, sign, prices, pairs, deadline, proof)
     value = sign * solution.cost(costs, sign)
     columns, rows_dual, columns_dual = solution.columns, solution.row_duals, solution.column_duals
     if turned:
@@ -199,11 +204,12 @@ def _solved(
     prices: NDArray | None,
     pairs: NDArray | None,
     deadline: float,
+    proof: bool,
 ) -> Solution:
     """Solve one problem of rows no longer than columns, or say why it has no solution."""
     try:
         with np.errstate(over="ignore", invalid="ignore"):
-            solution = _solve(costs, sign, prices, pairs, deadline)
+            solution = _solve(costs, sign, prices, pairs, deadline, proof)
     except Infeasible:
         _check_range(costs)
         raise DataError(
@@ -213,7 +219,7 @@ def _solved(
     except OverflowError:  # of a sum
         _check_range(costs)
         raise
-    if not np.isfinite(solution.gap):
+    if proof and not np.isfinite(solution.gap):
         _check_range(costs)
     return solution
 
@@ -234,10 +240,11 @@ def _solve(
     prices: NDArray | None,
     pairs: NDArray | None,
     deadline: float,
+    proof: bool,
 ) -> Solution:
     solve = _compiled() if costs.size >= _LARGE else None
     if solve is None:
-        return _solve_scipy(costs, sign)
+        return _solve_scipy(costs, sign, proof)
     found = solve(costs, sign, prices=prices, pairs=pairs, deadline=deadline)
     # Prices far above the entries round them away, and the engine trusts its prices: those of a start from another
     # scale, or those that penalties have driven. The proof notices; then another way is taken.
@@ -265,13 +272,16 @@ def _compiled() -> Callable[..., Solution] | None:
     return _engine.solve
 
 
-def _solve_scipy(costs: NDArray, sign: float) -> Solution:
+def _solve_scipy(costs: NDArray, sign: float, proof: bool = True) -> Solution:
     if not np.isfinite(costs).all():
         finite_range(costs, sign)
     try:
         _, columns = linear_sum_assignment(costs, maximize=sign < 0)
     except ValueError:
         raise Infeasible from None
+    if not proof:
+        nothing = np.full(len(columns), np.nan), np.full(costs.shape[1], np.nan)
+        return Solution(columns.astype(np.int64), *nothing, np.nan, True)
     prices = prices_of(costs, sign, columns)
     return certify(costs, sign, columns, prices)
 
