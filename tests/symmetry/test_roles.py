@@ -606,6 +606,17 @@ other(
     **{"?": "w[0] u[0] u[1] v[0]"},
 )
 other(
+    "rounded weights",
+    lambda: Net(
+        lambda s, x: F.linear(F.linear(x, torch.div(s.w, 0.5, rounding_mode="floor")), s.v),
+        w=(5, 3),
+        v=(2, 5),
+    ),
+    VECTORS,
+    reads="v[1]",
+    **{"?": "w[0]"},
+)
+other(
     "gains, slopes and norms",
     lambda: Net(
         lambda s, x: s.o(s.n(s.l(x)) + s.g * s.p(s.m(s.r(s.l(x))))),

@@ -268,6 +268,8 @@ class _Walk:
         kind = operator_of(node).removeprefix("aten.")
         if kind in ("add", "sub", "rsub") and not isinstance(bound.get("other"), fx.Node):
             kind = "shifted"
+        if bound.get("rounding_mode") is not None:
+            kind = "rounded"
         shape = shape_of(node)
         made = [set[Along]() for _ in shape]
         for k, n in enumerate(operands):
