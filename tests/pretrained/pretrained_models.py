@@ -12,6 +12,8 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    GraniteMoeConfig,
+    GraniteMoeForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -20,6 +22,8 @@ from transformers import (
 )
 
 KINDS = ("llama", "gpt2", "bert", "vit")
+EXPERTS = "moe"
+"""A mixture of experts whose weights are stored as one tensor for all of them, beside heads and their dimensions."""
 
 
 def tiny(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
@@ -29,6 +33,10 @@ def tiny(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes
     if kind == "llama":
         sizes = {**small, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 4}
         model = LlamaForCausalLM(LlamaConfig(vocab_size=23, max_position_embeddings=32, **sizes | changes))
+    elif kind == EXPERTS:
+        sizes = {**small, "num_attention_heads": 6, "num_key_value_heads": 3, "num_local_experts": 4}
+        own = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "max_position_embeddings": 32}
+        model = GraniteMoeForCausalLM(GraniteMoeConfig(vocab_size=23, **own | sizes | changes))
     elif kind == "gpt2":
         sizes = {"n_embd": 12, "n_layer": 1, "n_head": 3, "n_inner": 10}
         own = {"vocab_size": 23, "n_positions": 16, "bos_token_id": 0, "eos_token_id": 0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,14 @@ def test_a_file_that_changes_while_it_is_used(file: Path) -> None:
     save_file({"other": torch.zeros(1)}, file)
     with pytest.raises(CheckpointError, match="was changed or replaced since it was opened"):
         state["w"]
+
+
+def test_a_tensor_that_cannot_be_read_whole(file: Path) -> None:
+    state = LazyState.open(file)
+    name, stored = next((n, state.stored(n)) for n in state if state.stored(n).nbytes)
+    beyond = LazyState({name: replace(stored, offset=stored.identity.size - 1)})
+    with pytest.raises(CheckpointError, match="cannot be read whole. Check the disk"):
+        beyond[name]
 
 
 def test_without_safetensors(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

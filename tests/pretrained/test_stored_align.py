@@ -8,17 +8,27 @@ from typing import Any
 
 import pytest
 import torch
-from pretrained_models import KINDS, save, tiny
+from pretrained_models import EXPERTS, KINDS, save, tiny
 
 import isthmus
 from isthmus import pretrained
 from isthmus.couplings import random_permutation
-from isthmus.errors import CheckpointError, ShapeError, VerificationError
-from isthmus.matching import CoordinateDescent, _sources
-from isthmus.pretrained import open_model
+from isthmus.errors import CheckpointError, DataError, ShapeError, VerificationError
+from isthmus.matching import (
+    CoordinateDescent,
+    Incremental,
+    _incremental,
+    _objectives,
+    _pairs,
+    _sources,
+    assignment_solver,
+    solve,
+    weight_objective,
+)
+from isthmus.pretrained import StoredProblem, open_model
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, EXPERTS])
 @pytest.mark.parametrize("piece", [2**23, 7])
 def test_the_same_as_in_memory(
     pair_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, kind: str, piece: int
@@ -27,7 +37,12 @@ def test_the_same_as_in_memory(
     pair = pair_of(kind)
     found = pretrained.align(pair.a, pair.b, spec=pair.spec)
     expected = isthmus.align(
-        pair.a.load(), pair.b.load(), method="weights", args=(), kwargs=pair.b.example.kwargs, spec=pair.spec
+        pair.a.load(),
+        pair.b.load(),
+        method="weights",
+        kwargs=pair.b.example.kwargs,
+        spec=pair.spec,
+        check=kind != EXPERTS,  # torch multiplies experts one by one in float32 only
     )
     assert found.permutations.keys() == expected.permutations.keys()
     assert all(torch.equal(p, expected.permutations[n]) for n, p in found.permutations.items())
@@ -38,6 +53,7 @@ def test_the_same_as_in_memory(
         assert found.costs[name] == pytest.approx(costs, rel=1e-9)
     assert found.verification_error is not None
     assert 0 < found.verification_error < 1e-12
+    assert found.settings == {**expected.settings, "check": True}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -62,6 +78,66 @@ def test_a_planted_relabelling_is_found(pair_of: Callable[..., Any], tmp_path: P
     back = found.apply(moved.load()).state_dict()
     for name, tensor in pair.a.load().state_dict().items():
         assert torch.allclose(back[name], tensor, atol=0.1 * float(tensor.std().nan_to_num(1.0)) + 1e-6), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_groups_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """Gains estimated in float32 from tensors in pieces that compiled loops sum, and forgotten after each group."""
+    sizes = {"hidden_size": 192, "intermediate_size": 160, "num_attention_heads": 3, "vocab_size": 700}
+    a, b = (open_model(save(tiny("bert", k, dtype, **sizes), tmp_path / str(k))) for k in (0, 1))
+    spec = a.discover()
+    expected = isthmus.align(
+        a.load(), b.load(), method="weights", kwargs=a.example.kwargs, spec=spec, check=False
+    )
+    monkeypatch.setattr(_sources, "PIECE", 2**13)
+    monkeypatch.setattr(_pairs, "_COMPILED", 2**10)
+    monkeypatch.setattr(_objectives, "_WHOLE", 2**10)
+    monkeypatch.setattr(_incremental, "_ROOM", 0)
+    largest: list[int] = []
+    double = torch.Tensor.double
+
+    def noted(tensor: torch.Tensor) -> torch.Tensor:
+        largest.append(tensor.numel())
+        return double(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "double", noted)
+    found = pretrained.align(a, b, spec=spec, check=False)
+    assert max(largest) < 700 * 192, "no copy of the embedding in float64"
+    assert all(torch.equal(p, expected.permutations[n]) for n, p in found.permutations.items())
+    assert found.sweeps == pytest.approx(expected.sweeps, rel=1e-12)
+    for name, costs in expected.costs.items():
+        assert found.costs[name] == pytest.approx(costs, rel=1e-9)
+
+
+@pytest.mark.parametrize("method", ["weights-incoming", "weights"])
+def test_any_method_that_compares_weights(pair_of: Callable[..., Any], method: str) -> None:
+    pair = pair_of("gpt2")
+    found = solve(StoredProblem(pair.a, pair.b, spec=pair.spec), method)
+    kwargs = pair.a.example.kwargs
+    expected = isthmus.align(pair.a.load(), pair.b.load(), method=method, kwargs=kwargs, spec=pair.spec)
+    assert all(torch.equal(p, expected.permutations[n]) for n, p in found.permutations.items())
+    assert found.method == method
+    with pytest.raises(DataError, match="compares activations: pass batches"):
+        solve(StoredProblem(pair.a, pair.b, spec=pair.spec), "activations")
+
+
+def test_what_is_kept_has_room(pair_of: Callable[..., Any]) -> None:
+    """Gains that do not fit are formed anew, and change nothing."""
+    pair = pair_of("llama")
+    objective = weight_objective(StoredProblem(pair.a, pair.b, spec=pair.spec).pair)
+    source = torch.Generator()
+    wide, none = Incremental(objective), Incremental(objective, room=0)
+    results = [CoordinateDescent().run(kept, assignment_solver, None, source) for kept in (wide, none)]
+    assert all(torch.equal(p, results[1].permutations[n]) for n, p in results[0].permutations.items())
+    last = none._last.nbytes if none._last is not None else 0
+    assert wide._kept_bytes() > none._kept_bytes() == last
+
+
+def test_one_graph_serves_networks_of_the_same_code(pair_of: Callable[..., Any], tmp_path: Path) -> None:
+    pair = pair_of("bert")
+    assert pair.b.in_graph_of(pair.a).traced is pair.a.traced
+    other = open_model(save(tiny("bert", 1, hidden_act="relu"), tmp_path / "relu"))
+    assert other.in_graph_of(pair.a) is other
 
 
 def test_a_schedule_of_ones_own(pair_of: Callable[..., Any]) -> None:

@@ -13,9 +13,10 @@ from pretrained_models import KINDS, save, tiny
 
 import isthmus
 from isthmus import pretrained
+from isthmus.batches import Batch
 from isthmus.errors import ModelError, SymmetryError, VerificationError
 from isthmus.pretrained import _verify, open_model
-from isthmus.symmetry import AxisGroup, IndexMap, Slot
+from isthmus.symmetry import AxisGroup, IndexMap, Slot, _runner
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -28,6 +29,72 @@ def test_a_right_spec_passes(pair_of: Callable[..., Any], kind: str) -> None:
     assert set(result.errors) == {"logits"}
     memory = isthmus.verify(pair.spec, pair.b.load(), (), pair.b.example.kwargs)
     assert memory.passed
+
+
+def test_both_runners_try_the_same_relabellings(
+    pair_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All groups together, and after a failure each alone: the same permutations from the same generator."""
+    pair = pair_of("bert")
+    name, group = next(iter(pair.spec.groups.items()))
+    wrong = pair.spec.without_slot(name, group.slots[0])
+    tried: dict[str, list[dict[str, torch.Tensor]]] = {"memory": [], "stored": []}
+
+    def noting(runner: Any, where: str) -> None:
+        plain = runner.errors
+
+        def errors(self: Any, spec: Any, relabellings: Any) -> Any:
+            tried[where] += relabellings
+            return plain(self, spec, relabellings)
+
+        monkeypatch.setattr(runner, "errors", errors)
+
+    noting(_runner.Runner, "memory")
+    noting(_verify._StoredRuns, "stored")
+    memory = isthmus.verify(
+        wrong, pair.a.load(), (), pair.a.example.kwargs, generator=torch.Generator().manual_seed(4)
+    )
+    stored = pretrained.verify(wrong, pair.a, generator=torch.Generator().manual_seed(4))
+    drawn = tried["memory"][:2]
+    assert len(drawn[0]) == len(pair.spec.groups)
+    for one, two in zip(drawn, tried["stored"], strict=False):
+        assert one.keys() == two.keys()
+        assert all(torch.equal(p, two[n]) for n, p in one.items())
+    assert all(bool((p != torch.arange(len(p))).all()) for p in drawn[0].values()), "every unit moves"
+    assert len(tried["memory"]) == len(tried["stored"])
+    assert (memory.guilty, memory.draws, memory.tolerance, memory.seed) == (
+        stored.guilty,
+        stored.draws,
+        stored.tolerance,
+        stored.seed,
+    )
+
+
+def test_weights_too_small_to_be_felt_hide_nothing(pair_of: Callable[..., Any], tmp_path: Path) -> None:
+    pair = pair_of("gpt2")
+    model = tiny("gpt2")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(1e-8)
+    opened = open_model(save(model, tmp_path / "weak"))
+    name, group = next((n, g) for n, g in pair.spec.groups.items() if "mlp" in n)
+    wrong = pair.spec.without_slot(name, group.slots[0])
+    assert not pretrained.verify(wrong, opened).passed
+    assert pretrained.verify(pair.spec, opened).passed
+
+
+def test_inputs_that_are_the_same_everywhere_hide_nothing(pair_of: Callable[..., Any]) -> None:
+    """Zeros show nothing of the kernel that reads them."""
+    pair = pair_of("vit")
+    zeros = {name: torch.zeros_like(value) for name, value in pair.a.example.kwargs.items()}
+    blank = replace(pair.a, example=Batch(pair.a.example.args, zeros))
+    kernel = next(n for n in pair.spec.shapes if n.endswith("projection.weight"))
+    name, slot = next((n, s) for n, g in pair.spec.groups.items() for s in g.slots if s.tensor == kernel)
+    wrong = pair.spec.without_slot(name, slot)
+    drawn = {name: torch.arange(pair.spec.groups[name].size).roll(1)}
+    assert pretrained.function_change(wrong, drawn, blank) < 1e-12
+    assert not pretrained.verify(wrong, blank).passed
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,7 +207,6 @@ class Odd(torch.nn.Module):
 
 
 def test_a_constant_whose_value_is_unknown(tmp_path: Path) -> None:
-    from isthmus.batches import Batch
     from isthmus.pretrained import LazyState, OpenedModel
 
     with torch.device("meta"):

@@ -275,6 +275,9 @@ class _SideBySide:
     def _apply(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         try:
             with DoublePrecision() if self._dtype == torch.float64 else contextlib.nullcontext():
+                if operator_of(node) == "aten.histc" and not args[0].is_floating_point():
+                    # Experts are counted as integers off the CPU, which counts floating numbers only.
+                    return node.target(args[0].double(), *args[1:], **kwargs).to(args[0].dtype)  # type: ignore[operator]
                 return node.target(*args, **kwargs)  # type: ignore[operator]
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise ModelError(
