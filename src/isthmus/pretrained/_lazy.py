@@ -107,7 +107,8 @@ class StoredTensor:
             with self.file.open("rb") as file:
                 file.seek(self.offset + first * (found.nbytes // max(rows, 1)))
                 # Not through a mapping of the file, whose pages would count as this process's memory.
-                count = file.readinto(memoryview(found.reshape(-1).view(torch.uint8).numpy()))
+                memory: Any = found.reshape(-1).view(torch.uint8).numpy()
+                count = file.readinto(memory)
         except OSError:
             count = -1
         self._require_unchanged()  # if reading failed, this may be why
