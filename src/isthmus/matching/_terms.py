@@ -29,7 +29,7 @@ from isthmus.matching._objectives import (
     TermObjective,
     negative_cost,
 )
-from isthmus.matching._sources import entries_of, read, source_of, squares
+from isthmus.matching._sources import entries_of, read, source_of
 from isthmus.moments import CrossMoment, InputStatistics
 from isthmus.symmetry import Slot
 
@@ -58,9 +58,10 @@ class Pair:
         movers = (self.layers.table.get(tensor, {}),)
         if count == 1.0:
             return Comparison((own,), (other,), movers)
-        scaled, norm = read(own).double() / count, squares(own)
+        whole = read(own).double()
+        norm = float(whole.square().sum()) / count
         return Comparison(
-            (scaled,), (other,), movers, norm / count, lambda moved: tuple(x / count for x in moved)
+            (whole / count,), (other,), movers, norm, lambda moved: tuple(x / count for x in moved)
         )
 
     def plain_terms(self, tensor: str, axis: int | None = None) -> list[Term]:
