@@ -59,7 +59,7 @@ class StoredProblem(Problem):
             check_finite(opened.state, str(opened.path))
         return a.state, b.state
 
-    @property
+    @cached_property
     def traced(self) -> Trace:
         """The architecture as a graph, on the meta device."""
         return self.opened_a.traced
