@@ -19,7 +19,7 @@ from isthmus.evaluation import (
     require_finite,
 )
 from isthmus.losses import class_axis_last, score
-from isthmus.states import state_of
+from isthmus.states import check_finite, state_of
 
 
 def seeded(factory, seed: int = 0) -> nn.Module:
@@ -412,3 +412,18 @@ def test_combine_checks_its_inputs() -> None:
         combine_states([good, {"w": torch.tensor([0.0, float("nan")])}], total, names=("left", "right"))
     with pytest.raises(ShapeError, match="'w': model 0 has shape"):
         combine_states([good, {"w": torch.zeros(3)}], total)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e5m2, torch.complex64],
+)
+def test_no_entry_that_is_not_finite_passes(dtype: torch.dtype, bad: float) -> None:
+    for shape in ((), (3,), (2, 3), (0,)):
+        tensor = torch.ones(shape).to(dtype)
+        check_finite({"x": tensor})
+        if tensor.numel():
+            tensor = torch.tensor([1.0] * (tensor.numel() - 1) + [bad]).to(dtype)
+            with pytest.raises(CheckpointError, match="'x' has 1 NaN or infinite of"):
+                check_finite({"x": tensor})

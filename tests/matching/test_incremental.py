@@ -21,6 +21,7 @@ from isthmus.matching import (
     SinglePass,
     Structure,
     Term,
+    _sources,
     assignment_solver,
     match,
 )
@@ -184,8 +185,10 @@ def test_settled_groups_are_skipped() -> None:
         assert len(solved) == before + 3, "one look at each group"
 
 
-def test_estimates_stay_within_their_bound() -> None:
+@pytest.mark.parametrize("piece", [2**23, 2**12])
+def test_estimates_stay_within_their_bound(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
     """Through all updates of a descent the float32 gains differ from float64 ones by less than is claimed."""
+    monkeypatch.setattr(_sources, "PIECE", piece)
     objective = objective_of("wide", "weights")
     for products in ("float32", "bfloat16"):
         kept = Incremental(objective, products)  # type: ignore[arg-type]

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from isthmus.matching import _pairs
+from isthmus.couplings import Permutation, Rotation
+from isthmus.matching import Comparison, _pairs, _sources
 from isthmus.matching._certify import _near
 from isthmus.matching._pairs import kernels_for, ordered, pair_products
+from isthmus.symmetry import IndexMap, Slot
 
 SHAPES = [((40, 30), 0), ((40, 30), 1), ((17,), 0), ((12, 10, 3, 3), 0), ((12, 10, 3, 3), 1), ((6, 5, 4), 2)]
 
@@ -92,3 +94,36 @@ def test_without_numba_the_plain_way_serves(monkeypatch: pytest.MonkeyPatch) -> 
         assert kernels_for(torch.zeros(600, 600)) is None
     finally:
         _pairs._kernels.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_short_entries_are_widened_piece_by_piece(
+    way: str, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, axis: int
+) -> None:
+    monkeypatch.setattr(_sources, "PIECE", 50)
+    generator = torch.Generator().manual_seed(2)
+    a, b = (torch.randn(6, 9, 7, generator=generator).to(dtype) for _ in range(2))
+    order = {k: shuffled(n, k) for k, n in enumerate(a.shape) if k != axis}
+    rows, columns = (torch.randint(a.shape[axis], (25,), generator=generator) for _ in range(2))
+    found = pair_products(a, b, axis, rows, columns, order)
+    expected = pair_products(a.double(), b.double(), axis, rows, columns, order)
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["permutation", "rotation"])
+@pytest.mark.parametrize("piece", [2**23, 1000])
+def test_large_tensors_are_valued_in_pieces(monkeypatch: pytest.MonkeyPatch, kind: str, piece: int) -> None:
+    monkeypatch.setattr(_sources, "PIECE", piece)
+    generator = torch.Generator().manual_seed(3)
+    a, b = (torch.randn(600, 500, generator=generator) for _ in range(2))
+    turn, _ = torch.linalg.qr(torch.randn(500, 500, generator=generator, dtype=torch.float64))
+    order = shuffled(500, 1)
+    coupling = Permutation(order) if kind == "permutation" else Rotation(turn)
+    movers = ({1: [("g", Slot("t", 1, IndexMap(500, 500), role="holds"))]},)
+    comparison = Comparison((a,), (b,), movers)
+    moved = b.double()[:, order] if kind == "permutation" else (b.double() @ turn.T).float().double()
+    expected = float((a.double() * moved).sum())
+    assert comparison.inner({"g": coupling}) == pytest.approx(expected, abs=1e-4)
+    distance = float((a.double() - moved).square().sum())
+    assert comparison.cost({"g": coupling}) == pytest.approx(distance, rel=1e-6)

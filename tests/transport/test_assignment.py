@@ -72,3 +72,19 @@ def test_bad_matrices(matrix, error, message):
 def test_infinite_gain_is_refused():
     with pytest.raises(DataError, match="Forbid a pair with -inf when maximising"):
         assign(np.array([[np.inf]]), maximize=True)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (4, 7), (7, 4)])
+def test_without_a_proof_the_pairs_are_the_same(shape):
+    gains = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    plain, proven = assign(gains, maximize=True, proof=False), assign(gains, maximize=True)
+    assert torch.equal(plain.columns, proven.columns)
+    assert plain.value == proven.value
+    assert proven.gap == 0.0
+    assert np.isnan(plain.gap)
+    assert bool(plain.row_duals.isnan().all())
+    forbidden = torch.full(shape, -torch.inf)
+    with pytest.raises(DataError, match="every complete pairing uses a forbidden"):
+        assign(forbidden, maximize=True, proof=False)
+    with pytest.raises(DataError, match="are NaN"):
+        assign(torch.full(shape, torch.nan), proof=False)

@@ -24,7 +24,6 @@ __all__ = [
     "pieces",
     "read",
     "source_of",
-    "squares",
 ]
 
 Order = Mapping[int, Tensor]
@@ -110,15 +109,6 @@ def device_of_source(source: Tensor | Source) -> torch.device:
 def entries_of(source: Tensor | Source) -> int:
     """Return the number of entries, without reading."""
     return math.prod(source.shape)
-
-
-def squares(source: Tensor | Source) -> float:
-    """Return the sum of the squares of all entries, formed in float64."""
-    return sum(float(part.double().square().sum()) for part in _flat_parts(read(source)))
-
-
-def _flat_parts(tensor: Tensor) -> Sequence[Tensor]:
-    return [tensor] if tensor.numel() <= PIECE else tensor.reshape(-1).split(PIECE)
 
 
 def pieces(

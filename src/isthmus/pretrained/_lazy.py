@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from isthmus.checkpoints import as_in_network, unwrapped
 from isthmus.errors import CheckpointError, MissingExtraError, printable
 from isthmus.files import Identity, identity_of, parse_json, read_json, require_file, require_utf8
 from isthmus.pretrained._links import require_inside, roots_of
+from isthmus.states import computed_digest
 
 __all__ = ["DIFFUSERS_WEIGHTS", "DTYPES", "TRANSFORMERS_WEIGHTS", "LazyState", "StoredTensor", "WeightNames"]
 
@@ -107,8 +109,12 @@ class StoredTensor:
             with self.file.open("rb") as file:
                 file.seek(self.offset + first * (found.nbytes // max(rows, 1)))
                 # Not through a mapping of the file, whose pages would count as this process's memory.
+<<<<<<< HEAD
                 memory: Any = found.reshape(-1).view(torch.uint8).numpy()
                 count = file.readinto(memory)
+=======
+                count = file.readinto(found.reshape(-1).view(torch.uint8).numpy().data)
+>>>>>>> wt-S
         except OSError:
             count = -1
         self._require_unchanged()  # if reading failed, this may be why
@@ -223,6 +229,11 @@ class LazyState(Mapping[str, Tensor]):
     def shapes(self) -> dict[str, Tensor]:
         """Return the state with tensors on the meta device: shapes and dtypes without values."""
         return {n: torch.empty(t.shape, dtype=t.dtype, device="meta") for n, t in self._tensors.items()}
+
+    @cached_property
+    def digest(self) -> str:
+        """The digest of the state, computed once: a file that changes is not read any more."""
+        return computed_digest(self)
 
     @property
     def nbytes(self) -> int:
