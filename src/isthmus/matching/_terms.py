@@ -30,12 +30,8 @@ from isthmus.matching._objectives import (
     TermObjective,
     negative_cost,
 )
-<<<<<<< HEAD
 from isthmus.matching._pieces import Piece
-from isthmus.matching._sources import narrowed, read, source_of, squares
-=======
-from isthmus.matching._sources import entries_of, read, source_of
->>>>>>> wt-S
+from isthmus.matching._sources import narrowed, read, source_of
 from isthmus.moments import CrossMoment, InputStatistics
 from isthmus.symmetry import Slot
 
@@ -66,18 +62,11 @@ class Pair:
         own, other = (narrowed(source_of(state, tensor), piece.cut) for state in (self.state_a, self.state_b))
         movers = (piece.table,)
         if count == 1.0:
-<<<<<<< HEAD
             return Comparison((own,), (other,), movers, through=seen)
-        scaled, norm = read(own).double() / count, squares(own)
-        return Comparison(
-            (scaled,), (other,), movers, norm / count, lambda moved: tuple(x / count for x in moved), seen
-=======
-            return Comparison((own,), (other,), movers)
         whole = read(own).double()
         norm = float(whole.square().sum()) / count
         return Comparison(
-            (whole / count,), (other,), movers, norm, lambda moved: tuple(x / count for x in moved)
->>>>>>> wt-S
+            (whole / count,), (other,), movers, norm, lambda moved: tuple(x / count for x in moved), seen
         )
 
     def plain_terms(self, tensor: str, axis: int | None = None) -> list[Term]:

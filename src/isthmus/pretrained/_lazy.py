@@ -109,12 +109,8 @@ class StoredTensor:
             with self.file.open("rb") as file:
                 file.seek(self.offset + first * (found.nbytes // max(rows, 1)))
                 # Not through a mapping of the file, whose pages would count as this process's memory.
-<<<<<<< HEAD
                 memory: Any = found.reshape(-1).view(torch.uint8).numpy()
                 count = file.readinto(memory)
-=======
-                count = file.readinto(found.reshape(-1).view(torch.uint8).numpy().data)
->>>>>>> wt-S
         except OSError:
             count = -1
         self._require_unchanged()  # if reading failed, this may be why
