@@ -13,11 +13,11 @@ import diffusers
 import pytest
 import torch
 from diffusers_models import NETWORKS, output, tiny
-from isthmus.coupling import random_permutation
 from safetensors.torch import load_file, save_file
 
 import isthmus
 from isthmus import pretrained
+from isthmus.couplings import random_permutation
 from isthmus.errors import (
     CheckpointError,
     DataError,

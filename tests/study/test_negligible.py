@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isthmus.study import Dataset, TrainSettings, _negligible, _stacked, _training, train, train_stacked
+from isthmus.study import Dataset, TrainSettings, train, train_stacked
 from isthmus.testing import mlp
+from isthmus.training import _negligible, _stacked, _training
 from isthmus.training._negligible import drop_negligible_moments, without_negligible
 
 

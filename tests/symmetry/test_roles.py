@@ -701,3 +701,19 @@ def test_what_may_act_on_slots_is_said() -> None:
         Relabelling(spec, {name: linear_coupling(5, seeded()) for name in spec.groups}).apply(
             state_of(curved)
         )
+
+
+def test_an_empty_tensor_among_those_joined_says_nothing() -> None:
+    """A cache that holds nothing yet is a tensor of shape (0,), which ``cat`` leaves out."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.cat([torch.zeros(0), self.a(x)], dim=-1))
+
+    spec = discover(Net().eval(), torch.randn(2, 3))
+    roles = {str(s): s.role for group in spec.groups.values() for s in group.slots}
+    assert roles == {"a.weight[0]": "holds", "a.bias[0]": "holds", "b.weight[1]": "reads"}

