@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from interrupts import heed_interrupts
 
 from isthmus.matching import METHODS
 
@@ -35,11 +36,6 @@ def test_ctrl_c_during_training_writes_nothing(
     assert result.code == 130
     assert "Interrupted" in result.err
     assert not (project / "demo").exists()
-
-
-def heed_interrupts() -> None:
-    """Undo what a shell does to its background jobs, and theirs inherit: to ignore interrupts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from interrupts import heed_interrupts
 
 import isthmus
 
@@ -22,11 +23,6 @@ try:
 except BaseException:  # as packages do that try an import and go on without
     pass
 """
-
-
-def heed_interrupts() -> None:
-    """Heed an interruption also where the tests themselves run in the background of a shell."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("start", [["-m", "isthmus"], ["-c", "from isthmus.cli import main; main()"]])
@@ -49,6 +45,16 @@ def test_an_interruption_while_packages_are_imported_is_one_line(tmp_path: Path,
     assert (command.returncode, err) == (130, "Interrupted; nothing was written.\n")
 
 
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": _SOURCE},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def test_every_public_name_is_there_and_torch_is_imported_only_when_asked_for() -> None:
     code = (
         "import sys, isthmus; assert 'torch' not in sys.modules; "
@@ -56,12 +62,7 @@ def test_every_public_name_is_there_and_torch_is_imported_only_when_asked_for() 
         "found = [getattr(isthmus, n) for n in isthmus.__all__]; from isthmus import line, merge; "
         "assert isthmus.line is line; print(isthmus.theory.__name__)"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": _SOURCE},
-        capture_output=True,
-        text=True,
-    )
+    run = run_python(code)
     assert (run.returncode, run.stdout) == (0, "isthmus.theory\n"), run.stderr
     with pytest.raises(AttributeError, match="module 'isthmus' has no attribute 'nope'"):
         isthmus.nope  # noqa: B018  # pyright: ignore[reportUnusedExpression]
@@ -72,10 +73,5 @@ def test_an_interruption_after_the_result_changes_nothing() -> None:
         "import atexit, os, signal, sys; from isthmus.cli import main; "
         "atexit.register(os.kill, os.getpid(), signal.SIGINT); sys.argv = ['isthmus', '--version']; main()"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": _SOURCE},
-        capture_output=True,
-        text=True,
-    )
+    run = run_python(code)
     assert (run.returncode, run.stdout, run.stderr) == (0, f"isthmus {isthmus.__version__}\n", "")

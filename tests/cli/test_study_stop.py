@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from interrupts import heed_interrupts
 
 from isthmus.cli import _study
 from isthmus.cli._app import run
@@ -31,11 +32,6 @@ measure: {methods: [none], points: 2, dimension: false}
 def command(tmp_path: Path) -> list[str]:
     (tmp_path / "small.yaml").write_text(STUDY, encoding="utf-8")
     return ["study", "run", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "out"), "--threads", "1"]
-
-
-def heed_interrupts() -> None:
-    """Undo what a shell does to its background jobs, and theirs inherit: to ignore interrupts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def written(out: Path) -> int:
