@@ -374,15 +374,9 @@ def _unchanged(one: Mapping, other: Mapping) -> bool:
     return one.keys() == other.keys() and all(one[k] is x or torch.equal(one[k], x) for k, x in other.items())
 
 
-@working.register
-def _(objective: Incremental, solver: Solver, products: Products | None) -> Working:
-    if isinstance(solver, Assignment) and products is not None:
-        return objective
-    return Plain(objective, solver)
-
-
-@working.register
-def _(objective: TermObjective, solver: Solver, products: Products | None) -> Working:
-    if isinstance(solver, Assignment) and products is not None:
-        return Incremental(objective, products)
-    return Plain(objective, solver)
+@working.register(Incremental)
+@working.register(TermObjective)
+def _(objective: Incremental | TermObjective, solver: Solver, products: Products | None) -> Working:
+    if not isinstance(solver, Assignment) or products is None:
+        return Plain(objective, solver)
+    return objective if isinstance(objective, Incremental) else Incremental(objective, products)

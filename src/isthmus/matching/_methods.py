@@ -120,17 +120,18 @@ def _covariance(problem: Problem, generator: torch.Generator, *, tie_outgoing: b
     return Incremental(covariance_objective(problem.pair, statistics, tie_outgoing=tie_outgoing))
 
 
-def _by_activations(*, correlation: bool) -> Callable[[Problem, Schedule | None, torch.Generator], Found]:
+def _by_activations(name: str, source: str, *, correlation: bool) -> Method:
+    """Return a method whose objective depends on its search, since rows may be units that are matched too."""
+
     def search(problem: Problem, schedule: Schedule | None, generator: torch.Generator) -> Found:
         matching = ActivationMatching(problem, correlation, schedule, generator)
         match, objective = matching.run()
         return Found(match, objective, matching.notes)
 
-    return search
+    def objective(problem: Problem, generator: torch.Generator) -> Objective:
+        return search(problem, None, generator).objective
 
-
-def _activations(problem: Problem, generator: torch.Generator, *, correlation: bool) -> Objective:
-    return _by_activations(correlation=correlation)(problem, None, generator).objective
+    return Method(name, name, objective, needs="activations", source=source, search=search)
 
 
 METHODS = Methods(
@@ -154,22 +155,10 @@ METHODS = Methods(
         needs="inputs",
         source="Ferbach et al. 2024, section 6",
     ),
-    Method(
-        "activations",
-        "activations",
-        lambda problem, generator: _activations(problem, generator, correlation=False),
-        needs="activations",
-        source="Ainsworth, Hayase and Srinivasa 2023; Singh and Jaggi 2020",
-        search=_by_activations(correlation=False),
+    _by_activations(
+        "activations", "Ainsworth, Hayase and Srinivasa 2023; Singh and Jaggi 2020", correlation=False
     ),
-    Method(
-        "correlation",
-        "correlation",
-        lambda problem, generator: _activations(problem, generator, correlation=True),
-        needs="activations",
-        source="Li et al. 2016",
-        search=_by_activations(correlation=True),
-    ),
+    _by_activations("correlation", "Li et al. 2016", correlation=True),
 )
 """The methods by name. ``METHODS.register`` adds one."""
 

@@ -44,10 +44,11 @@ def pieces_of(table: Table, shape: Sequence[int]) -> list[Piece]:
     whole = Piece(tuple(shape), table)
     slots = [slot for pairs in table.values() for _, slot in pairs]
     for axis in range(len(shape)):
-        parts = [_part(slot, axis) for slot in slots]
-        spans = _spans([part for part in parts if part is not None])
-        stacked = any(axis in dict(slot.block) for slot in slots)
-        if stacked and all(part is not None for part in parts) and len(spans) > 1:
+        if not any(axis in dict(slot.block) for slot in slots):
+            continue
+        parts = [part for slot in slots if (part := _part(slot, axis)) is not None]
+        spans = _spans(parts) if len(parts) == len(slots) else []
+        if len(spans) > 1:
             return [_cut(table, shape, axis, *span) for span in spans]
     return [whole]
 

@@ -16,7 +16,8 @@ from isthmus.symmetry._outputs import NamedOutputs, named_outputs
 from isthmus.symmetry._permutation_spec import PermutationSpec
 from isthmus.symmetry._relabelling import Relabelling
 from isthmus.symmetry._runner import DoublePrecision, noisy_input, output_change, perturbation
-from isthmus.symmetry._spec import AxisGroup, IndexMap, PinnedAxis, Slot, SymmetrySpec
+from isthmus.symmetry._slots import AxisGroup, IndexMap, PinnedAxis, Slot
+from isthmus.symmetry._spec import SymmetrySpec
 from isthmus.symmetry._trace import Trace, bound_arguments, module_of, operator_of, trace
 from isthmus.symmetry._values import Value
 from isthmus.symmetry._verify import (

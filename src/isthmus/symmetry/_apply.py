@@ -11,7 +11,8 @@ from torch import Tensor
 from isthmus.couplings import Coupling, Monomial, Permutation, Rotation, index_of, validate_permutation
 from isthmus.errors import ShapeError, SymmetryError
 from isthmus.states import with_versions_of
-from isthmus.symmetry._spec import Slot, SymmetrySpec
+from isthmus.symmetry._slots import Slot
+from isthmus.symmetry._spec import SymmetrySpec
 
 __all__ = [
     "Couplings",
@@ -52,11 +53,7 @@ def apply(spec: SymmetrySpec, permutations: Couplings, state: Mapping[str, Tenso
     checked = as_couplings(spec, permutations)
     result = with_versions_of(state, dict(state))
     for name, by_axis in spec.slots_by_tensor().items():
-        moving = {
-            axis: [(group, slot) for group, slot in slots if group in checked]
-            for axis, slots in by_axis.items()
-        }
-        if not any(moving.values()):
+        if not any(group in checked for slots in by_axis.values() for group, _ in slots):
             continue
         if name not in state:
             raise SymmetryError(
@@ -66,7 +63,7 @@ def apply(spec: SymmetrySpec, permutations: Couplings, state: Mapping[str, Tenso
             raise ShapeError(
                 f"{name!r}: the spec expects shape {spec.shapes[name]}, the state has {tuple(state[name].shape)}."
             )
-        result[name] = carry_tensor(state[name], moving, checked)
+        result[name] = carry_tensor(state[name], by_axis, checked)
     return result
 
 

@@ -19,7 +19,8 @@ from isthmus.symmetry._axes import (
     resolve,
 )
 from isthmus.symmetry._segments import Stacked
-from isthmus.symmetry._spec import AxisGroup, IndexMap, PinnedAxis, Slot, SymmetrySpec
+from isthmus.symmetry._slots import AxisGroup, IndexMap, PinnedAxis, Slot
+from isthmus.symmetry._spec import SymmetrySpec
 from isthmus.symmetry._values import Value
 
 __all__ = ["Label", "collect"]

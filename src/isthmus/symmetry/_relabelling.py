@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
-from isthmus.couplings import Coupling, Permutation
+from isthmus.couplings import Coupling
 from isthmus.errors import SymmetryError
-from isthmus.symmetry._apply import apply, as_couplings, carry_tensor
+from isthmus.symmetry._apply import Slots, apply, as_couplings, carry_tensor, check_permutations
 from isthmus.symmetry._nested import nested_composition, nested_inverse
 from isthmus.symmetry._spec import SymmetrySpec
 
@@ -31,6 +32,7 @@ class Relabelling:
 
     Example:
         >>> import torch, isthmus
+        >>> from isthmus.couplings import Permutation
         >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
         >>> spec = isthmus.discover(net, torch.zeros(1, 2))
         >>> turn = Relabelling(spec, {name: torch.tensor([1, 2, 0]) for name in spec.groups})
@@ -52,7 +54,11 @@ class Relabelling:
             name: of the parameter or buffer; one that the spec does not move is returned as it is.
             values: of B, any device and dtype.
         """
-        return carry_tensor(values, self.spec.slots_by_tensor().get(name, {}), self.couplings)
+        return carry_tensor(values, self._slots.get(name, {}), self.couplings)
+
+    @cached_property
+    def _slots(self) -> Mapping[str, Slots]:
+        return self.spec.slots_by_tensor()
 
     def apply(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a state carried (see :func:`isthmus.apply`)."""
@@ -84,12 +90,7 @@ class Relabelling:
         Raises:
             SymmetryError: a coupling is no permutation.
         """
-        found: dict[str, Tensor] = {}
-        for name, coupling in self.couplings.items():
-            if not isinstance(coupling, Permutation):
-                raise SymmetryError(f"group {name!r}: expected a permutation, found {coupling!r}.")
-            found[name] = coupling.index
-        return found
+        return check_permutations(self.spec, self.couplings)
 
     def __repr__(self) -> str:
         """Return one line."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from isthmus.symmetry._origins import Along, Product, Uses, Word, Words
-from isthmus.symmetry._spec import Role, Slot, SymmetrySpec
+from isthmus.symmetry._slots import Role, Slot
+from isthmus.symmetry._spec import SymmetrySpec
 from isthmus.symmetry._trace import Trace
 from isthmus.symmetry._uses import find_uses
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from isthmus.symmetry._spec import PinnedAxis, SymmetrySpec
+    from isthmus.symmetry._slots import PinnedAxis
+    from isthmus.symmetry._spec import SymmetrySpec
 
 __all__ = ["fraction_moved", "outputs_note", "pinned_shares", "pinned_summary"]
 
