@@ -149,7 +149,13 @@ class Problem:
         source = torch.Generator().manual_seed(self.seed)
         args, kwargs = self.example.args, self.example.kwargs
         found = verify(
-            self.spec, self.model_a, args, kwargs, outputs=self.outputs, generator=source
+            self.spec,
+            self.model_a,
+            args,
+            kwargs,
+            outputs=self.outputs,
+            generator=source,
+            symmetry="permutations",
         ).require()
         if isinstance(self.model_b, nn.Module) and self.model_b is not self.model_a:
             require_same_code(self.model_a, self.model_b, args, kwargs)
