@@ -27,7 +27,7 @@ from isthmus.matching import (
 )
 from isthmus.matching._layers import Layers
 from isthmus.matching._terms import (
-    Pair,
+    LayeredPair,
     activation_objective,
     covariance_objective,
     incoming_weight_objective,
@@ -87,12 +87,12 @@ SCHEDULES = {
 _CACHE: dict[str, dict[str, Objective]] = {}
 
 
-def pair_of(a: nn.Module, b: nn.Module, x: Tensor) -> Pair:
+def pair_of(a: nn.Module, b: nn.Module, x: Tensor) -> LayeredPair:
     traced = trace(a, (x[:2],))
     layers = Layers(
         discover_from_trace(traced), find_sites(traced), tuple(n for n, _ in a.named_parameters())
     )
-    return Pair(layers, state_of(a), state_of(b))
+    return LayeredPair(layers, state_of(a), state_of(b))
 
 
 def all_objectives(a: nn.Module, b: nn.Module, x: Tensor) -> dict[str, Objective]:

@@ -190,7 +190,7 @@ def test_a_forgotten_term_and_terms_with_a_scale_are_noticed() -> None:
     whole = weight_objective(problem.pair)
     check_gain_law(whole)
     terms = [t for c in whole.structure.clusters for t in whole.terms(c)]
-    first = terms.index(next(t for t in terms if len(t.comparison.groups) > 1))
+    first = terms.index(next(t for t in terms if len(t.inner_product.groups) > 1))
     with pytest.raises(AssertionError, match="differ from the gradient"):
         check_gain_law(TermObjective(whole.structure, terms[:first] + terms[first + 1 :]))
     with pytest.raises(AssertionError, match="differ from the gradient"):

@@ -97,7 +97,7 @@ def segment_bound(trace: Trace, first: Ends, last: Ends, output: fx.Node) -> Ten
             else:
                 bounds[node.name] = value.new_zeros(2, examples, dtype=torch.float64)
         elif node.op == "call_function":
-            bounds[node.name] = _Step(node, trace, first, last, bounds, examples).bound()
+            bounds[node.name] = _SegmentStep(node, trace, first, last, bounds, examples).bound()
         if node is output:
             break
     found = bounds[output.name]
@@ -106,7 +106,7 @@ def segment_bound(trace: Trace, first: Ends, last: Ends, output: fx.Node) -> Ten
     return found
 
 
-class _Step:
+class _SegmentStep:
     """One operator on a segment."""
 
     def __init__(

@@ -10,12 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.batches import Batch, Batches, reusable
-from isthmus.connectivity._along import Grid, deterministic, measured, prepared, statistics_left, warned
+from isthmus.connectivity._along import (
+    PathOptions,
+    deterministic,
+    measured,
+    prepared,
+    statistics_left,
+    warned,
+)
 from isthmus.connectivity._curve import Line
 from isthmus.connectivity._networks import EndB
 from isthmus.connectivity._output import name_of_scored
 from isthmus.errors import DataError, ModelError, VerificationError
-from isthmus.evaluation import Relabelling, bind, check_frame, relative_difference, require_evaluation
+from isthmus.evaluation import Relabels, bind, check_frame, relative_difference, require_evaluation
 from isthmus.losses import Loss, completed_batches
 from isthmus.moments import Refresh, averaged_buffers, chosen_refresh, some_layers
 from isthmus.paths import Path, Straight, refreshed
@@ -42,7 +49,7 @@ def line(
     outputs: Outputs = None,
     refresh: Refresh = "auto",
     refresh_batches: Batches | None = None,
-    alignment: Relabelling | None = None,
+    alignment: Relabels | None = None,
     precision: str | None = None,
     bootstrap: int = 200,
     generator: torch.Generator | None = None,
@@ -108,7 +115,7 @@ def line(
         >>> line(net, net, {"test": data}, points=3).barrier
         0.0
     """
-    grid = Grid(points, tolerance, lipschitz, loss, outputs, precision, bootstrap, generator)
+    grid = PathOptions(points, tolerance, lipschitz, loss, outputs, precision, bootstrap, generator)
     states = _checked_states(model_a, model_b, alignment)
     grid.require_precision(states[0])
     data = prepared(model_a, batches, grid)
@@ -182,7 +189,7 @@ def _compared_ends(
     replica_b: Replica | None,
     states: tuple[State, State, State],
     examples: Batch,
-    alignment: Relabelling | None,
+    alignment: Relabels | None,
     read: Callable[[Any], Tensor],
 ) -> float:
     """Return how far the original B and the path's end differ, or raise if that is no rounding error."""
@@ -206,7 +213,7 @@ def _compared_ends(
     raise ModelError(different_code(replica_a.source, replica_b.source, how))
 
 
-def _refuse_another_output(alignment: Relabelling, output: Any, read: Callable[[Any], Tensor]) -> None:
+def _refuse_another_output(alignment: Relabels, output: Any, read: Callable[[Any], Tensor]) -> None:
     """Refuse to score an output that an alignment was not asked to preserve."""
     preserved = getattr(getattr(alignment, "spec", None), "outputs", None)
     scored = name_of_scored(output, read(output))
@@ -219,7 +226,7 @@ def _refuse_another_output(alignment: Relabelling, output: Any, read: Callable[[
 
 
 def _checked_states(
-    model_a: nn.Module, model_b: nn.Module | Mapping[str, Tensor], alignment: Relabelling | None
+    model_a: nn.Module, model_b: nn.Module | Mapping[str, Tensor], alignment: Relabels | None
 ) -> tuple[State, State, State]:
     """Return the states of A, of B, and of the path's end."""
     if not isinstance(model_a, nn.Module):

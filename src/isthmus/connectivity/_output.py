@@ -13,10 +13,10 @@ from isthmus.symmetry import Outputs, named_outputs
 
 __all__ = ["compared", "name_of_scored", "reader"]
 
-Read = Callable[[Any], Tensor]
+TakeOutput = Callable[[Any], Tensor]
 
 
-def reader(outputs: Outputs) -> Read | None:
+def reader(outputs: Outputs) -> TakeOutput | None:
     """Return what takes the chosen output from all that a network returns; None where none was chosen.
 
     What it returns raises:
@@ -41,7 +41,7 @@ def reader(outputs: Outputs) -> Read | None:
     return read
 
 
-def compared(read: Read | None, loss: Loss | None, model: nn.Module) -> Read:
+def compared(read: TakeOutput | None, loss: Loss | None, model: nn.Module) -> TakeOutput:
     """Return what takes the output in which two networks are compared: the scored one.
 
     A loss that the network computes itself reads what it reads, whatever was chosen.

@@ -26,11 +26,11 @@ from torch import Tensor
 from isthmus.couplings import invert_permutation
 from isthmus.matching._pairs import kernels_for
 from isthmus.matching._products import rounding_of
-from isthmus.transport import Assignment
+from isthmus.transport import Assigned
 
 __all__ = ["ErrorBound", "certified"]
 
-Exact = Callable[[Tensor, Tensor], Tensor]
+ExactPairs = Callable[[Tensor, Tensor], Tensor]
 """Returns the float64 gains of pairs, given by their rows and their columns."""
 
 _MARGINS = (1.5, 6.0, 48.0)
@@ -55,7 +55,7 @@ class ErrorBound:
         return self.rows * self.columns[columns]
 
 
-def certified(estimate: Tensor, found: Assignment, bound: ErrorBound, exact: Exact) -> Tensor | None:
+def certified(estimate: Tensor, found: Assigned, bound: ErrorBound, exact: ExactPairs) -> Tensor | None:
     """Return the column of each row in an assignment that is optimal for the true gains, or ``None`` if unproven.
 
     Args:
@@ -86,7 +86,7 @@ def _settled(
     columns: Tensor,
     duals: tuple[Tensor, Tensor],
     bound: ErrorBound,
-    exact: Exact,
+    exact: ExactPairs,
     rivals: tuple[Tensor, Tensor],
     margin: float,
 ) -> Tensor | None:

@@ -25,7 +25,7 @@ __all__ = ["Cluster", "Facet", "Grid", "Structure", "facets_of"]
 Cluster = tuple[str, ...]
 """Names of groups that are matched together, outermost first; most groups are alone in theirs."""
 
-Pair = tuple[AxisGroup, Slot]
+Acting = tuple[AxisGroup, Slot]
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +172,7 @@ def facets_of(
         axis: [(spec.groups[name], slot) for name, slot in pairs if name in cluster]
         for axis, pairs in by_axis.items()
     }
-    drafts: list[tuple[tuple[int, ...], list[Pair]]] = []
+    drafts: list[tuple[tuple[int, ...], list[Acting]]] = []
     for axis, pairs in own.items():
         blocks = sorted({k for _, slot in pairs for k, _ in slot.block})
         outer = {name for group, _ in pairs for name, _ in group.within}
@@ -194,7 +194,7 @@ def facets_of(
 
 
 def _inside(
-    axes: tuple[int, ...], pairs: Sequence[Pair], other_axes: tuple[int, ...], other: Sequence[Pair]
+    axes: tuple[int, ...], pairs: Sequence[Acting], other_axes: tuple[int, ...], other: Sequence[Acting]
 ) -> bool:
     """Return whether a facet's groups all act on a larger facet too, which then says all that this one would."""
     return set(axes) < set(other_axes) and {g.name for g, _ in pairs} <= {g.name for g, _ in other}
@@ -216,7 +216,7 @@ def _flat_positions(slot: Slot, axes: Sequence[int], lengths: Sequence[int]) -> 
     return found
 
 
-def _grids(pairs: Sequence[Pair], axes: Sequence[int], lengths: Sequence[int]) -> list[Grid] | None:
+def _grids(pairs: Sequence[Acting], axes: Sequence[int], lengths: Sequence[int]) -> list[Grid] | None:
     """Cut axes into cells; ``None`` where the groups tear one another's cells apart."""
     placed = [(group, _flat_positions(slot, axes, lengths)) for group, slot in pairs]
     names = list(dict.fromkeys(group.name for group, _ in pairs))

@@ -19,10 +19,10 @@ from torch import Tensor
 from isthmus.matching._grids import Cluster, Facet, Grid, Structure
 from isthmus.matching._nested import Gain, total_gain
 from isthmus.matching._pairs import in_order, ordered, pair_products
-from isthmus.matching._sources import Source, device_of_source, pieces, read
+from isthmus.matching._sources import TensorSource, device_of_source, pieces, read
 from isthmus.symmetry import Couplings, Slot, Slots, carry_tensor
 
-__all__ = ["Comparison", "MomentObjective", "Objective", "Term", "TermObjective", "independent"]
+__all__ = ["InnerProduct", "MomentObjective", "Objective", "Term", "TermObjective", "independent"]
 
 
 class Objective(Protocol):
@@ -69,7 +69,7 @@ _WHOLE = 2**18
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class InnerProduct:
     r"""A few tensors of A against the same tensors of B, in one inner product :math:`\langle x, M y \rangle`.
 
     Attributes:
@@ -83,8 +83,8 @@ class Comparison:
             axis of its outputs alone.
     """
 
-    a: tuple[Tensor | Source, ...]
-    b: tuple[Tensor | Source, ...]
+    a: tuple[Tensor | TensorSource, ...]
+    b: tuple[Tensor | TensorSource, ...]
     movers: tuple[Slots, ...]
     norm_a: float | None = None
     metric: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] | None = None
@@ -137,11 +137,11 @@ class Comparison:
         return own, 0.0 if self.metric else _squared_norm(self.b)
 
 
-def _squared_norm(tensors: Iterable[Tensor | Source]) -> float:
+def _squared_norm(tensors: Iterable[Tensor | TensorSource]) -> float:
     return sum(_inner(x, x, {}, {}) for x in map(read, tensors))
 
 
-def _inner(a: Tensor | Source, b: Tensor | Source, movers: Slots, at: Couplings) -> float:
+def _inner(a: Tensor | TensorSource, b: Tensor | TensorSource, movers: Slots, at: Couplings) -> float:
     """Return the inner product of a tensor with another one relabelled."""
     a, b = read(a), read(b)
     if a.ndim == 0 or a.numel() <= _WHOLE:
@@ -164,11 +164,11 @@ def _moved_pieces(
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    r"""A comparison seen along a facet: its contribution to the gain of the cluster that acts there.
+    r"""An inner product seen along a facet: its contribution to the gain of the cluster that acts there.
 
     Attributes:
         facet: the cluster, and where it sits.
-        comparison: the tensors.
+        inner_product: the tensors.
         axes: the axes of each tensor that the facet cuts; tensors without take no part.
         scale: ``None`` for inner products alone; or :math:`s_p \ge 0` of each position of the facet, shape
             ``(length,)``, for the pair cost :math:`s_p \lVert a_p - b_q \rVert^2`, whose gain is
@@ -177,18 +177,18 @@ class Term:
     """
 
     facet: Facet
-    comparison: Comparison
+    inner_product: InnerProduct
     axes: tuple[tuple[int, ...], ...]
     scale: Tensor | None = None
 
     @property
     def neighbours(self) -> frozenset[str]:
         """Groups that move the same tensors along other axes."""
-        return self.comparison.groups - self.facet.groups
+        return self.inner_product.groups - self.facet.groups
 
     def gains(self, at: Couplings) -> list[Gain]:
         """Return the gain matrices of the grids' cells when B's tensors have been moved."""
-        c, grids = self.comparison, self.facet.grids
+        c, grids = self.inner_product, self.facet.grids
         nothing = torch.zeros((), dtype=torch.float64, device=device_of_source(c.a[0]))
         found = [nothing for _ in grids]
         for axes, own, other, movers in zip(self.axes, c.a, c.b, c.movers, strict=False):
@@ -220,20 +220,20 @@ class _Dependent(Protocol):
     def neighbours(self) -> frozenset[str]: ...
 
 
-_Part = TypeVar("_Part", bound=_Dependent)
+_DependentT = TypeVar("_DependentT", bound=_Dependent)
 
 
-def independent(parts: Sequence[_Part], at: Couplings) -> list[_Part]:
+def independent(parts: Sequence[_DependentT], at: Couplings) -> list[_DependentT]:
     """Return the parts that depend on no group not matched yet: a single pass goes by these where there are any."""
     return [part for part in parts if part.neighbours <= at.keys()]
 
 
-Measure = Callable[[Comparison, Couplings], float]
+Measure = Callable[[InnerProduct, Couplings], float]
 
 
-def negative_cost(comparison: Comparison, at: Couplings) -> float:
+def negative_cost(inner_product: InnerProduct, at: Couplings) -> float:
     """Return minus half the squared distance: equal to the inner product up to what does not change."""
-    return -0.5 * comparison.cost(at)
+    return -0.5 * inner_product.cost(at)
 
 
 class TermObjective:
@@ -242,20 +242,20 @@ class TermObjective:
     Args:
         structure: the groups.
         terms: all terms.
-        measure: value of a comparison under permutations (maximised): :meth:`Comparison.inner` where gains are
+        measure: value of an inner product under permutations (maximised): :meth:`InnerProduct.inner` where gains are
             all there is to a term, else :func:`negative_cost`. Terms with a scale add nothing to the value.
     """
 
     def __init__(
-        self, structure: Structure, terms: Iterable[Term], measure: Measure = Comparison.inner
+        self, structure: Structure, terms: Iterable[Term], measure: Measure = InnerProduct.inner
     ) -> None:
         self._structure, self._measure = structure, measure
         self._terms: dict[Cluster, list[Term]] = {c: [] for c in structure.clusters}
-        compared: dict[int, Comparison] = {}
+        compared: dict[int, InnerProduct] = {}
         for term in terms:
             self._terms[term.facet.cluster].append(term)
             if term.scale is None:
-                compared[id(term.comparison)] = term.comparison
+                compared[id(term.inner_product)] = term.inner_product
         self._compared = tuple(compared.values())
 
     @property
@@ -265,12 +265,12 @@ class TermObjective:
 
     @property
     def measure(self) -> Measure:
-        """The value of one comparison."""
+        """The value of one inner product."""
         return self._measure
 
     @property
-    def compared(self) -> Sequence[Comparison]:
-        """What the value is about: the comparisons of all terms without a scale, each once."""
+    def compared(self) -> Sequence[InnerProduct]:
+        """What the value is about: the inner products of all terms without a scale, each once."""
         return self._compared
 
     def terms(self, cluster: Cluster) -> Sequence[Term]:
@@ -300,16 +300,16 @@ class TermObjective:
         size = self._structure.sizes[group]
         return Gain(torch.zeros(size, size, dtype=torch.float64), {group: torch.arange(size)[:, None]})
 
-    def cost(self, group: str, at: Couplings, *, inner: Measure = Comparison.inner) -> float:
+    def cost(self, group: str, at: Couplings, *, inner: Measure = InnerProduct.inner) -> float:
         """Return the matched squared distance per unit, over the unscaled terms of the group's cluster.
 
         Args:
             group: which.
             at: by group.
-            inner: computes, or remembers, the inner product of a comparison.
+            inner: computes, or remembers, :meth:`InnerProduct.inner`.
         """
         terms = self._terms[self._structure.cluster_of[group]]
-        compared = {id(t.comparison): t.comparison for t in terms if t.scale is None}
+        compared = {id(t.inner_product): t.inner_product for t in terms if t.scale is None}
         return sum(c.cost(at, inner) for c in compared.values()) / max(self._structure.sizes[group], 1)
 
     def value(self, at: Couplings, groups: Iterable[str] | None = None) -> float:

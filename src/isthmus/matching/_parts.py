@@ -14,9 +14,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from isthmus.matching._objectives import Comparison, Term, cells_of
+from isthmus.matching._objectives import InnerProduct, Term, cells_of
 from isthmus.matching._pairs import order_of, ordered, pair_products, slices
-from isthmus.matching._sources import PIECE, Order, Source, device_of_source, entries_of, pieces, read
+from isthmus.matching._sources import PIECE, Order, TensorSource, device_of_source, entries_of, pieces, read
 from isthmus.symmetry import Couplings, Slots
 
 __all__ = ["Part", "parts_of"]
@@ -35,8 +35,8 @@ class Part:
         scale: weight of each position of ``axis``, if the term has one (see :class:`Term`).
     """
 
-    a: Tensor | Source
-    b: Tensor | Source
+    a: Tensor | TensorSource
+    b: Tensor | TensorSource
     axis: int
     positions: Tensor
     movers: Slots
@@ -157,8 +157,8 @@ def parts_of(terms: Iterable[Term], group: str, size: int) -> list[list[Part]] |
         if not torch.equal(grids[0].members[group], torch.arange(size)[:, None]):
             return None
         parts = [
-            _part(term.comparison, k, axes, group, term)
-            for k, (axes, _) in enumerate(zip(term.axes, term.comparison.a, strict=False))
+            _part(term.inner_product, k, axes, group, term)
+            for k, (axes, _) in enumerate(zip(term.axes, term.inner_product.a, strict=False))
         ]
         if any(part is None for part in parts):
             return None
@@ -166,14 +166,14 @@ def parts_of(terms: Iterable[Term], group: str, size: int) -> list[list[Part]] |
     return found
 
 
-def _part(comparison: Comparison, k: int, axes: tuple[int, ...], group: str, term: Term) -> Part | None:
-    movers = comparison.movers[k]
+def _part(inner_product: InnerProduct, k: int, axes: tuple[int, ...], group: str, term: Term) -> Part | None:
+    movers = inner_product.movers[k]
     acting = {axis for axis, pairs in movers.items() for name, _ in pairs if name == group}
     if len(axes) != 1 or acting != {axes[0]} or any(s.block for p in movers.values() for _, s in p):
         return None
     others = {axis: pairs for axis, pairs in movers.items() if axis != axes[0]}
     positions = term.facet.grids[0].positions
-    return Part(comparison.a[k], comparison.b[k], axes[0], positions, others, term.scale)
+    return Part(inner_product.a[k], inner_product.b[k], axes[0], positions, others, term.scale)
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

@@ -21,7 +21,7 @@ from isthmus.losses import completed_batches
 from isthmus.matching._grids import Cluster
 from isthmus.matching._layers import Layers
 from isthmus.matching._seen import Seen, seen_units
-from isthmus.matching._terms import Pair
+from isthmus.matching._terms import LayeredPair
 from isthmus.moments import (
     CrossMoment,
     CrossRequest,
@@ -168,9 +168,9 @@ class Problem:
         return Layers(self.spec, find_sites(self.traced), parameters, tensors_met(self.traced))
 
     @cached_property
-    def pair(self) -> Pair:
+    def pair(self) -> LayeredPair:
         """The layers and both states, as objectives compare them."""
-        return Pair(self.layers, self.state_a, self.state_b)
+        return LayeredPair(self.layers, self.state_a, self.state_b)
 
     @cached_property
     def runner(self) -> SiteRunner:

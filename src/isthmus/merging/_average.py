@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from isthmus import matching
 from isthmus.batches import Batches, reusable
 from isthmus.errors import DataError, IsthmusWarning, ModelError, ShapeError
-from isthmus.evaluation import Relabelling, check_frame, combine_states
+from isthmus.evaluation import Relabels, check_frame, combine_states
 from isthmus.moments import Refresh, averaged_buffers, averaged_statistics, some_layers
 from isthmus.paths import Recompute, Straight, recompute_of
 from isthmus.replica import with_state
@@ -32,15 +32,15 @@ STRANGERS = 0.05
 CHANCE = 4.0
 """Added to :data:`STRANGERS` for smaller ones, over the root of the number of entries."""
 MOST_STRANGE = 0.25
-Source = nn.Module | Mapping[str, Tensor]
+ModelOrState = nn.Module | Mapping[str, Tensor]
 
 
 def merge(
-    models: Sequence[Source],
+    models: Sequence[ModelOrState],
     weights: Sequence[float] | None = None,
     *,
     align: str | None = None,
-    alignments: Sequence[Relabelling | None] | None = None,
+    alignments: Sequence[Relabels | None] | None = None,
     batches: Batches | None = None,
     args: Any = None,
     kwargs: Mapping[str, Any] | None = None,
@@ -246,13 +246,13 @@ def averaging(shares: Sequence[float]) -> Callable[[list[Tensor]], Tensor]:
 
 
 def _align_all(
-    models: Sequence[Source],
+    models: Sequence[ModelOrState],
     architecture: nn.Module | None,
     method: str,
     batches: Batches | None,
     args: Any,
     kwargs: Mapping[str, Any] | None,
-) -> list[Relabelling]:
+) -> list[Relabels]:
     """Align every network to the first, which is loaded into a copy of the architecture if it is a state."""
     if architecture is None:
         raise ModelError(
@@ -269,7 +269,7 @@ def _align_all(
     ]
 
 
-def _relabelled(states: Sequence[State], alignments: Sequence[Relabelling | None]) -> list[State]:
+def _relabelled(states: Sequence[State], alignments: Sequence[Relabels | None]) -> list[State]:
     if len(alignments) != len(states) - 1:
         raise ShapeError(
             f"Merging {len(states)} networks: expected {len(states) - 1} alignments, one for each network "

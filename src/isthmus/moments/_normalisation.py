@@ -33,12 +33,12 @@ Refresh = str | Callable[..., Mapping[str, Tensor]] | None
 it has parameters of these names), nothing (``None`` or ``"none"``), or ``"auto"``: ``"batchnorm"`` where there are data
 and layers whose statistics can be recomputed."""
 
-_BatchNorm = nn.modules.batchnorm._BatchNorm
+_AnyBatchNorm = nn.modules.batchnorm._BatchNorm
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass
-class _Layer:
+class _RunningLayer:
     """A BatchNorm layer: its names in the model, and sums over its calls, float64, ``(channels,)``."""
 
     paths: list[str]
@@ -202,16 +202,16 @@ def some_layers(layers: Sequence[str], limit: int = 3) -> str:
     return ", ".join(printable(name) or "the network itself" for name in layers[:limit]) + more
 
 
-def _tracking_layers(model: nn.Module) -> dict[_BatchNorm, _Layer]:
-    found: dict[_BatchNorm, _Layer] = {}
+def _tracking_layers(model: nn.Module) -> dict[_AnyBatchNorm, _RunningLayer]:
+    found: dict[_AnyBatchNorm, _RunningLayer] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            found.setdefault(module, _Layer([])).paths.append(path)
+        if isinstance(module, _AnyBatchNorm) and module.running_mean is not None:
+            found.setdefault(module, _RunningLayer([])).paths.append(path)
     return found
 
 
 @contextmanager
-def _batch_statistics(model: nn.Module, layers: Mapping[_BatchNorm, _Layer]) -> Iterator[None]:
+def _batch_statistics(model: nn.Module, layers: Mapping[_AnyBatchNorm, _RunningLayer]) -> Iterator[None]:
     """Let the layers, and nothing else, normalise by batch statistics and report them; undone at the end."""
     modes = [(module, module.training) for module in model.modules()]
     momenta = [(layer, layer.momentum) for layer in layers]

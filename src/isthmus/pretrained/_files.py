@@ -137,7 +137,7 @@ def _compared(mean: Mean, similarities: Sequence[Similarity]) -> Mean:
 
 
 @dataclass(frozen=True, eq=False)
-class _Source:
+class _NamedCheckpoint:
     """A checkpoint under the names of the first one.
 
     Attributes:
@@ -165,7 +165,7 @@ class _Source:
         return self.state[own][start:stop] if self.state[own].ndim else self.state[own]
 
 
-def _opened(path: str | os.PathLike[str], first: _Source | None) -> _Source:
+def _opened(path: str | os.PathLike[str], first: _NamedCheckpoint | None) -> _NamedCheckpoint:
     target, key = split_key(path)
     wanted = None if first is None else first.shapes
     if key is None and (os.path.isdir(target) or target.suffix.lower() in (".safetensors", ".json")):
@@ -174,16 +174,16 @@ def _opened(path: str | os.PathLike[str], first: _Source | None) -> _Source:
         if wanted is not None:
             lazy, note = lazy.like(wanted, where)
         names = {n: n for n in lazy}
-        return _Source(
+        return _NamedCheckpoint(
             where, lazy, names, lazy.shapes(), metadata, versions, (f"{where}: {note}",) if note else ()
         )
     found = read_checkpoint(path, like=wanted)
     shapes = {n: torch.empty(t.shape, dtype=t.dtype, device="meta") for n, t in found.state.items()}
     own, title = {n: n for n in found.state}, printable(os.fspath(path))
-    return _Source(title, found.state, own, shapes, {}, versions_of(found.state), found.notes)
+    return _NamedCheckpoint(title, found.state, own, shapes, {}, versions_of(found.state), found.notes)
 
 
-def _averaged(sources: Sequence[_Source], tensor: PlannedTensor, mean: Mean) -> Iterator[Tensor]:
+def _averaged(sources: Sequence[_NamedCheckpoint], tensor: PlannedTensor, mean: Mean) -> Iterator[Tensor]:
     """Yield the average of one tensor in blocks of rows."""
     length = tensor.shape[0] if tensor.shape else 1
     entries = max(1, tensor.nbytes // tensor.dtype.itemsize)
@@ -194,7 +194,7 @@ def _averaged(sources: Sequence[_Source], tensor: PlannedTensor, mean: Mean) -> 
 
 
 def _merged_whole(
-    sources: Sequence[_Source],
+    sources: Sequence[_NamedCheckpoint],
     planned: Sequence[PlannedTensor],
     told: Callable[[PlannedTensor], Iterator[Tensor]],
     mean: Mean,

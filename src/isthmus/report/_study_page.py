@@ -13,11 +13,11 @@ from isthmus.files import atomic_path
 from isthmus.report._extras import load_extra
 from isthmus.report._format import label, number, percent, with_error
 from isthmus.report._study_figures import Rate, write_study_figures
+from isthmus.report._study_summary import Row
 from isthmus.report._study_table import BarrierTable, Spread, barrier_tables
 
 __all__ = ["write_study_report"]
 
-Row = Mapping[str, Any]
 
 _CAPTIONS = {
     "midpoint": "Loss at the middle of the line. The dotted line is the mean of the endpoints.",

@@ -11,7 +11,7 @@ from typing import Any
 from isthmus.errors import CheckpointError, MissingExtraError, StudyError
 from isthmus.files import atomic_path
 from isthmus.study._evidence import unproven_note
-from isthmus.study._plan import Plan, Unit
+from isthmus.study._plan import StudyPlan, Unit
 from isthmus.study._records import DIGEST, MEASURED
 from isthmus.study._store import TIMES, Store, read_json, write_json
 
@@ -264,7 +264,9 @@ def _trained_loss(record: Mapping[str, Any] | None, index: int) -> float | None:
     return history[-1]["loss"] if history else None
 
 
-def _dimensions_of(plan: Plan, done: Mapping[str, dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
+def _dimensions_of(
+    plan: StudyPlan, done: Mapping[str, dict[str, Any]]
+) -> dict[tuple[str, int], dict[str, Any]]:
     return {
         (unit.content["of"]["unit"], unit.content["of"]["index"]): done[unit.address]["result"]["methods"]
         for unit in plan.units
