@@ -162,7 +162,7 @@ class PathOptions:
         return path_positions(FIRST_POINTS if self.adaptive else self.points)
 
     def compared(self, model: nn.Module) -> Callable[[Any], Tensor]:
-        """Return what takes the output in which networks are compared from all that they return."""
+        """Return the function that picks, from all that a network returns, the output that is compared."""
         return compared(reader(self.outputs), self.loss, model)
 
     def require_precision(self, state: State) -> bool:
@@ -273,7 +273,7 @@ def warned(found: Line) -> Line:
 
 
 def statistics_left(path: Path, model: nn.Module, how: str) -> list[str]:
-    """Return what a reader should know of running statistics that fit no state inside the path; nothing, or one note.
+    """Return a note on running statistics that fit no state inside the path: a list of one, or none.
 
     Args:
         path: the path.

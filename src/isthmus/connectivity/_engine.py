@@ -1,4 +1,4 @@
-"""Running many points of a line on a batch: what they share is computed once.
+"""Running many points of a line on a batch: values that they share are computed once.
 
 Three savings, each exact to rounding, on a network given as steps (:mod:`isthmus.connectivity._graph`):
 
@@ -94,7 +94,7 @@ class Engine:
         return input_leaves(batch)[1] == self._form
 
     def ready(self, state: Mapping[str, Tensor], *, end: bool = False) -> ReadyTensors:
-        """Prepare a state; only an ``end`` of a line needs the layers on the data."""
+        """Return the tensors of a state ready to run; only an ``end`` of a line needs the layers on the data."""
         wanted = self._sites if end else [s for s in self._moving if isinstance(s, AffineStep)]
         return ReadyTensors(
             {site.slot: self._folded(site, state) for site in wanted},

@@ -147,7 +147,7 @@ def line(
 def _with_refresh(
     straight: Straight, refresh: Refresh, replica: Replica, data: dict[str, Batches], given: Batches | None
 ) -> tuple[Path, Refresh, list[str]]:
-    """Return the path with its refresh, the name of that, and what a reader should know of it.
+    """Return the path with its refresh, the name of that, and notes on it.
 
     A data set that serves is made reusable in ``data``.
     """

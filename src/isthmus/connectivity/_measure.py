@@ -25,7 +25,7 @@ ENDS_BYTES = 2**28
 
 @dataclass
 class _PositionScores:
-    """What is known at one position: scores for each piece of the data, errors and what these count for."""
+    """Scores at one position for each piece of the data, errors and the weights of these."""
 
     scores: list[Scores] = field(default_factory=list[Scores])
     errors: list[Tensor] = field(default_factory=list[Tensor])
@@ -83,7 +83,7 @@ class ScoredPositions:
             self._score_groups(ts, outputs, ends, piece)
 
     def per_example(self) -> PerExample:
-        """Return all that was measured.
+        """Return the scores and errors of every example.
 
         Raises:
             DataError: no label counts.
@@ -105,7 +105,7 @@ class ScoredPositions:
         )
 
     def chance_note(self) -> str | None:
-        """Return what a reader should know of ends near chance (see :mod:`isthmus.connectivity._chance`)."""
+        """Return a note on ends near chance, or None (see :mod:`isthmus.connectivity._chance`)."""
         ends = [Scores.cat(self._rows[t].scores) for t in (0.0, 1.0)]
         return chance_note(self._name, self._targets.constant(), ends, tokens=not self._reads_values)
 

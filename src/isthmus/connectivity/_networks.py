@@ -1,4 +1,4 @@
-"""What runs on a batch while a line is measured: the fast engine where a network can be traced, else its code."""
+"""The networks of a line as they are run on a batch: by the engine where they can be traced, else by their code."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Networks(Protocol):
 
 
 class _Points(Generic[T]):
-    """What is made for each point: kept if all fit in 1 GiB or are costly, else made anew for each batch."""
+    """The states of the points: kept if all fit in 1 GiB or are costly, else made anew for each batch."""
 
     def __init__(self, make: Callable[[float], T], size: int, costly: bool) -> None:
         self._make, self._size, self._costly = make, size, costly

@@ -17,9 +17,9 @@ TakeOutput = Callable[[Any], Tensor]
 
 
 def reader(outputs: Outputs) -> TakeOutput | None:
-    """Return what takes the chosen output from all that a network returns; None where none was chosen.
+    """Return the function that picks the chosen output from all that a network returns; None where none was chosen.
 
-    What it returns raises:
+    That function raises:
         DataError: several tensors have that name.
         ModelError: it holds no floating numbers.
         SymmetryError: there is no such output.
@@ -42,7 +42,7 @@ def reader(outputs: Outputs) -> TakeOutput | None:
 
 
 def compared(read: TakeOutput | None, loss: Loss | None, model: nn.Module) -> TakeOutput:
-    """Return what takes the output in which two networks are compared: the scored one.
+    """Return the function that picks the output in which two networks are compared: the scored one.
 
     A loss that the network computes itself reads what it reads, whatever was chosen.
     """

@@ -75,7 +75,7 @@ class ActivationMatching:
         generator: for the schedules.
 
     Attributes:
-        notes: what a reader should know; complete after :meth:`run`.
+        notes: remarks for the reader; complete after :meth:`run`.
     """
 
     problem: Problem
@@ -159,7 +159,7 @@ class _Turns:
         return max(found, key=lambda pair: pair[0].value)
 
     def note(self, match: Match) -> str:
-        """Return what a reader should know."""
+        """Return a remark for the reader: that rows and units were matched in turn, in how many rounds and starts."""
         return (
             f"rows of activations are units of {', '.join(self._rows)}: rows and units were matched in turn, "
             f"{len(match.sweeps)} rounds, the best of {self._starts} starts"

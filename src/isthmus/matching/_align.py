@@ -1,4 +1,4 @@
-"""The front door: two networks and, where a method needs it, data in; the relabelling of B out."""
+"""``align``: from two networks and, where a method needs them, data to the relabelling of B."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def _solved(
 
 
 def silent(stage: str, done: int, total: int) -> None:
-    """Tell nobody."""
+    """Ignore a stage: what ``on_stage`` is where the caller gave none."""
 
 
 def _costs(objective: Objective, at: Couplings) -> dict[str, tuple[float, float]]:

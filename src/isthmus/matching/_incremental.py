@@ -70,7 +70,7 @@ class Incremental:
 
     @property
     def compared(self) -> Sequence[InnerProduct]:
-        """What the value is about (see :class:`TermObjective`)."""
+        """The inner products that the value is a sum over (see :class:`TermObjective`)."""
         return self._objective.compared
 
     def depends(self, cluster: Cluster) -> frozenset[str]:
@@ -181,7 +181,7 @@ class Incremental:
 
 @dataclass(eq=False)
 class _Listed:
-    """A part, the groups that have to be matched before it counts in a single pass, and what is kept of it."""
+    """A part of a term, the groups matched before it counts in a single pass, and the gains kept of it."""
 
     part: Part
     neighbours: frozenset[str]

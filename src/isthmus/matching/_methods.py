@@ -29,7 +29,7 @@ Needs = Literal["weights", "inputs", "activations"]
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What a method found: the couplings, by which objective, and what a reader should know."""
+    """The result of a method: the match, the objective that it is by, and remarks for the reader."""
 
     match: Match
     objective: Objective

@@ -26,7 +26,7 @@ __all__ = ["InnerProduct", "MomentObjective", "Objective", "Term", "TermObjectiv
 
 
 class Objective(Protocol):
-    """Turns two networks into gain matrices, and measures couplings of all groups."""
+    """What is maximised: gain matrices of two networks, and the value of couplings of all groups."""
 
     @property
     def structure(self) -> Structure:
@@ -169,11 +169,34 @@ class Term:
     Attributes:
         facet: the cluster, and where it sits.
         inner_product: the tensors.
-        axes: the axes of each tensor that the facet cuts; tensors without take no part.
+        axes: by tensor, the axes that the facet cuts. It may be shorter than the list of tensors: those at the end (a
+            bias, where a group acts on a block of the weight only) then add nothing to the gains.
         scale: ``None`` for inner products alone; or :math:`s_p \ge 0` of each position of the facet, shape
             ``(length,)``, for the pair cost :math:`s_p \lVert a_p - b_q \rVert^2`, whose gain is
             :math:`s_p (\langle a_p, b_q \rangle - \tfrac12 \lVert b_q \rVert^2)`. Such a term adds gains that are the
             gradient of no value (see :func:`isthmus.testing.check_gain_law`).
+
+    Example:
+        Three units of two weights each; B has A's units in a ring, unit 0 of B being unit 1 of A. Entry ``(i, j)`` of
+        the gains is the product of row ``i`` of A and row ``j`` of B:
+
+        >>> from isthmus.symmetry import IndexMap, Slot
+        >>> a = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
+        >>> b = a[[1, 2, 0]]
+        >>> weights = InnerProduct((a,), (b,), ({0: [("units", Slot("w", 0, IndexMap(3, 3)))]},))
+        >>> units = torch.arange(3)[:, None]
+        >>> term = Term(Facet(("units",), (0,), (Grid(units, {"units": units}),)), weights, ((0,),))
+        >>> term.gains({})[0].matrix.tolist()
+        [[0.0, 3.0, 1.0], [4.0, 6.0, 0.0], [6.0, 18.0, 3.0]]
+
+        The best is ``[2, 0, 1]``, of gain 1 + 4 + 18: at position 0 of A goes unit 2 of B. Once it has been applied,
+        gains are relative to it, so that the identity is best:
+
+        >>> found = {"units": torch.tensor([2, 0, 1])}
+        >>> weights.inner(found)
+        23.0
+        >>> term.gains(found)[0].matrix.tolist()
+        [[1.0, 0.0, 3.0], [0.0, 4.0, 6.0], [3.0, 6.0, 18.0]]
     """
 
     facet: Facet
@@ -207,7 +230,15 @@ class Term:
 
 
 def cells_of(tensor: Tensor, axes: tuple[int, ...], positions: Tensor) -> Tensor:
-    """Return a tensor with one row per cell, shape ``(cells, copies, all other entries)``."""
+    """Return a tensor with one row per cell, shape ``(cells, copies, all other entries)``.
+
+    Example:
+        Two outputs read a flatten of two channels of three positions. Cell 1 holds the columns 3, 4 and 5:
+
+        >>> weight = torch.arange(12).reshape(2, 6)
+        >>> cells_of(weight, (1,), torch.tensor([[0, 1, 2], [3, 4, 5]]))[1].tolist()
+        [[3, 9], [4, 10], [5, 11]]
+    """
     front = tensor.movedim(axes, tuple(range(len(axes)))).flatten(0, len(axes) - 1)
     rows = front.flatten(1) if front.ndim > 1 else front[:, None]
     if positions.shape == (len(rows), 1) and torch.equal(positions[:, 0], torch.arange(len(rows))):
@@ -237,7 +268,7 @@ def negative_cost(inner_product: InnerProduct, at: Couplings) -> float:
 
 
 class TermObjective:
-    """A sum of terms.
+    """An objective that is a sum of terms.
 
     Args:
         structure: the groups.
@@ -270,7 +301,7 @@ class TermObjective:
 
     @property
     def compared(self) -> Sequence[InnerProduct]:
-        """What the value is about: the inner products of all terms without a scale, each once."""
+        """The inner products that the value is a sum over: those of all terms without a scale, each once."""
         return self._compared
 
     def terms(self, cluster: Cluster) -> Sequence[Term]:
@@ -392,7 +423,7 @@ class MomentObjective:
 
     @property
     def fallback(self) -> Objective:
-        """What matches the clusters whose activations are seen nowhere."""
+        """The objective of the clusters whose activations are seen nowhere."""
         return self._fallback
 
     def seen_value(self, at: Couplings) -> float:

@@ -33,6 +33,25 @@ class Part:
         positions: of the group's units on that axis, shape ``(units, copies)``.
         movers: by axis, the ``(group, slot)`` pairs that act on the other axes.
         scale: weight of each position of ``axis``, if the term has one (see :class:`Term`).
+
+    Example:
+        Two units of three inputs. As B lists them, the inputs are A's, and the gains are ``A Bᵀ``:
+
+        >>> from isthmus.symmetry import IndexMap, Slot
+        >>> w = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+        >>> part = Part(w, w, 0, torch.tensor([[0], [1]]), {1: [("inputs", Slot("w", 1, IndexMap(3, 3)))]})
+        >>> sum(x @ y.T for x, y in part.products({}, torch.float64)).tolist()
+        [[14.0, 32.0], [32.0, 77.0]]
+
+        When inputs 0 and 1 of B change places, two of three columns have moved, and only these are multiplied: the
+        gains change by ``A[:, [0, 1]] (B[:, [1, 0]] - B[:, [0, 1]])ᵀ``.
+
+        >>> order = part.order({"inputs": torch.tensor([1, 0, 2])})
+        >>> [(x, y)] = part.products(order, torch.float64, old={})
+        >>> x.tolist(), y.tolist(), (x @ y.T).tolist()
+        ([[1.0, 2.0], [4.0, 5.0]], [[1.0, -1.0], [1.0, -1.0]], [[-1.0, -1.0], [-1.0, -1.0]])
+        >>> sum(x @ y.T for x, y in part.products(order, torch.float64)).tolist()
+        [[13.0, 31.0], [31.0, 76.0]]
     """
 
     a: Tensor | TensorSource
@@ -107,7 +126,7 @@ class Part:
             yield rows, self._rows(ordered(difference, rest), dtype)
 
     def offset(self) -> Tensor | None:
-        """Return what the gains of a scaled term have beyond the product, float64, shape ``(units, units)``."""
+        r"""Return the summand :math:`-\tfrac12 s_p \lVert b_q \rVert^2` of scaled gains, shape ``(units, units)``."""
         if self.scale is None:
             return None
         device = device_of_source(self.a)
@@ -116,7 +135,7 @@ class Part:
 
     @cached_property
     def norms(self) -> tuple[Tensor, Tensor]:
-        """Norms of the rows of A and of B or a little more, float64, on the CPU; no order changes them."""
+        """Upper bounds on the norms of the rows of A and of B, float64, on the CPU; they hold in every order."""
         return self._norms(read(self.a)), self._norms(read(self.b))
 
     def _norms(self, tensor: Tensor) -> Tensor:

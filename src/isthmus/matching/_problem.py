@@ -163,7 +163,7 @@ class Problem:
 
     @cached_property
     def layers(self) -> Layers:
-        """How the groups meet the layers."""
+        """The sites of the architecture, and which groups act on them."""
         parameters = tuple(name for name, _ in self.model_a.named_parameters())
         return Layers(self.spec, find_sites(self.traced), parameters, tensors_met(self.traced))
 
@@ -174,7 +174,7 @@ class Problem:
 
     @cached_property
     def runner(self) -> SiteRunner:
-        """Runs the architecture on the data and looks at its layers.
+        """The architecture, ready to be run on the data and watched at its sites.
 
         Raises:
             DataError: there are no data.
@@ -183,7 +183,7 @@ class Problem:
 
     @cached_property
     def seen(self) -> Seen:
-        """Where the units are seen."""
+        """The views of the units on the data: the places where their activations are seen."""
         sites = tuple(self.runner.sites.values())
         return seen_units(self.layers, sites, self.traced, self.state_a, self.example)
 

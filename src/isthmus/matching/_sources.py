@@ -16,8 +16,8 @@ from torch import Tensor
 
 __all__ = [
     "Order",
-    "TensorSource",
     "Sources",
+    "TensorSource",
     "device_of_source",
     "entries_of",
     "narrowed",

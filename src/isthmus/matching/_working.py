@@ -1,4 +1,4 @@
-"""Objectives as schedules work with them: what changes best, by how much the value rises, and who depends on whom."""
+"""What schedules ask of an objective: the best change of a cluster, the rise of the value, which clusters depend."""
 
 from __future__ import annotations
 

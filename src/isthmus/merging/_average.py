@@ -124,7 +124,7 @@ def _is_one_network(states: Sequence[State], shares: Sequence[float]) -> bool:
 
 
 def _statistics_note(state: State, recompute: Recompute | None, architecture: nn.Module | None) -> str | None:
-    """Return what to know of running statistics that are averages of several networks', or None."""
+    """Return a note on running statistics that are averages of several networks', or None."""
     subject = state if architecture is None else architecture
     averaged = state.keys() if recompute is None else recompute.leaves(state.keys())
     layers = averaged_statistics(subject, averaged)
@@ -152,7 +152,7 @@ def _buffers_note(names: Sequence[str]) -> str | None:
 def strangers_note(
     similarities: Sequence[Similarity], shares: Sequence[float], moved: Sequence[object]
 ) -> str | None:
-    """Return what to know of networks that are averaged though their weights have nothing in common, or None.
+    """Return a note on networks that are averaged though their weights have nothing in common, or None.
 
     Args:
         similarities: of each network after the first to the first.

@@ -102,7 +102,7 @@ class InputStatistics:
 
 
 class Request(Protocol):
-    """What is collected in a pass over the data, and its state while the pass runs."""
+    """A statistic that is collected in a pass over the data, and its state while the pass runs."""
 
     reads_b: bool
     """Whether network B is run too."""
@@ -112,7 +112,7 @@ class Request(Protocol):
         ...
 
     def see(self, site: Site, activation: Tensor, *, inflow: bool, of_b: bool) -> None:
-        """Look at what flows into a site or comes out of it."""
+        """Add a value that flows into a site or comes out of it."""
         ...
 
     def end(self) -> None:
@@ -120,7 +120,7 @@ class Request(Protocol):
         ...
 
     def result(self) -> Any:
-        """Return what was collected."""
+        """Return the statistic."""
         ...
 
 

@@ -32,7 +32,7 @@ Affine = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Goal:
-    """What the channels of a layer shall have.
+    """The mean and the standard deviation that every channel of a layer is to have.
 
     Attributes:
         mean: of each channel, float64, shape ``(channels,)``.

@@ -175,7 +175,7 @@ def prove_rows(
 
 
 def rounded_off(entries: NDArray[np.float64], prices: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what rounding took from ``entries - prices`` (Knuth's two-sum)."""
+    """Return the rounding error of ``entries - prices`` (Knuth's two-sum)."""
     reduced = entries - prices
     back = reduced - entries
     return (entries - (reduced - back)) + (-prices - back)
