@@ -42,12 +42,12 @@ from benchmarks.measuring import cpu_seconds, machine, peak_memory, product_rate
 from benchmarks.peers import FOLDER, install
 from isthmus import align
 from isthmus.files import atomic_path
+from isthmus.layers import find_sites
 from isthmus.matching import CoordinateDescent, Match, SinglePass, assignment_solver
 from isthmus.matching import _incremental as incremental_module
 from isthmus.matching._incremental import Incremental
 from isthmus.matching._layers import Layers
 from isthmus.matching._terms import LayeredPair, weight_objective
-from isthmus.moments import find_sites
 from isthmus.states import state_of
 from isthmus.study import load_dataset
 from isthmus.symmetry import discover_from_trace, trace

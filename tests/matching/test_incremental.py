@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from isthmus.batches import Batch
 from isthmus.errors import DataError
+from isthmus.layers import find_sites
 from isthmus.matching import (
     CoordinateDescent,
     Facet,
@@ -38,7 +39,7 @@ from isthmus.matching._terms import (
     incoming_weight_objective,
     weight_objective,
 )
-from isthmus.moments import SiteRunner, find_sites, input_statistics
+from isthmus.moments import SiteRunner, input_statistics
 from isthmus.states import state_of
 from isthmus.symmetry import IndexMap, Slot, discover_from_trace, trace
 from isthmus.testing import gpt, mlp, randomise_state, reference_inputs, reference_network

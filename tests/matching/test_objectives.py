@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from isthmus.batches import Batch
 from isthmus.couplings import index_of
 from isthmus.errors import DataError
+from isthmus.layers import find_sites
 from isthmus.matching import (
     CoordinateDescent,
     Gain,
@@ -33,7 +34,7 @@ from isthmus.matching._terms import (
     incoming_weight_objective,
     weight_objective,
 )
-from isthmus.moments import SiteRunner, cross_moments, find_sites, input_statistics
+from isthmus.moments import SiteRunner, cross_moments, input_statistics
 from isthmus.states import state_of
 from isthmus.symmetry import discover, discover_from_trace, trace
 from isthmus.testing import gpt, mlp, randomise_state, reference_inputs, reference_network

@@ -1,10 +1,5 @@
 """Statistics of activations: streaming, mergeable moments, taken at the layers of a network."""
 
-from isthmus.layers import BatchNorm as BatchNorm  # kept for code that imports these five from here
-from isthmus.layers import Convolution as Convolution
-from isthmus.layers import Site as Site
-from isthmus.layers import find_sites as find_sites
-from isthmus.layers import input_rows as input_rows
 from isthmus.moments._accumulators import CONSTANT_TOLERANCE, CrossMoment, Moment
 from isthmus.moments._channels import ChannelMoment
 from isthmus.moments._collect import (
