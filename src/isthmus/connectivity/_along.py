@@ -23,7 +23,7 @@ from isthmus.connectivity._positions import path_positions
 from isthmus.errors import DataError, IsthmusWarning, ModelError
 from isthmus.evaluation import bind, floating_dtype, require_deterministic, require_evaluation
 from isthmus.losses import Loss, completed_batches, configs_kept, scorer_for
-from isthmus.moments import averaged_statistics, some_layers
+from isthmus.moments import averaged_statistics, some_layers, statistics_note
 from isthmus.paths import Path, Refreshed, Repaired, Straight, require_path
 from isthmus.replica import Replica
 from isthmus.states import State, check_finite, check_same_architecture, state_of
@@ -290,13 +290,8 @@ def statistics_left(path: Path, model: nn.Module, how: str) -> list[str]:
             f"Running statistics inside the path ({some_layers(layers)}) are those that {type(path).__name__} gives. "
             f"If it mixes them as it does weights they fit no network, and the losses say little: {how}"
         ]
-    left = averaged_statistics(model, path.straight)
-    if not left:
-        return []
-    return [
-        f"Running statistics inside the line ({some_layers(left)}) are the average of the two ends', which is "
-        f"wrong there, so the losses and the barrier say little. Recompute them: {how}"
-    ]
+    note = statistics_note(averaged_statistics(model, path.straight), how, merged=False)
+    return [] if note is None else [note]
 
 
 def _innermost(path: Path) -> Path:

@@ -24,7 +24,7 @@ from isthmus.connectivity._output import name_of_scored
 from isthmus.errors import DataError, ModelError, VerificationError
 from isthmus.evaluation import Relabels, bind, check_frame, relative_difference, require_evaluation
 from isthmus.losses import Loss, completed_batches
-from isthmus.moments import Refresh, averaged_buffers, chosen_refresh, some_layers
+from isthmus.moments import Refresh, averaged_buffers, buffers_note, chosen_refresh
 from isthmus.paths import Path, Straight, refreshed
 from isthmus.replica import Replica, differences, different_code
 from isthmus.states import State, check_finite, check_same_architecture, equal_states, state_of
@@ -128,8 +128,9 @@ def line(
     if equal_states(*straight.ends):  # every point is the network as it was trained
         notes.clear()
         path, used = (straight, None) if refresh == "auto" else (path, used)
-    elif not callable(used) and (left := averaged_buffers(model_a, straight.ends)):
-        notes.append(_buffers_note(left))
+    elif not callable(used):
+        buffers = buffers_note(averaged_buffers(model_a, straight.ends), merged=False)
+        notes += [] if buffers is None else [buffers]
     for letter, network in (("A", replica), ("B", other)):
         if network is not None:
             deterministic(network, data, grid, name=f"Model {letter}")
@@ -169,14 +170,6 @@ def _with_refresh(
                 )
         path = refreshed(straight, refresh, replica, given)
     return path, used, notes + statistics_left(path, replica.source, _HOW)
-
-
-def _buffers_note(names: Sequence[str]) -> str:
-    return (
-        f"Buffers inside the line ({some_layers(names)}) are the average of the two ends'. Where the network computes "
-        "them from its weights or its data (spectral normalisation, a norm of its own), that is wrong there, and the "
-        "losses and the barrier say little. In Python, refresh= takes a function of a state that recomputes them."
-    )
 
 
 def _is_test(name: str) -> bool:

@@ -49,7 +49,7 @@ from isthmus.symmetry import (
     verify,
 )
 
-__all__ = ["Problem", "example_of"]
+__all__ = ["Problem", "example_of", "no_data"]
 
 _EXAMPLES = 4
 """Examples of the first batch that discovery and verification run on."""
@@ -195,7 +195,7 @@ class Problem:
             DataError: there are none.
         """
         if self.data is None:
-            raise DataError("this method compares activations: pass batches=..., or use method='weights'.")
+            raise no_data("this method")
         return self.data
 
     # --- Statistics --------------------------------------------------------------------------------------------
@@ -269,6 +269,14 @@ class Problem:
         other = with_state(self.model_a, self.state_b)
         args, kwargs = self.example.args, self.example.kwargs
         return function_change(self.spec, at, other, args, kwargs, outputs=self.outputs)
+
+
+def no_data(who: str) -> DataError:
+    """Return the error of a method that needs data where there are none."""
+    return DataError(
+        f"{who} compares activations: pass batches=..., or use method='weights' (on the command line --data, or "
+        "--method weights)."
+    )
 
 
 def example_of(args: Any, kwargs: Mapping[str, Any] | None, data: Batches | None, model: nn.Module) -> Batch:

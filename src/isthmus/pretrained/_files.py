@@ -23,7 +23,7 @@ from isthmus.checkpoints import (
 from isthmus.errors import DataError, IsthmusWarning, printable
 from isthmus.evaluation import combine_states
 from isthmus.files import atomic_path, refuse_overwriting
-from isthmus.merging import Similarity, averaging, normalised
+from isthmus.merging import Similarity, averaging, normalised, require_several
 from isthmus.pretrained._doubts import doubts_of_average
 from isthmus.pretrained._lazy import DTYPES, LazyState
 from isthmus.pretrained._shards import PlannedTensor, write_file
@@ -81,8 +81,7 @@ def merge_files(
         DataError: fewer than two files, or unusable weights.
         OutputError: ``out`` cannot be written, or is an input; nothing half-written is left.
     """
-    if len(paths) < 2:
-        raise DataError(f"Merging needs two checkpoints or more, found {len(paths)}.")
+    require_several(len(paths), "checkpoints")
     shares, target = normalised(weights, len(paths)), Path(out)
     check_format(target)
     refuse_overwriting(target, [split_key(path)[0] for path in paths])

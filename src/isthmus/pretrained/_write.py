@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from isthmus.errors import CheckpointError, DataError, IsthmusWarning, ShapeError, printable
+from isthmus.errors import CheckpointError, IsthmusWarning, printable
 from isthmus.evaluation import combine_states
 from isthmus.files import refuse_overwriting
 from isthmus.matching import Alignment
-from isthmus.merging import Similarity, averaging, normalised
+from isthmus.merging import Similarity, averaging, normalised, require_alignments, require_several
 from isthmus.pretrained._card import Contribution, merge_card, relabelled_card
 from isthmus.pretrained._doubts import doubts_of_average
 from isthmus.pretrained._extras import extras_of
@@ -143,15 +143,10 @@ def merge(
         IsthmusWarning: networks without a common start were averaged without relabelling, running statistics were
             averaged, or an alignment is of another state of the network.
     """
-    if len(models) < 2:
-        raise DataError(f"Merging needs two models or more, found {len(models)}.")
+    require_several(len(models), "models")
     limit = parse_size(max_shard_size)
     used = [None, *(alignments if alignments is not None else [None] * (len(models) - 1))]
-    if len(used) != len(models):
-        raise ShapeError(
-            f"Merging {len(models)} models: expected {len(models) - 1} alignments, one for each model after the "
-            f"first, found {len(used) - 1}."
-        )
+    require_alignments(len(used) - 1, len(models), "model")
     free_target(out)
     refuse_overwriting(out, [model.path for model in models], folder=True)
     for model, alignment in zip(models, used, strict=True):

@@ -45,9 +45,7 @@ def export_study(folder: str | Path, out: str | Path | None = None) -> tuple[Pat
         MissingExtraError: pyarrow is not installed.
         OutputError: a file cannot be written.
     """
-    rows = collect_rows(folder)
-    if not rows:
-        raise StudyError(f"{folder}: no pair has been measured yet. Run the study further.")
+    rows = _some(collect_rows(folder), folder)
     pa, parquet, csv = _arrow("pyarrow"), _arrow("pyarrow.parquet"), _arrow("pyarrow.csv")
     target = Path(folder if out is None else out)
     paths = target / RECORDS, target / "records.csv", target / RUN
@@ -153,6 +151,11 @@ def read_rows(folder: str | Path) -> list[dict[str, Any]]:
         rows = _read_table(path)
     else:
         raise StudyError(f"{folder}: holds neither {RECORDS} nor a study. Run one, or give a results folder.")
+    return _some(rows, folder)
+
+
+def _some(rows: list[dict[str, Any]], folder: str | Path) -> list[dict[str, Any]]:
+    """Return rows, if there are any."""
     if not rows:
         raise StudyError(f"{folder}: no pair has been measured yet. Run the study further.")
     return rows
