@@ -81,6 +81,8 @@ class InnerProduct:
         metric: applies :math:`M` to (relabelled) tensors of B; ``None`` for the identity.
         through: by tensor, the axes whose slots count in the gains; ``None`` for all slots. A layer is seen along the
             axis of its outputs alone.
+        among: the groups whose slots count in the gains; ``None`` for all that move a tensor. Blocks whose members lie
+            on another axis of a filter are not what moves it along the axis of their own.
     """
 
     a: tuple[Tensor | TensorSource, ...]
@@ -89,9 +91,12 @@ class InnerProduct:
     norm_a: float | None = None
     metric: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] | None = None
     through: tuple[tuple[int, ...], ...] | None = None
+    among: frozenset[str] | None = None
 
     def counted(self, group: str) -> list[list[Slot]]:
         """Return, by tensor, the slots of a group through which gains are gradients of the inner product."""
+        if self.among is not None and group not in self.among:
+            return [[] for _ in self.movers]
         return [
             [
                 slot

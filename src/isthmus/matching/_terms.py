@@ -15,12 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from isthmus.layers import Site, affine_layer, matrix_of, tensor_of
-from isthmus.matching._grids import Cluster
+from isthmus.matching._grids import Cluster, Facet
 from isthmus.matching._layers import Layers, View
 from isthmus.matching._nested import Gain
 from isthmus.matching._objectives import (
@@ -55,18 +56,37 @@ class LayeredPair:
     state_b: Mapping[str, Tensor]
 
     def plain(
-        self, tensor: str, piece: Piece, count: float = 1.0, through: tuple[int, ...] | None = None
+        self,
+        tensor: str,
+        piece: Piece,
+        count: float = 1.0,
+        through: tuple[int, ...] | None = None,
+        among: frozenset[str] | None = None,
     ) -> InnerProduct:
-        """Compare a piece of a parameter in the identity metric, divided by ``count``, seen along some axes or all."""
+        """Compare a piece of a parameter in the identity metric, divided by ``count``.
+
+        Args:
+            tensor: name of the parameter.
+            piece: which part of it.
+            count: divides the metric.
+            through: axes whose slots count in the gains; all if None.
+            among: groups whose slots count; all if None.
+        """
         seen = None if through is None else (through,)
         own, other = (narrowed(source_of(state, tensor), piece.cut) for state in (self.state_a, self.state_b))
         movers = (piece.table,)
         if count == 1.0:
-            return InnerProduct((own,), (other,), movers, through=seen)
+            return InnerProduct((own,), (other,), movers, through=seen, among=among)
         whole = read(own).double()
         norm = float(whole.square().sum()) / count
         return InnerProduct(
-            (whole / count,), (other,), movers, norm, lambda moved: tuple(x / count for x in moved), seen
+            (whole / count,),
+            (other,),
+            movers,
+            norm,
+            lambda moved: tuple(x / count for x in moved),
+            seen,
+            among,
         )
 
     def plain_terms(self, tensor: str, axis: int | None = None) -> list[Term]:
@@ -79,9 +99,67 @@ class LayeredPair:
                 terms += [Term(facet, inner_product, (facet.axes,)) for facet in facets]
         return terms
 
+    def plain_terms_by_axes(
+        self, tensor: str, piece: Piece, facets: Sequence[Facet], *, averaged: bool = False
+    ) -> list[Term]:
+        """Return the terms of facets in the identity metric, with an inner product of its own for each set of axes.
+
+        So a group that acts on several facets counts on each, and gains stay the gradients of what is compared.
+
+        Args:
+            tensor: name of the parameter.
+            piece: which part of it.
+            facets: of that part.
+            averaged: whether to divide by the number of entries of one position of the first axis.
+        """
+        by_axes: dict[tuple[int, ...], list[Facet]] = {}
+        for facet in facets:
+            by_axes.setdefault(facet.axes, []).append(facet)
+        terms: list[Term] = []
+        for axes, listed in by_axes.items():
+            count = math.prod(piece.shape) / piece.shape[axes[0]] if averaged else 1.0
+            among = frozenset[str]().union(*(facet.groups for facet in listed))
+            inner_product = self.plain(tensor, piece, count, axes, among)
+            terms += [Term(facet, inner_product, (axes,)) for facet in listed]
+        return terms
+
+    def incoming_terms(self, tensor: str) -> list[Term]:
+        """Return the terms of a parameter that no layer reads, for the objective that knows incoming weights alone.
+
+        All facets count, since what the parameter is to a group is not known. Only where a slot would count on two
+        facets (the blocks of a grouped transposed convolution, whose inputs and outputs lie on two axes of the filter),
+        and roles are known, the facets along which units are held do.
+        """
+        terms: list[Term] = []
+        for piece, facets in self.layers.pieces(tensor):
+            if _counted_twice(piece, facets):
+                held = [facet for facet in facets if _holds(piece, facet)]
+                terms += self.plain_terms_by_axes(tensor, piece, held or facets)
+            else:
+                whole = self.plain(tensor, piece)
+                terms += [Term(facet, whole, (facet.axes,)) for facet in facets]
+        return terms
+
     def objective(self, terms: Sequence[Term], *, costs: bool = False) -> TermObjective:
         """Return the sum of terms, valued by inner products or, with ``costs``, by squared distances."""
         return TermObjective(self.layers.structure, terms, negative_cost if costs else InnerProduct.inner)
+
+
+def _counted_twice(piece: Piece, facets: Sequence[Facet]) -> bool:
+    """Return whether some slot of a group lies on the axes of two facets on which the group acts."""
+    return any(
+        name in one.groups and name in other.groups
+        for one, other in combinations(facets, 2)
+        for axis in set(one.axes).intersection(other.axes)
+        for name, _ in piece.table[axis]
+    )
+
+
+def _holds(piece: Piece, facet: Facet) -> bool:
+    """Return whether the first axis of a facet holds units of some group that acts there."""
+    return any(
+        slot.role in ("holds", "both") for name, slot in piece.table[facet.axes[0]] if name in facet.groups
+    )
 
 
 def weight_objective(pair: LayeredPair) -> TermObjective:
@@ -100,7 +178,7 @@ def incoming_weight_objective(pair: LayeredPair) -> TermObjective:
     terms = [t for name, axis in incoming for t in pair.plain_terms(name, axis)]
     for name in layers.parameters:
         if name not in layers.covered and len(source_of(pair.state_a, name).shape) > 1:
-            terms += pair.plain_terms(name)
+            terms += pair.incoming_terms(name)
     found = {name for t in terms for name in t.facet.groups}
     rest = {c for c in layers.structure.clusters if not found.issuperset(c)}
     everything = [t for name in layers.parameters for t in pair.plain_terms(name)]
@@ -209,14 +287,7 @@ def uncovered_terms(pair: LayeredPair) -> list[Term]:
     terms: list[Term] = []
     for name in (n for n in pair.layers.parameters if n not in pair.layers.covered):
         for piece, facets in pair.layers.pieces(name):
-            compared: dict[
-                tuple[int, ...], InnerProduct
-            ] = {}  # one for each axis, whatever number of clusters it has
-            for facet in facets:
-                if facet.axes not in compared:
-                    others = math.prod(piece.shape) / piece.shape[facet.axes[0]]
-                    compared[facet.axes] = pair.plain(name, piece, others, facet.axes)
-                terms.append(Term(facet, compared[facet.axes], (facet.axes,)))
+            terms += pair.plain_terms_by_axes(name, piece, facets, averaged=True)
     return terms
 
 
