@@ -9,7 +9,7 @@ On a segment between two networks, with :math:`x_t` the value of a node at the n
 * an activation: :math:`r' = \lambda r + \|\sup_t J\|`;
 * a fixed linear operator: :math:`r' = \|L\| r`; a sum: :math:`r' = r_1 + r_2`; a concatenation: root of squares.
 
-Ours beyond the note: every step adds what rounding may have done to the computed values of the node (the standard model
+Beyond these: every step adds what rounding may have done to the computed values of the node (the standard model
 of floating point, a few units in the last place for activations), so that the bound speaks of the exact network. The
 same recursion without the other terms bounds how far computed values are from exact ones.
 """

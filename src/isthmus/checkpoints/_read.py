@@ -36,7 +36,7 @@ class Checkpoint:
         state: from name to tensor.
         key: under which the state lay; empty for the file itself.
         prefix: what was removed before the names; empty if nothing was.
-        notes: what a reader should know: which of several states was taken, what was removed, what was left out.
+        notes: remarks for the reader: which of several states was taken, what was removed, what was left out.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-r"""How much higher a loss may rise between the points of a grid, and where to look next."""
+r"""Ceilings of a loss between the points of a grid, and the positions to look at next."""
 
 from __future__ import annotations
 

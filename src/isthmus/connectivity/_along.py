@@ -129,7 +129,7 @@ class _Checked:
 
 @dataclass(frozen=True)
 class PathOptions:
-    """How a path is measured: the options that :func:`isthmus.connectivity.line` explains, checked."""
+    """Options of measuring a path, checked: those that :func:`isthmus.connectivity.line` explains."""
 
     points: int | Sequence[float] | Tensor | str
     tolerance: float

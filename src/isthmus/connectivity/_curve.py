@@ -191,7 +191,7 @@ class Line:
 
     @property
     def barrier_uncertainty(self) -> float | None:
-        """How much higher the loss may rise between the points."""
+        """Height by which the loss may rise further between the points."""
         return self.curve.barrier_uncertainty
 
     @property

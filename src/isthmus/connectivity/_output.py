@@ -1,4 +1,4 @@
-"""Which output of a network is scored, where it returns several."""
+"""The output of a network that is scored, where it returns several."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ _TIE = 2.0**-46
 
 @dataclass(frozen=True, eq=False)
 class ErrorBound:
-    """How far estimated gains can be from the true ones: ``rows[i] * columns[j]``, both float64."""
+    """Bounds on the distance of estimated gains from the true ones: ``rows[i] * columns[j]``, both float64."""
 
     rows: Tensor
     columns: Tensor

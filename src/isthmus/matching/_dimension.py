@@ -49,7 +49,7 @@ __all__ = ["Dimension", "DimensionTable", "dimension", "dimensions_of", "dimensi
 
 @dataclass(frozen=True)
 class Dimension:
-    """How many directions the units of one group fill, as one method sees them; no unit, NaN for a zero matrix.
+    """Number of directions that the units of one group fill, as one method sees them; no unit, NaN for a zero matrix.
 
     Attributes:
         uncentred: approximate dimension of ``S``.

@@ -1,4 +1,4 @@
-"""Which groups are matched together, and how they share the axes of a tensor.
+"""Clusters of groups that are matched together, and the cells into which they cut the axes of a tensor.
 
 Groups that are nested, such as the blocks of a GroupNorm and their members, or heads and the dimensions inside
 each, cannot be matched one after the other: which blocks belong together is only seen once their members are

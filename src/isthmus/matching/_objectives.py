@@ -1,4 +1,4 @@
-r"""What is matched: objectives turn two networks into gain matrices.
+r"""Objectives: gain matrices of two networks, and the value of couplings.
 
 Every weight-based objective is a sum of inner products between a tensor of A and the relabelled tensor of B,
 seen along one axis on which a cluster of groups acts (:class:`Term`). Matching by weights takes A's own tensor;
@@ -26,7 +26,7 @@ __all__ = ["InnerProduct", "MomentObjective", "Objective", "Term", "TermObjectiv
 
 
 class Objective(Protocol):
-    """What is maximised: gain matrices of two networks, and the value of couplings of all groups."""
+    """A number to be maximised over the couplings of all groups, and its gain matrices."""
 
     @property
     def structure(self) -> Structure:

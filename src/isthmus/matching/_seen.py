@@ -59,7 +59,7 @@ class Seen:
 
     @property
     def frame(self) -> Frame | None:
-        """What is known of the rows before anything is matched: None where no row is a unit."""
+        """The known relabelling of the rows before anything is matched: None where no row is a unit."""
         return Frame(self.layers.spec, {}) if any(self.rows.values()) else None
 
     def rows_of(self, views: Sequence[View]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What methods compare: the terms of two networks' parameters and layers, and the objectives made of them.
+"""Terms of two networks' parameters and layers, and the objectives made of them.
 
 =====================  ==================================================================
 objective              gain matrix (rows: units of A, columns: units of B)
@@ -86,7 +86,7 @@ class LayeredPair:
             norm,
             lambda moved: tuple(x / count for x in moved),
             seen,
-            among,
+            among=among,
         )
 
     def plain_terms(self, tensor: str, axis: int | None = None) -> list[Term]:

@@ -1,4 +1,4 @@
-"""What schedules ask of an objective: the best change of a cluster, the rise of the value, which clusters depend."""
+"""The protocol between schedules and objectives: best change of a cluster, rise of the value, dependence."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def strangers_note(
 
 
 class Similarity:
-    """How much the weights of two networks have in common: over all tensors with two axes or more, as one vector.
+    """Similarity of the weights of two networks: the cosine over all tensors with two axes or more, as one vector.
 
     It is the cosine of the differences between neighbouring rows: what all rows share, such as a mean or the pixels
     that no image uses, does not depend on which unit is which, and is no common start.

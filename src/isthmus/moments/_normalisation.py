@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 Refresh = str | Callable[..., Mapping[str, Tensor]] | None
-"""What is done to a mixed state before it is run: ``"batchnorm"``, a function of the state (told ``t`` and ``ends`` if
+"""The work on a mixed state before it is run: ``"batchnorm"``, a function of the state (told ``t`` and ``ends`` if
 it has parameters of these names), nothing (``None`` or ``"none"``), or ``"auto"``: ``"batchnorm"`` where there are data
 and layers whose statistics can be recomputed."""
 

@@ -1,4 +1,4 @@
-"""Which rows of an activation are the same rows in both networks.
+"""Rows of an activation that are the same rows in both networks.
 
 The activation that flows into a layer has an axis of channels; everything else counts as rows: examples, positions,
 tokens. Some of these may be units themselves: learned latents, members of an ensemble, pooled tokens. Two networks list
@@ -82,7 +82,7 @@ class Frame:
 
 
 class Actions:
-    """How groups move the activations at the sites of a traced network.
+    """The slots through which groups move the activations at the sites of a traced network.
 
     Args:
         traced: the network, for inputs of certain shapes.

@@ -94,7 +94,7 @@ def watched(
 
 @dataclass
 class _ModuleCall:
-    """What a module read and returned, kept so that tensors can be told apart by identity."""
+    """The inputs and outputs of one call of a module, kept so that tensors can be told apart by identity."""
 
     path: str
     module: nn.Module

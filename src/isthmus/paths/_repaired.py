@@ -57,7 +57,7 @@ class Goal:
 
     @property
     def nearest(self) -> float:
-        """How near to the goal a state can be expected to come, in units of the spread."""
+        """Distance to the goal that a state can be expected to reach, in units of the spread."""
         return max(_GIVEN_UP, 8 * self.eps, _FAR * self.floor / self.spread)
 
 

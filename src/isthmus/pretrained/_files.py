@@ -43,7 +43,7 @@ class MergedFile:
         path: the file.
         tensors: number of tensors.
         nbytes: size of the tensors in bytes.
-        notes: what a reader should know: what was done to names, and what the average may lack.
+        notes: remarks for the reader: what was done to names, and what the average may lack.
     """
 
     path: Path

@@ -37,7 +37,7 @@ used for the first time."""
 
 
 _SHORT = (torch.float16, torch.bfloat16, torch.bool, torch.uint8, torch.int8, torch.int16)
-"""What float32 holds exactly."""
+"""Dtypes whose numbers float32 holds exactly."""
 
 _LARGEST = 2.0**960
 """Entries up to here are far from overflow, whatever the number of rows."""
