@@ -1,6 +1,6 @@
 """Couplings between clouds of units: assignment, ground costs, entropic plans, dimension. Tensors only."""
 
-from isthmus.transport._assignment import Assignment, assign
+from isthmus.transport._assignment import Assigned, assign
 from isthmus.transport._costs import ground_cost, w2_matching
 from isthmus.transport._dimension import (
     approximate_dimension,
@@ -15,7 +15,7 @@ from isthmus.transport._dimension import (
 from isthmus.transport._entropic import EntropicPlan, entropic_plan
 
 __all__ = [
-    "Assignment",
+    "Assigned",
     "assign",
     "ground_cost",
     "w2_matching",
