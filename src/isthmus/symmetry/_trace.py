@@ -60,6 +60,8 @@ class Trace:
         changing: placeholders of these, and of constants that change from call to call.
         staying: nodes of what a call leaves behind for the next one: final values of buffers that it writes, and
             tensors that it puts on modules; each by a name.
+        rewritten: those of them that are parameters which a call computes anew from the state alone (weights rescaled
+            in the first call of evaluation): they must move as before, and nothing more.
         inputs: names of the placeholders of user inputs, in order.
         outputs: from output name to the node that computes it; names are paths such as ``logits`` or ``0``, written as
             ``['a']['b']`` where another output has the same words.
@@ -78,6 +80,7 @@ class Trace:
     computed: frozenset[str]
     changing: frozenset[str]
     staying: Mapping[str, fx.Node]
+    rewritten: frozenset[str]
     inputs: tuple[str, ...]
     outputs: NamedOutputs[fx.Node]
     aliases: Mapping[str, tuple[str, ...]]
@@ -341,6 +344,7 @@ def _build(shell: nn.Module, program: ExportedProgram, way: Way) -> Trace:
         computed=frozenset(),
         changing=frozenset(),
         staying=_staying(program, way.left, state),
+        rewritten=_rewritten(program),
         inputs=tuple(inputs),
         outputs=outputs,
         aliases=aliases_of(state),
@@ -371,6 +375,15 @@ def _staying(program: ExportedProgram, left: tuple[str, ...], saved: Iterable[st
         found.update({name: node for name, node in nodes if isinstance(node, fx.Node)})
     users = {s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT}
     return {name: node for name, node in found.items() if name in saved or _depends(node, users)}
+
+
+def _rewritten(program: ExportedProgram) -> frozenset[str]:
+    """Return the parameters that a call computes anew from the state alone."""
+    signature = program.graph_signature
+    by_name = {n.name: n for n in program.graph.nodes}
+    users = {s.arg.name for s in signature.input_specs if s.kind == InputKind.USER_INPUT}
+    specs = [s for s in signature.output_specs if s.kind == OutputKind.PARAMETER_MUTATION]
+    return frozenset(str(s.target) for s in specs if not _depends(by_name[s.arg.name], users))
 
 
 def _keeps_own_state(written: fx.Node, read: fx.Node | None) -> bool:
