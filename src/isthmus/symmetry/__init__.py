@@ -21,9 +21,11 @@ from isthmus.symmetry._spec import SymmetrySpec
 from isthmus.symmetry._trace import Trace, bound_arguments, module_of, operator_of, trace
 from isthmus.symmetry._values import Value
 from isthmus.symmetry._verify import (
+    EditChange,
     Runs,
     Verification,
     drawn_relabellings,
+    edit_change,
     function_change,
     verification_of,
     verify,
@@ -33,6 +35,7 @@ __all__ = [
     "AxisGroup",
     "Couplings",
     "DoublePrecision",
+    "EditChange",
     "IndexMap",
     "NamedOutputs",
     "Operation",
@@ -57,6 +60,7 @@ __all__ = [
     "discover",
     "discover_from_trace",
     "drawn_relabellings",
+    "edit_change",
     "function_change",
     "module_of",
     "named_outputs",

@@ -17,10 +17,19 @@ from isthmus.couplings import invert_permutation, random_permutation
 from isthmus.errors import ModelError, SymmetryError, VerificationError
 from isthmus.symmetry._apply import Couplings
 from isthmus.symmetry._discover import Outputs
-from isthmus.symmetry._runner import Runner
+from isthmus.symmetry._runner import Edit, Runner
 from isthmus.symmetry._spec import SymmetrySpec
 
-__all__ = ["Runs", "Verification", "drawn_relabellings", "function_change", "verification_of", "verify"]
+__all__ = [
+    "EditChange",
+    "Runs",
+    "Verification",
+    "drawn_relabellings",
+    "edit_change",
+    "function_change",
+    "verification_of",
+    "verify",
+]
 
 _TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-3}
 
@@ -220,6 +229,54 @@ def function_change(
     runner = Runner(model, args, dict(kwargs or {}), wanted, None)
     (errors,) = runner.errors(spec, [permutations])
     return max(errors.values(), default=0.0)
+
+
+@dataclass(frozen=True)
+class EditChange:
+    """How far an edit of a network's state moved its outputs.
+
+    Attributes:
+        largest: largest ``max|f(θ) − f(θ')| / max|f(θ)|`` over the outputs, no unit.
+        tolerance: largest change that rounding explains.
+        dtype: the precision of the runs.
+    """
+
+    largest: float
+    tolerance: float
+    dtype: torch.dtype
+
+    @property
+    def passed(self) -> bool:
+        """Whether the function stayed the same within the tolerance."""
+        return self.largest <= self.tolerance
+
+
+def edit_change(
+    edit: Edit,
+    model: nn.Module,
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    outputs: Outputs = None,
+    generator: torch.Generator | None = None,
+) -> EditChange:
+    """Return how far an edit of the state moves the outputs of a network.
+
+    Args:
+        edit: from a state to a state of the same names and shapes; what is tied must stay tied.
+        model: the network, in evaluation mode; not mutated.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        outputs: which outputs count; default: all.
+        generator: with one, every weight is changed at random first, as in :func:`verify`.
+
+    Raises:
+        ModelError: the model fails on the inputs, or two identical runs differ.
+    """
+    args = (args,) if isinstance(args, Tensor) else tuple(args)
+    runner = Runner(model, args, dict(kwargs or {}), outputs, generator)
+    largest = max(runner.errors_of(edit).values(), default=0.0)
+    return EditChange(largest, _TOLERANCES.get(runner.dtype, 1e-1), runner.dtype)
 
 
 def _moving(size: int, generator: torch.Generator, draw: int) -> Tensor:
