@@ -26,7 +26,17 @@ LOW = {
     "evaluation",
     "checkpoints",
 }
-CORE = {"symmetry", "transport", "layers", "folding", "moments", "matching", "paths", "connectivity", "merging"}
+CORE = {
+    "symmetry",
+    "transport",
+    "layers",
+    "folding",
+    "moments",
+    "matching",
+    "paths",
+    "connectivity",
+    "merging",
+}
 ALLOWED = {
     "symmetry": LOW,
     "transport": LOW,

@@ -1,7 +1,8 @@
 """Folding: gains, biases and means of norms, and BatchNorm, into the layers around them; the function stays."""
 
 from isthmus.folding._batch_norms import BatchFold, unit_variance
-from isthmus.folding._fold import Folded, fold, prepared
+from isthmus.folding._edits import Edits
+from isthmus.folding._fold import Folded, fold
 from isthmus.folding._gains import NormFold
 from isthmus.folding._means import MeanFold
 from isthmus.folding._plan import PARTS, FoldPlan, plan_folds
@@ -10,6 +11,7 @@ from isthmus.folding._uses import Refusal
 __all__ = [
     "PARTS",
     "BatchFold",
+    "Edits",
     "FoldPlan",
     "Folded",
     "MeanFold",
@@ -17,6 +19,5 @@ __all__ = [
     "Refusal",
     "fold",
     "plan_folds",
-    "prepared",
     "unit_variance",
 ]

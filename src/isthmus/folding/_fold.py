@@ -107,7 +107,9 @@ class Folded:
     def __str__(self) -> str:
         """Return what was folded and what was not, one line each."""
         lines = [str(f) for f in self.folds]
-        lines += [f"untied: {name} has a tensor of its own" for name in self.untied]
+        lines += [
+            f"untied: {name} has a tensor of its own, so code must not tie it again" for name in self.untied
+        ]
         lines += [f"added: {name}" for name in self.added_biases]
         lines += [str(r) for r in self.refusals]
         if self.error == self.error:

@@ -245,6 +245,11 @@ class EditChange:
     tolerance: float
     dtype: torch.dtype
 
+    @classmethod
+    def of(cls, errors: Mapping[str, float], dtype: torch.dtype) -> EditChange:
+        """Return the largest of the changes of several outputs, with the tolerance of a precision."""
+        return cls(max(errors.values(), default=0.0), _TOLERANCES.get(dtype, 1e-1), dtype)
+
     @property
     def passed(self) -> bool:
         """Whether the function stayed the same within the tolerance."""
@@ -275,8 +280,7 @@ def edit_change(
     """
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     runner = Runner(model, args, dict(kwargs or {}), outputs, generator)
-    largest = max(runner.errors_of(edit).values(), default=0.0)
-    return EditChange(largest, _TOLERANCES.get(runner.dtype, 1e-1), runner.dtype)
+    return EditChange.of(runner.errors_of(edit), runner.dtype)
 
 
 def _moving(size: int, generator: torch.Generator, draw: int) -> Tensor:
