@@ -210,6 +210,35 @@ def test_two_norms_with_one_reader_stay() -> None:
     assert {"gain", "bias"} <= {what for name, what in reasons(folded) if name == "a"}
 
 
+@pytest.mark.parametrize("dim", [0, 1])
+def test_weight_normalised_readers_take_gains_in_directions_and_lengths(dim: int) -> None:
+    def made() -> nn.Module:
+        head = nn.utils.parametrizations.weight_norm(nn.Linear(8, 2), dim=dim)
+        return nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), head)
+
+    folded = check(seeded(made), vectors())
+    assert folded.folded_gains == ("1.weight",)
+    assert folded.folded_biases == ("1.bias",)
+    assert "2.parametrizations.weight.original0" in str(folded)
+    model = seeded(made)
+    with torch.no_grad():
+        model[1].weight.zero_()
+    folded = check(model, vectors())
+    assert "normalised, without a length" in reasons(folded)["1", "gain"]
+
+
+def test_weight_normalised_writers_keep_the_mean() -> None:
+    layer = nn.utils.parametrizations.weight_norm
+    folded = check(
+        seeded(lambda: nn.Sequential(layer(nn.Linear(3, 8)), nn.LayerNorm(8), nn.Linear(8, 2))), vectors()
+    )
+    assert not folded.centred
+    assert (
+        "with a weight that _weight_norm in '0.parametrizations.weight.0' computes"
+        in reasons(folded)["1", "mean"]
+    )
+
+
 class _Cross(nn.Module):
     """Decoder layers that read a memory: queries of one norm, keys and values of another, in one stacked weight."""
 

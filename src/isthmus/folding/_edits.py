@@ -14,7 +14,7 @@ from torch import Tensor
 
 from isthmus.folding._moves import Part
 
-__all__ = ["Added", "Centred", "Edits", "Filled", "Mapped", "Scaled", "Shifted", "Step", "along"]
+__all__ = ["Centred", "Edits", "Filled", "Mapped", "Scaled", "Shifted", "Step", "along"]
 
 _WIDE = 2**26
 """Entries of a tensor of half precision above which it is edited in float32: half a gigabyte in float64."""
@@ -82,14 +82,14 @@ class Shifted(Step):
     """Add to a bias what a weight makes of a constant for every channel."""
 
     part: Part
-    weight: Part
+    weight: Callable[[Look], Tensor]
     axis: int
     index: Tensor
     constants: Callable[[Look], Tensor]
     bias_axes: tuple[int, ...]
 
     def run(self, tensor: Tensor, look: Look) -> None:
-        weight = self.weight.of(look(self.weight.name))
+        weight = self.weight(look)
         vector = self.constants(look).flatten().to(weight.dtype)[self.index.to(weight.device)]
         kept = [a for a in self.bias_axes if a >= 0]
         summed = [a for a in range(weight.ndim) if a not in kept]
@@ -109,16 +109,6 @@ class Centred(Step):
 
     def run(self, tensor: Tensor, look: Look) -> None:
         tensor.sub_(tensor.mean(self.axis, keepdim=True))
-
-
-@dataclass(frozen=True)
-class Added(Step):
-    """Add the entries of a tensor that is computed from others."""
-
-    values: Callable[[Look], Tensor]
-
-    def run(self, tensor: Tensor, look: Look) -> None:
-        tensor.add_(self.values(look).reshape(tensor.shape).to(tensor.dtype))
 
 
 def along(weight: Tensor, axis: int, vector: Tensor) -> Tensor:

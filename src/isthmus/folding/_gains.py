@@ -7,7 +7,7 @@ function has :math:`b' = b + W\beta`, :math:`W' = W \operatorname{diag}(\gamma)`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import SymmetryError
-from isthmus.folding._edits import Filled, Look, Mapped, Scaled, Shifted, Step
+from isthmus.folding._edits import Filled, Look, Mapped, Scaled, Shifted, Step, along
 from isthmus.folding._moves import Part
 from isthmus.folding._norms import Norm, norms_of
 from isthmus.folding._readers import NotLinear, Reader, readers_of
@@ -71,6 +71,7 @@ class NormFold:
     def into(self) -> tuple[str, ...]:
         """Names of the readers' tensors that change."""
         weights = [r.weight.name for r in self.readers if self.moves_gain]
+        weights += [r.lengths.part.name for r in self.readers if self.moves_gain and r.lengths is not None]
         biases = [r.bias.name for r in self.readers if self.moves_bias and r.bias is not None]
         return tuple(dict.fromkeys((*weights, *biases)))
 
@@ -86,7 +87,17 @@ class NormFold:
 
     def forbidden(self, state: Mapping[str, Tensor]) -> str:
         """Return why the values of a state do not allow the gain to go; empty if they do."""
-        if not self.keeps_bias or self.gain is None or self.bias is None:
+        if not self.moves_gain or self.gain is None:
+            return ""
+        for reader in self.readers:
+            if reader.lengths is not None:
+                directions = reader.weight.of(state[reader.weight.name].double().contiguous())
+                factors = self.factors(lambda name: state[name].double()).flatten()[
+                    reader.index.to(directions.device)
+                ]
+                if bool((reader.lengths.of(directions * along(directions, reader.axis, factors)) == 0).any()):
+                    return f"it would leave a direction of {reader.weight.name!r}, which is normalised, without a length"
+        if not self.keeps_bias or self.bias is None:
             return ""
         gain, bias = (part.of(state[part.name].contiguous()).flatten() for part in (self.gain, self.bias))
         count = int(((gain + self.offset == 0) & (bias != 0)).sum())
@@ -113,7 +124,7 @@ class NormFold:
         if not self.moves_gain or self.gain is None:
             return
         for reader in self.readers:
-            yield Scaled(reader.weight.name, reader.weight, reader.axis, reader.index, self.factors)
+            yield from _scaled(reader, self.factors)
         if self.keeps_bias and self.bias is not None:
             yield Mapped(self.bias.name, self.bias, self._divided)
         yield Filled(self.gain.name, self.gain, 1.0 - self.offset)
@@ -136,7 +147,7 @@ class NormFold:
                 "readers had there is gone. Keep the state as it was before folding."
             )
         for reader in self.readers:
-            yield Scaled(reader.weight.name, reader.weight, reader.axis, reader.index, lambda _: 1 / gain)
+            yield from _scaled(reader, lambda _: 1 / gain)
         if self.bias is not None:
             yield Mapped(self.bias.name, self.bias, lambda own, _: own * gain.reshape(own.shape).to(own))
         yield Mapped(
@@ -166,12 +177,26 @@ class NormFold:
                 yield Shifted(
                     reader.bias.name,
                     reader.bias,
-                    reader.weight,
+                    reader.matrix,
                     reader.axis,
                     reader.index,
                     constants,
                     reader.bias_axes,
                 )
+
+
+def _scaled(reader: Reader, factors: Callable[[Look], Tensor]) -> Iterable[Step]:
+    """Yield the steps that multiply a reader by a factor for every channel."""
+    lengths = reader.lengths
+    if lengths is not None:
+        # W = g v / |v|: the directions are multiplied, and the lengths make up for how much longer they are
+        def longer(own: Tensor, look: Look) -> Tensor:
+            before = reader.weight.of(look(reader.weight.name))
+            after = before * along(before, reader.axis, factors(look).flatten().to(before)[reader.index])
+            return own * (lengths.of(after) / lengths.of(before)).reshape(own.shape)
+
+        yield Mapped(lengths.part.name, lengths.part, longer)
+    yield Scaled(reader.weight.name, reader.weight, reader.axis, reader.index, factors)
 
 
 def find_norm_folds(uses: Uses, *, gains: bool, biases: bool) -> tuple[list[NormFold], list[Refusal]]:
@@ -271,8 +296,13 @@ class _Group:
     def _gain_problem(self) -> Problem | None:
         for reader in self.readers:
             alike = [r for r in self.readers if self._same_weight(r, reader)]
-            claimed = claims((r.product.node, r.product.weight) for r in alike)
+            claimed = claims(r.weight_use for r in alike)
             problem = self.uses.problem(reader.weight, claimed, f"a reader of {self.name!r}")
+            if problem is None and reader.lengths is not None:
+                claimed = claims(
+                    (r.lengths.node, r.lengths.operands[1]) for r in alike if r.lengths is not None
+                )
+                problem = self.uses.problem(reader.lengths.part, claimed, f"a reader of {self.name!r}")
             if problem is not None:
                 return problem
         return None
@@ -302,6 +332,7 @@ class _Group:
             one.weight.name == other.weight.name
             and self.uses.key(one.weight) == self.uses.key(other.weight)
             and one.axis == other.axis
+            and (one.lengths and one.lengths.part.name) == (other.lengths and other.lengths.part.name)
             and torch.equal(one.index, other.index)
             and one.product.groups == other.product.groups
         )

@@ -172,7 +172,8 @@ def _harmless(uses: Uses, folds: Sequence[NormFold]) -> dict[Use, tuple[str, int
             except NotLinear:
                 continue
             for r in readers:
-                found[Use(r.product.node, r.product.weight)] = (r.weight.name, _axis(uses, r.weight, r.axis))
+                if r.lengths is None:
+                    found[Use(*r.weight_use)] = (r.weight.name, _axis(uses, r.weight, r.axis))
     return found
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, fx
 
 from isthmus.folding._graph import Way, described, kind_of, shape_of
@@ -12,11 +14,33 @@ from isthmus.folding._pools import POOLS, after_pooling, constant_pooling
 from isthmus.folding._products import Product, product_with
 from isthmus.symmetry import bound_arguments
 
-__all__ = ["NotLinear", "Reader", "readers_of"]
+__all__ = ["Lengths", "NotLinear", "Reader", "readers_of"]
 
 
 class NotLinear(Exception):
     """Something that reads a value is not known to be linear in it; the text, which the plan passes on, says what."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The lengths by which a normalised weight ``g v / |v|`` is multiplied.
+
+    Attributes:
+        part: the tensor ``g``.
+        dim: the axis of ``v`` along which there is one for each position.
+        node: the operator that makes the weight.
+        operands: what it is given, ``v`` and ``g``.
+    """
+
+    part: Part
+    dim: int
+    node: fx.Node
+    operands: tuple[fx.Node, fx.Node]
+
+    def of(self, directions: Tensor) -> Tensor:
+        """Return the lengths of directions, with their other axes kept at length 1."""
+        others = [k for k in range(directions.ndim) if k != self.dim % directions.ndim]
+        return torch.linalg.vector_norm(directions, dim=others, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -25,7 +49,8 @@ class Reader:
 
     Attributes:
         product: the operator.
-        weight: the part of the state's tensor that it multiplies by.
+        weight: the part of the state's tensor that it multiplies by; the directions of a normalised weight.
+        lengths: of a normalised weight, else ``None``.
         axis: of that part, summed with the channels.
         index: the channel of every position along the axis, int64; with groups, of every position along the channels.
         bias: the part of the state's tensor that it adds, or that the only reader of its result adds; ``None`` if none.
@@ -38,6 +63,7 @@ class Reader:
 
     product: Product
     weight: Part
+    lengths: Lengths | None
     axis: int
     index: Tensor
     bias: Part | None
@@ -45,6 +71,25 @@ class Reader:
     bias_operand: fx.Node | None
     bias_axes: tuple[int, ...]
     constant: bool
+
+    @property
+    def weight_use(self) -> tuple[fx.Node, fx.Node]:
+        """The operator that is given the weight, and what it is given."""
+        if self.lengths is not None:
+            return self.lengths.node, self.lengths.operands[0]
+        return self.product.node, self.product.weight
+
+    def matrix(self, look: Callable[[str], Tensor]) -> Tensor:
+        """Return what it multiplies by.
+
+        Args:
+            look: from the name of a tensor to its value.
+        """
+        weight = self.weight.of(look(self.weight.name))
+        if self.lengths is None:
+            return weight
+        lengths = self.lengths.part.of(look(self.lengths.part.name))
+        return weight * (lengths / self.lengths.of(weight))
 
 
 def readers_of(way: Way, node: fx.Node, axis: int) -> list[Reader]:
@@ -118,7 +163,9 @@ def _reader(way: Way, node: fx.Node, value: fx.Node, channels: Channels) -> Read
     if product is None:
         after = " (the residual stream goes on after the norm)" if kind_of(node) in ("add", "sub") else ""
         raise NotLinear(f"{described(node)} reads it{after}, which is not known to be a linear layer")
-    weight = part_of(way, product.weight)
+    weight, lengths = part_of(way, product.weight), None
+    if weight is None:
+        weight, lengths = _normalised_weight(way, product.weight, node)
     if weight is None:
         raise NotLinear(f"{described(node)} multiplies it by what {described(product.weight)} computes")
     if channels.axis not in product.summed:
@@ -126,7 +173,18 @@ def _reader(way: Way, node: fx.Node, value: fx.Node, channels: Channels) -> Read
     bias, user, operand, axes = _bias(way, product)
     constant = channels.plain and product.constant and not product.scaled
     axis = product.summed[channels.axis]
-    return Reader(product, weight, axis, channels.index, bias, user, operand, axes, constant)
+    return Reader(product, weight, lengths, axis, channels.index, bias, user, operand, axes, constant)
+
+
+def _normalised_weight(way: Way, node: fx.Node, user: fx.Node) -> tuple[Part, Lengths] | tuple[None, None]:
+    """Return directions and lengths of a weight that ``weight_norm`` makes for one operator alone."""
+    if kind_of(node) != "_weight_norm" or way.users(node) != [user] or node in way.kept:
+        return None, None
+    bound = bound_arguments(node)
+    directions, lengths = part_of(way, bound["v"]), part_of(way, bound["g"])
+    if directions is None or lengths is None:
+        return None, None
+    return directions, Lengths(lengths, int(bound["dim"]), node, (bound["v"], bound["g"]))
 
 
 _Bias = tuple[Part | None, fx.Node | None, fx.Node | None, tuple[int, ...]]

@@ -190,8 +190,11 @@ class _Walk:
         self._written(part, 1, node, bound["weight"])
 
     def _multiplied(self, node: fx.Node, axis: int) -> None:
+        computed = ""
         for product in product_writing(node):
             part = part_of(self.way, product.weight)
+            if part is None and any(out == axis for out in product.kept.values()):
+                computed = f" with a weight that {described(product.weight)} computes"
             own = [a for a, out in product.kept.items() if out == axis]
             if part is None or not own:
                 continue
@@ -201,7 +204,8 @@ class _Walk:
             if product.bias is not None:
                 self._added(product.bias, node, axis)
             return
-        raise NotCentred(f"{described(node)} writes it, which is not a layer that is known to be linear")
+        what = computed or ", which is not a layer that is known to be linear"
+        raise NotCentred(f"{described(node)} writes it{what}")
 
     def _added(self, bias: Any, node: fx.Node, axis: int) -> None:
         part = part_of(self.way, bias) if isinstance(bias, fx.Node) else None
