@@ -93,6 +93,7 @@ def test_bad_use_is_said_and_nothing_is_written(isthmus: Cli, written: Path) -> 
     assert not list(written.glob("b.*"))
 
 
+@pytest.mark.slow
 def test_a_model_folder(isthmus: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     transformers = pytest.importorskip("transformers")
     transformers.logging.set_verbosity_error()

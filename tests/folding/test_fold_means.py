@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from folding_networks import Decoder
-from test_fold_norms import TOKENS, check, images, reasons, seeded, vectors
+from test_fold_norms import TOKENS, check, images, reasons, seeded, slow, vectors
 from torch import Tensor, nn
 
 import isthmus
@@ -44,11 +44,13 @@ def test_a_tied_head_is_untied_on_request_and_said() -> None:
     assert model.head.weight is model.tokens.weight
 
 
+@pytest.mark.slow
 def test_a_head_is_untied_for_nothing_else() -> None:
     model = seeded(lambda: Decoder(lambda: nn.LayerNorm(8), tied=True))
     assert not check(model, TOKENS, untie=True, parts=("biases",)).untied
 
 
+@pytest.mark.slow
 def test_a_tied_head_reads_no_mean_of_a_norm_without_gain() -> None:
     folded = check(
         seeded(lambda: Decoder(lambda: nn.LayerNorm(8, elementwise_affine=False), tied=True)), TOKENS
@@ -66,6 +68,7 @@ class _OwnTable(nn.Module):
         return F.linear(self.norm(F.embedding(tokens, self.table)), self.table)
 
 
+@pytest.mark.slow
 def test_code_that_uses_one_tensor_twice_cannot_be_untied() -> None:
     folded = check(seeded(_OwnTable), TOKENS, untie=True)
     assert not folded.untied
@@ -143,12 +146,12 @@ class _Stream(nn.Module):
 @pytest.mark.parametrize(
     ("what", "why"),
     [
-        ("output", "linear in 'stem' is an output of the network"),
-        ("function", "relu writes it, which is not a layer that is known to be linear"),
+        slow("output", "linear in 'stem' is an output of the network"),
+        slow("function", "relu writes it, which is not a layer that is known to be linear"),
         ("scaled", "mul multiplies its channels by factors of their own"),
-        ("constant", "the constant 'constant', which is not in the state, is added to it"),
-        ("input", "expand makes it from parts of other channels"),
-        ("number", "add adds one number to all of its channels"),
+        slow("constant", "the constant 'constant', which is not in the state, is added to it"),
+        slow("input", "expand makes it from parts of other channels"),
+        slow("number", "add adds one number to all of its channels"),
         ("post-norm", "the norm 'norm' writes into it without a layer in between (post-norm)"),
     ],
 )
@@ -163,6 +166,7 @@ def test_sums_moves_and_numbers_keep_a_mean_of_zero() -> None:
     assert check(seeded(lambda: _Stream("fine")), vectors()).centred == ("stem.weight", "stem.bias")
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_pooled_before_its_norm() -> None:
     model = seeded(
         lambda: nn.Sequential(
@@ -174,6 +178,7 @@ def test_a_stream_that_is_pooled_before_its_norm() -> None:
     assert folded.folded_gains == ("3.weight",)
 
 
+@pytest.mark.slow
 def test_a_convolution_in_groups_writes_channels_that_cannot_be_centred() -> None:
     model = seeded(
         lambda: nn.Sequential(

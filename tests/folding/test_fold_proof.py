@@ -29,6 +29,7 @@ def test_a_reader_that_is_left_out_is_caught_and_named(monkeypatch: pytest.Monke
         isthmus.fold(seeded(lambda: Decoder(lambda: nn.LayerNorm(8))), TOKENS)
 
 
+@pytest.mark.slow
 def test_errors_that_only_several_folds_make_together_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = NormFold.bias_steps
     monkeypatch.setattr(
@@ -45,6 +46,7 @@ def test_errors_that_only_several_folds_make_together_are_said(monkeypatch: pyte
         isthmus.fold(small(), vectors())
 
 
+@pytest.mark.slow
 def test_nothing_is_run_where_no_check_is_wanted() -> None:
     folded = isthmus.fold(small(), vectors(), check=False)
     assert folded.error != folded.error
@@ -53,6 +55,7 @@ def test_nothing_is_run_where_no_check_is_wanted() -> None:
     assert folded.folded_gains == ("1.weight",)
 
 
+@pytest.mark.slow
 def test_the_proof_repeats_itself_and_a_generator_changes_it() -> None:
     model = small()
     one, two = isthmus.fold(model, vectors()), isthmus.fold(model, vectors())
@@ -62,6 +65,7 @@ def test_the_proof_repeats_itself_and_a_generator_changes_it() -> None:
     assert all(torch.equal(one.state[n], two.state[n]) for n in one.state)
 
 
+@pytest.mark.slow
 def test_only_the_parts_that_are_asked_for_are_folded() -> None:
     model = small()
     for part, found in (("gains", (1, 0, 0)), ("biases", (0, 1, 0)), ("means", (0, 0, 2))):
@@ -107,6 +111,7 @@ class _Cached(nn.Module):
         return self.norm(x) @ self._table
 
 
+@pytest.mark.slow
 def test_weights_that_a_module_keeps_a_copy_of_are_refused() -> None:
     with pytest.raises(ModelError, match="which the module computes from its weights"):
         isthmus.fold(_Cached().double().eval(), vectors())
@@ -121,6 +126,7 @@ def test_a_plan_folds_any_state_of_the_network() -> None:
     assert change(other, model, vectors()) < 1e-12
 
 
+@pytest.mark.slow
 def test_a_state_that_changed_since_is_unfolded_with_the_same_function() -> None:
     model = seeded(lambda: Decoder(lambda: nn.LayerNorm(8), head_bias=True))
     folded = isthmus.fold(model, TOKENS)

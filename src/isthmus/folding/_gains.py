@@ -96,7 +96,7 @@ class NormFold:
                     reader.index.to(directions.device)
                 ]
                 if bool((reader.lengths.of(directions * along(directions, reader.axis, factors)) == 0).any()):
-                    return f"it would leave a direction of {reader.weight.name!r}, which is normalised, without a length"
+                    return f"a direction of {reader.weight.name!r}, which is normalised, would be left without a length"
         if not self.keeps_bias or self.bias is None:
             return ""
         gain, bias = (part.of(state[part.name].contiguous()).flatten() for part in (self.gain, self.bias))
