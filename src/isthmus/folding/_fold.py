@@ -181,8 +181,8 @@ def fold(
         True
 
     Source:
-        Ashkboos et al. 2024, "SliceGPT", section 3.2 and appendix A.1 (gains and means of LayerNorm; RMSNorm is what
-        is left); Markuš 2018 for BatchNorm. Ours reads the graph, so it needs no list of architectures.
+        Ashkboos et al. 2024, "LayerNorm transformers can be converted to RMSNorm" (gains and means of LayerNorm). Ours
+        reads the graph, so it needs no list of architectures, and folds biases, other norms and BatchNorm as well.
     """
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     kwargs = dict(kwargs or {})
