@@ -90,6 +90,19 @@ def test_batch_norms_that_stay_are_named(kind: str, why: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dim", [0, 1])
+def test_weight_normalised_layers_take_the_scale_in_their_lengths(dim: int) -> None:
+    def made() -> nn.Module:
+        layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 6, 3), dim=dim)
+        return nn.Sequential(layer, nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 1))
+
+    folded = check(seeded(made), images())
+    assert folded.folded_gains == (("1.weight",) if dim == 0 else ())
+    if dim == 0:
+        assert "BatchNorm into 0.parametrizations.weight.original0, 0.bias" in str(folded)
+
+
+@pytest.mark.slow
 def test_linear_layers_and_one_that_is_computed_by_transposed_convolutions() -> None:
     check(seeded(lambda: _Other("plain")), vectors())
     model = seeded(

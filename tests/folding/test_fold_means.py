@@ -59,6 +59,26 @@ def test_a_tied_head_reads_no_mean_of_a_norm_without_gain() -> None:
     assert not folded.refusals
 
 
+class _Half(nn.Module):
+    """A tied table that reads half of the channels of a norm without gain: that half has a mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.up, self.norm = nn.Parameter(torch.randn(11, 4)), nn.Linear(4, 8), nn.LayerNorm(4)
+        self.last = nn.LayerNorm(8, elementwise_affine=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.up(self.norm(F.embedding(tokens, self.table)))
+        return F.linear(self.last(x)[..., :4], self.table)
+
+
+@pytest.mark.slow
+def test_a_tied_table_that_reads_half_of_the_channels_reads_a_mean() -> None:
+    folded = check(seeded(_Half), TOKENS)
+    assert "table" not in folded.centred
+    assert "up.weight" in folded.centred
+
+
 class _OwnTable(nn.Module):
     def __init__(self) -> None:
         super().__init__()

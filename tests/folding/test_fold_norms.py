@@ -220,6 +220,32 @@ class _OneReader(nn.Module):
         return self.head(self.a(x)) + self.head(self.b(x.sin()))
 
 
+class _TwoBiases(nn.Module):
+    """One weight that reads a norm twice, with a bias of its own each time, or with none."""
+
+    def __init__(self, *, second: bool) -> None:
+        super().__init__()
+        self.stem, self.norm, self.second = nn.Linear(3, 8), nn.LayerNorm(8), second
+        self.weight = nn.Parameter(torch.randn(2, 8))
+        self.one, self.two = nn.Parameter(torch.randn(2)), nn.Parameter(torch.randn(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.norm(self.stem(x))
+        one, two = (
+            F.linear(n, self.weight, self.one),
+            F.linear(n, self.weight, self.two if self.second else None),
+        )
+        return one * two.tanh()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("second", [True, False])
+def test_one_weight_with_two_biases_is_scaled_once(second: bool) -> None:
+    folded = check(seeded(lambda: _TwoBiases(second=second)), vectors())
+    assert folded.folded_gains == ("norm.weight",)
+    assert folded.folded_biases == (("norm.bias",) if second else ())
+
+
 @pytest.mark.slow
 def test_two_norms_with_one_reader_stay() -> None:
     folded = check(seeded(_OneReader), vectors())

@@ -22,7 +22,7 @@ def small() -> nn.Module:
 
 def test_a_reader_that_is_left_out_is_caught_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = NormFold.gain_steps
-    monkeypatch.setattr(NormFold, "gain_steps", lambda self: whole(replace(self, readers=self.readers[1:])))
+    monkeypatch.setattr(NormFold, "gain_steps", lambda self: whole(replace(self, scaled=self.scaled[1:])))
     with pytest.raises(
         VerificationError, match=r"Folding changes the function of Decoder: .*Guilty: blocks\.0\.first: "
     ):

@@ -11,14 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from isthmus.errors import SymmetryError
 from isthmus.folding._edits import Filled, Look, Mapped, Step, along
-from isthmus.folding._graph import Way, described
+from isthmus.folding._graph import Way, described, kind_of, shape_of
 from isthmus.folding._moves import Part
 from isthmus.folding._uses import Refusal, Uses
-from isthmus.layers import BATCH_NORMS, BatchNorm, Site, find_sites
+from isthmus.layers import BATCH_NORMS, BatchNorm, Site, find_sites, following_norm, operands_of
 from isthmus.symmetry import bound_arguments, module_of, operator_of
 
 __all__ = ["BatchFold", "find_batch_folds", "unit_variance"]
@@ -194,7 +194,7 @@ def find_batch_folds(uses: Uses) -> tuple[list[BatchFold], list[Refusal]]:
     found: dict[tuple[str, ...], BatchFold] = {}
     nodes: dict[tuple[str, ...], set[object]] = {}
     for way in uses.ways:
-        for site in find_sites(way.traced):
+        for site in (*find_sites(way.traced), *_normalised_sites(way)):
             if site.norm is not None and _lives(way, site.name):
                 fold = _first_names(uses, BatchFold(_title(way, site.name), site, site.norm))
                 found.setdefault((*fold.into, *fold.own), fold)
@@ -209,6 +209,26 @@ def find_batch_folds(uses: Uses) -> tuple[list[BatchFold], list[Refusal]]:
     taken = {name for fold in found.values() for name in fold.own}
     refusals += [r for way in uses.ways for r in _left(uses, way, taken)]
     return folds, list(dict.fromkeys(refusals))
+
+
+def _normalised_sites(way: Way) -> Iterable[Site]:
+    """Yield the layers with a normalised weight ``g v / |v|`` and a length for each output, as sites of the lengths."""
+    tensors = way.traced.tensors
+    for node in way.nodes:
+        given = operands_of(node)
+        weight = None if given is None else given.weight
+        if given is None or not isinstance(weight, fx.Node) or kind_of(weight) != "_weight_norm":
+            continue
+        bound = bound_arguments(weight)
+        lengths, bias = tensors.get(bound["g"].name), tensors.get(getattr(given.bias, "name", ""))
+        alone = way.users(weight) == [node] and weight not in way.kept
+        plain = not given.scaled and (given.bias is None) == (bias is None)
+        if lengths is None or int(bound["dim"]) != given.out_axis or not alone or not plain:
+            continue
+        site = Site(node.name, lengths, bias, given.in_axis, given.out_axis, "", node.name, given.convolution)
+        found = following_norm(node, tensors, site.channel_axis_of(len(shape_of(node))))
+        if found is not None:
+            yield replace(site, norm=found[0], target=found[1])
 
 
 def _first_names(uses: Uses, fold: BatchFold) -> BatchFold:
@@ -233,15 +253,16 @@ def _lives(way: Way, name: str) -> bool:
     return any(node.name == name for node in way.nodes)
 
 
-def _operators(way: Way, name: str) -> tuple[object, object]:
-    """Return a layer's operator and the norm that alone reads it."""
+def _operators(way: Way, name: str) -> tuple[fx.Node, ...]:
+    """Return a layer's operator, the norm that alone reads it, and what else is given the layer's tensors for it."""
     node = next(n for n in way.nodes if n.name == name)
-    return node, next(iter(node.users))
+    weights = (n for n in node.all_input_nodes if kind_of(n) == "_weight_norm")
+    return node, next(iter(node.users)), *weights
 
 
 def _title(way: Way, name: str) -> str:
     norm = _operators(way, name)[1]
-    return module_of(norm) or norm.name  # pyright: ignore
+    return module_of(norm) or norm.name
 
 
 def _problem(uses: Uses, fold: BatchFold, nodes: set[object]) -> str:

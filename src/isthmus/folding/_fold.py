@@ -189,7 +189,7 @@ def fold(
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"fold: expected a torch.nn.Module first, found {type(model).__name__}. Give the network whose state "
-            "it is, and the tensors as state=...."
+            "it is, and the tensors as state=.... With a trace alone: isthmus.folding.plan_folds(trace).apply(state)."
         )
     holding = model if state is None else _holding(model, state)
     own, plan, apart, added = prepared(

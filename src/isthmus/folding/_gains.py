@@ -34,7 +34,8 @@ class NormFold:
         gain: what multiplies.
         bias: what is added.
         offset: what code adds to the gain's tensor.
-        readers: the layers, each weight once.
+        readers: the layers, each weight and bias once.
+        scaled: the layers, each weight once.
         moves_gain: whether the gain goes into them.
         moves_bias: whether the bias goes into theirs.
     """
@@ -45,6 +46,7 @@ class NormFold:
     bias: Part | None
     offset: float
     readers: tuple[Reader, ...]
+    scaled: tuple[Reader, ...]
     moves_gain: bool
     moves_bias: bool
 
@@ -123,7 +125,7 @@ class NormFold:
         """Yield the steps that move the gain."""
         if not self.moves_gain or self.gain is None:
             return
-        for reader in self.readers:
+        for reader in self.scaled:
             yield from _scaled(reader, self.factors)
         if self.keeps_bias and self.bias is not None:
             yield Mapped(self.bias.name, self.bias, self._divided)
@@ -146,7 +148,7 @@ class NormFold:
                 f"Cannot unfold {self.name!r}: {int((gain == 0).sum())} entries of its gain were 0, so what its "
                 "readers had there is gone. Keep the state as it was before folding."
             )
-        for reader in self.readers:
+        for reader in self.scaled:
             yield from _scaled(reader, lambda _: 1 / gain)
         if self.bias is not None:
             yield Mapped(self.bias.name, self.bias, lambda own, _: own * gain.reshape(own.shape).to(own))
@@ -257,11 +259,18 @@ class _Group:
                 refused.append(
                     Refusal(self.name, what, problem.text, problem.tied, problem.apart, tuple(lacking))
                 )
-        once = {(r.weight.name, self.uses.key(r.weight), r.bias and r.bias.name): r for r in self.readers}
-        readers = tuple(once.values())
-        first = self.first
+        weights = {(r.weight.name, self.uses.key(r.weight)): r for r in self.readers}
+        pairs = {(r.weight.name, self.uses.key(r.weight), r.bias and r.bias.name): r for r in self.readers}
         fold = NormFold(
-            self.name, first.kind, gain, bias, first.offset, readers, moves["gain"], moves["bias"]
+            self.name,
+            self.first.kind,
+            gain,
+            bias,
+            self.first.offset,
+            tuple(pairs.values()),
+            tuple(weights.values()),
+            moves["gain"],
+            moves["bias"],
         )
         return fold, refused
 

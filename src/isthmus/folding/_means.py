@@ -10,7 +10,7 @@ from torch import fx
 
 from isthmus.folding._edits import Centred, Step
 from isthmus.folding._gains import NormFold
-from isthmus.folding._graph import Way, described
+from isthmus.folding._graph import Way, described, shape_of
 from isthmus.folding._moves import Part
 from isthmus.folding._norms import Norm, ignores_mean, norms_of
 from isthmus.folding._readers import NotLinear, readers_of
@@ -172,7 +172,10 @@ def _harmless(uses: Uses, folds: Sequence[NormFold]) -> dict[Use, tuple[str, int
             except NotLinear:
                 continue
             for r in readers:
-                if r.lengths is None:
+                # all channels have mean zero, a part of them has another one
+                if r.lengths is None and torch.equal(
+                    r.index.sort().values, torch.arange(shape_of(norm.node)[norm.axis])
+                ):
                     found[Use(*r.weight_use)] = (r.weight.name, _axis(uses, r.weight, r.axis))
     return found
 

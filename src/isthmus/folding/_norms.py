@@ -161,9 +161,9 @@ def _with_bias(norm: Norm) -> Norm:
     node = norm.node
     users = norm.way.users(node)
     while len(users) == 1 and is_move(users[0]) and shape_of(users[0]) == shape_of(node):
-        node, users = users[0], norm.way.users(users[0])
-        if kind_of(node) not in ("to", "_to_copy", "type_as"):
+        if node in norm.way.kept or kind_of(users[0]) not in ("to", "_to_copy", "type_as"):
             return norm
+        node, users = users[0], norm.way.users(users[0])
     if len(users) != 1 or kind_of(users[0]) != "add" or node in norm.way.kept or norm.node in norm.way.kept:
         return norm
     bound = bound_arguments(users[0])

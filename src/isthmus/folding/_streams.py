@@ -175,6 +175,8 @@ class _Walk:
             return
         if kind == "masked_fill" and (bound["value"] != 0 or _length(bound["mask"], back) != 1):
             raise NotCentred(f"{described(node)} fills in numbers")
+        if bound.get("rounding_mode") is not None:
+            raise NotCentred(f"{described(node)} rounds")
         whole = [
             n for n in (first, second) if isinstance(n, fx.Node) and _length(n, back) == count and count > 1
         ]
