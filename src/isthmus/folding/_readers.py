@@ -143,7 +143,8 @@ def _passed(node: fx.Node, value: fx.Node, channels: Channels) -> Channels | Non
         kept = channels.axis < first or not any(sides[2 * (len(shape_of(value)) - 1 - channels.axis) :][:2])
         plain = bound.get("mode", "constant") == "constant"
         zero = not plain or bound.get("value") in (None, 0, 0.0)
-        return replace(channels, plain=channels.plain and not plain) if kept and zero else None
+        between = plain and any(sides)
+        return replace(channels, plain=channels.plain and not between) if kept and zero else None
     if kind in ("mul", "div") and bound.get("rounding_mode") is None:
         other = bound["other"] if bound["self"] is value else bound["self"]
         if kind == "div" and bound["self"] is not value:
