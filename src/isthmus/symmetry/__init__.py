@@ -23,12 +23,15 @@ from isthmus.symmetry._spec import SymmetrySpec
 from isthmus.symmetry._trace import Trace, bound_arguments, module_of, operator_of, trace
 from isthmus.symmetry._values import Value
 from isthmus.symmetry._verify import (
+    EditChange,
     Runs,
     Verification,
     drawn_elements,
     drawn_relabellings,
+    edit_change,
     function_change,
     verification_of,
+    verified,
     verify,
 )
 
@@ -37,6 +40,7 @@ __all__ = [
     "AxisGroup",
     "Couplings",
     "DoublePrecision",
+    "EditChange",
     "IndexMap",
     "Limit",
     "NamedOutputs",
@@ -63,6 +67,7 @@ __all__ = [
     "discover_from_trace",
     "drawn_elements",
     "drawn_relabellings",
+    "edit_change",
     "function_change",
     "module_of",
     "named_outputs",
@@ -75,5 +80,6 @@ __all__ = [
     "rule",
     "trace",
     "verification_of",
+    "verified",
     "verify",
 ]
