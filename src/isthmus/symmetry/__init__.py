@@ -18,6 +18,7 @@ from isthmus.symmetry._relabelling import Relabelling
 from isthmus.symmetry._runner import DoublePrecision, noisy_input, output_change, perturbation
 from isthmus.symmetry._slots import AxisGroup, IndexMap, PinnedAxis, Slot
 from isthmus.symmetry._spec import SymmetrySpec
+from isthmus.symmetry._strict import strict_rules
 from isthmus.symmetry._trace import Trace, bound_arguments, module_of, operator_of, trace
 from isthmus.symmetry._values import Value
 from isthmus.symmetry._verify import (
@@ -66,6 +67,7 @@ __all__ = [
     "perturbation",
     "reordering",
     "rule",
+    "strict_rules",
     "trace",
     "verification_of",
     "verify",
