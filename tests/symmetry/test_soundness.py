@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from symmetry_helpers import Net, build, check, group, normal
 from torch import Tensor, nn
 
-from isthmus.symmetry import Value, _axes, discover, verify
+from isthmus import SymmetryError
+from isthmus.symmetry import Value, _axes, discover, strict_rules, verify
 from isthmus.symmetry._axes import ONE
 from isthmus.symmetry._segments import Stacked, moved
 
@@ -274,9 +275,17 @@ def test_a_rule_that_fails_or_answers_in_another_shape_pins(monkeypatch: pytest.
         return Value(x.axes[:-1])
 
     model = build(lambda: Net(lambda m, x: m.b(m.a(x).softmax(-1)), a=nn.Linear(5, 6), b=nn.Linear(6, 3)))
-    for wrong in (fails, misses):
+    for wrong, found in (
+        (fails, "it raised ValueError: no such form"),
+        (misses, "it answered in another shape"),
+    ):
         monkeypatch.setitem(_operation._RULES, "aten.softmax", (wrong, "mixes"))
-        spec = check(model, X, set(), every_slot=False)
+        with pytest.raises(
+            SymmetryError, match=rf"the rule for aten\.softmax in module .*softmax\.int.*{found}"
+        ):
+            check(model, X, set(), every_slot=False)
+        with strict_rules(False):
+            spec = check(model, X, set(), every_slot=False)
         (pinned,) = (p for p in spec.pinned if p.tensor == "a.bias")
         assert pinned.reason == "the rule does not know this form of the operator"
         assert pinned.operator == "aten.softmax"

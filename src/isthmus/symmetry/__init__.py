@@ -20,6 +20,7 @@ from isthmus.symmetry._relabelling import Relabelling
 from isthmus.symmetry._runner import DoublePrecision, noisy_input, output_change, perturbation
 from isthmus.symmetry._slots import AxisGroup, IndexMap, Limit, PinnedAxis, Slot
 from isthmus.symmetry._spec import SymmetrySpec
+from isthmus.symmetry._strict import strict_rules
 from isthmus.symmetry._trace import Trace, bound_arguments, module_of, operator_of, trace
 from isthmus.symmetry._values import Value
 from isthmus.symmetry._verify import (
@@ -78,6 +79,7 @@ __all__ = [
     "random_element",
     "reordering",
     "rule",
+    "strict_rules",
     "trace",
     "verification_of",
     "verified",

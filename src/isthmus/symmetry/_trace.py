@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from isthmus.errors import ModelError
 from isthmus.replica import Replica, hidden_tensors, storage_key
 from isthmus.symmetry._export import Way, export_ways, shell_of
+from isthmus.symmetry._functional import functional
 from isthmus.symmetry._memory import aliases_of, overlaps, saved_tensors, view_key
 from isthmus.symmetry._outputs import NamedOutputs, named_outputs
 from isthmus.symmetry._reading import Read, require_same_answers
@@ -253,7 +254,7 @@ def _traced(
         _refuse_randomness(way.program, model)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            traces.append(_build(shell, way.program.run_decompositions({}), way))
+            traces.append(_build(shell, functional(way.program), way))
     return replace(traces[0], others=tuple(traces[1:]))
 
 
