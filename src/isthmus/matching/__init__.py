@@ -19,7 +19,19 @@ from isthmus.matching._nested import Gain, couple, total_gain
 from isthmus.matching._objectives import Comparison, MomentObjective, Objective, Term, TermObjective
 from isthmus.matching._problem import Problem
 from isthmus.matching._schedules import CoordinateDescent, Match, Schedule, SinglePass, Status, Then
-from isthmus.matching._solvers import Assignment, Solver, assignment_solver
+from isthmus.matching._solvers import (
+    Assignment,
+    BalancedProcrustes,
+    LeastSquares,
+    PlaneRotations,
+    Procrustes,
+    ScaledAssignment,
+    SidedSolver,
+    Sides,
+    SignedAssignment,
+    Solver,
+    assignment_solver,
+)
 from isthmus.matching._terms import (
     Pair,
     activation_objective,
@@ -34,6 +46,7 @@ __all__ = [
     "METHODS",
     "Alignment",
     "Assignment",
+    "BalancedProcrustes",
     "Cluster",
     "Comparison",
     "CoordinateDescent",
@@ -45,6 +58,7 @@ __all__ = [
     "Grid",
     "Incremental",
     "Layers",
+    "LeastSquares",
     "Match",
     "Method",
     "Methods",
@@ -52,8 +66,14 @@ __all__ = [
     "Objective",
     "OnStage",
     "Pair",
+    "PlaneRotations",
     "Problem",
+    "Procrustes",
     "Schedule",
+    "ScaledAssignment",
+    "SidedSolver",
+    "Sides",
+    "SignedAssignment",
     "SinglePass",
     "Solver",
     "Status",
