@@ -2,6 +2,7 @@
 
 from isthmus.matching._align import OnStage, align, silent, solve
 from isthmus.matching._alignment import Alignment
+from isthmus.matching._by_class import ByClass
 from isthmus.matching._constant import CONSTANT_UNITS
 from isthmus.matching._dimension import (
     Dimension,
@@ -47,6 +48,7 @@ __all__ = [
     "Alignment",
     "Assignment",
     "BalancedProcrustes",
+    "ByClass",
     "Cluster",
     "Comparison",
     "CoordinateDescent",

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from isthmus.couplings import Coupling, Permutation, index_of
+from isthmus.matching._by_class import ByClass, Sided
 from isthmus.matching._certify import ErrorBound, certified
 from isthmus.matching._grids import Cluster, Structure
 from isthmus.matching._nested import Gain, best_change
@@ -74,6 +75,11 @@ class Incremental:
     def compared(self) -> Sequence[Comparison]:
         """What the value is about (see :class:`TermObjective`)."""
         return self._objective.compared
+
+    @property
+    def plain(self) -> TermObjective:
+        """The objective without a memory."""
+        return self._objective
 
     def depends(self, cluster: Cluster) -> frozenset[str]:
         """Return the groups whose moves can change what is best for a cluster."""
@@ -377,6 +383,8 @@ def _unchanged(one: Mapping, other: Mapping) -> bool:
 @working.register(Incremental)
 @working.register(TermObjective)
 def _(objective: Incremental | TermObjective, solver: Solver, products: Products | None) -> Working:
+    if isinstance(solver, ByClass):
+        return Sided(objective.plain if isinstance(objective, Incremental) else objective, solver)
     if not isinstance(solver, Assignment) or products is None:
         return Plain(objective, solver)
     return objective if isinstance(objective, Incremental) else Incremental(objective, products)

@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from isthmus.couplings import is_orthogonal
 from isthmus.matching._grids import Cluster, Facet, Grid, Structure
 from isthmus.matching._nested import Gain, total_gain
 from isthmus.matching._pairs import in_order, ordered, pair_products
@@ -81,6 +82,7 @@ class Comparison:
         metric: applies :math:`M` to (relabelled) tensors of B; ``None`` for the identity.
         through: by tensor, the axes whose slots count in the gains; ``None`` for all slots. A layer is seen along the
             axis of its outputs alone.
+        own: A's tensors without the metric, where there is one: what their norms are asked of.
     """
 
     a: tuple[Tensor | Source, ...]
@@ -89,6 +91,7 @@ class Comparison:
     norm_a: float | None = None
     metric: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] | None = None
     through: tuple[tuple[int, ...], ...] | None = None
+    own: tuple[Tensor | Source, ...] | None = None
 
     def counted(self, group: str) -> list[list[Slot]]:
         """Return, by tensor, the slots of a group through which gains are gradients of the inner product."""
@@ -124,7 +127,7 @@ class Comparison:
         """
         if self.metric is None:
             product = self.inner(at) if inner is None else inner(self, at)
-            return self._norms[0] + self._norms[1] - 2 * product
+            return self._norms[0] + self._norm_of_b(at) - 2 * product
         moved = self.moved(at)
         norm_b = sum(float((x * y).sum()) for x, y in zip(self.metric(moved), moved, strict=True))
         product = sum(float((read(x) * y).sum()) for x, y in zip(self.a, moved, strict=True))
@@ -132,9 +135,16 @@ class Comparison:
 
     @cached_property
     def _norms(self) -> tuple[float, float]:
-        """The squared norms of A's tensors, and of B's in the identity metric, which no relabelling changes."""
+        """The squared norms of A's tensors, and of B's in the identity metric, which no rotation changes."""
         own = self.norm_a if self.norm_a is not None else _squared_norm(self.a)
         return own, 0.0 if self.metric else _squared_norm(self.b)
+
+    def _norm_of_b(self, at: Couplings) -> float:
+        """Return the squared norm of B's tensors relabelled, in the identity metric."""
+        moving = [at[name] for name in self.groups if name in at]
+        if all(isinstance(c, Tensor) or is_orthogonal(c) for c in moving):
+            return self._norms[1]
+        return sum(float(y.square().sum()) for y in self.moved(at))
 
 
 def _squared_norm(tensors: Iterable[Tensor | Source]) -> float:
@@ -272,6 +282,13 @@ class TermObjective:
     def compared(self) -> Sequence[Comparison]:
         """What the value is about: the comparisons of all terms without a scale, each once."""
         return self._compared
+
+    def with_costs(self) -> TermObjective:
+        """Return the same terms valued by minus half the squared distances, which also measure what changes norms."""
+        every = [t for terms in self._terms.values() for t in terms]
+        return (
+            self if self._measure is negative_cost else TermObjective(self._structure, every, negative_cost)
+        )
 
     def terms(self, cluster: Cluster) -> Sequence[Term]:
         """Return the terms of a cluster."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,7 +33,6 @@ from isthmus.matching._objectives import (
 from isthmus.matching._pieces import Piece
 from isthmus.matching._sources import narrowed, read, source_of
 from isthmus.moments import CrossMoment, InputStatistics
-from isthmus.symmetry import Slot
 
 __all__ = [
     "Pair",
@@ -66,7 +65,13 @@ class Pair:
         whole = read(own).double()
         norm = float(whole.square().sum()) / count
         return Comparison(
-            (whole / count,), (other,), movers, norm, lambda moved: tuple(x / count for x in moved), seen
+            (whole / count,),
+            (other,),
+            movers,
+            norm,
+            lambda moved: tuple(x / count for x in moved),
+            seen,
+            (own,),
         )
 
     def plain_terms(self, tensor: str, axis: int | None = None) -> list[Term]:
@@ -182,10 +187,10 @@ def _in_metric(pair: Pair, site: Site, statistics: InputStatistics, centred: boo
         own, other = (weight_a, bias_a), (weight_b, bias_b)
     a = metric(own)
     movers = pair.layers.table.get(site.weight, {})
-    rows = {0: [(g, Slot(s.tensor, 0, s.index, role=s.role)) for g, s in movers.get(site.out_axis, ())]}
+    rows = {0: [(g, replace(s, axis=0, block=())) for g, s in movers.get(site.out_axis, ())]}
     norm = sum(float((x * y).sum()) for x, y in zip(a, own, strict=True))
     through = ((site.out_axis,), (0,))[: len(own)]
-    return Comparison(a, other, (movers, rows)[: len(own)], norm, metric, through)
+    return Comparison(a, other, (movers, rows)[: len(own)], norm, metric, through, own)
 
 
 def _outgoing_terms(pair: Pair, site: Site, statistics: InputStatistics) -> list[Term]:

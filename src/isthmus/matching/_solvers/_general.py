@@ -92,7 +92,7 @@ class LeastSquares:
 
     condition: float = 1e4
     most_steps: int = 100
-    tolerance: float = 1e-10
+    tolerance: float = 1e-9
     acts: str = "general"
 
     def __post_init__(self) -> None:
@@ -110,51 +110,78 @@ class LeastSquares:
             ShapeError: the inner products of the units with one another are not known in both networks.
         """
         sides = as_sides(gain)
+        balanced = BalancedProcrustes(self.condition**0.25)(sides)
         eye = torch.eye(len(sides.holders), dtype=torch.float64)
-        starts = Linear(eye, eye), BalancedProcrustes(self.condition**0.25)(sides)
-        best = max(starts, key=sides.value)
-        value = sides.value(best)
-        scale = sum(float(gram.trace()) for gram in sides.grams())
+        descent = _Descent(sides, self.condition)
+        at = max(
+            (eye, eye),
+            (balanced.matrix(), balanced.inverse().matrix()),
+            key=lambda pair: descent.value(*pair),
+        )
+        value = descent.value(*at)
         for _ in range(self.most_steps):
-            better = self._improved(sides, best, value)
+            better = descent.improved(at, value)
             if better is None:
                 break
-            rise, (best, value) = better[1] - value, better
-            if rise <= self.tolerance * scale:
+            rise, (at, value) = better[1] - value, better
+            if rise <= self.tolerance * descent.scale:
                 break
-        return best
+        return Linear(at[0], _refined(*at))
 
-    def _improved(self, sides: Sides, at: Linear, value: float) -> tuple[Linear, float] | None:
+
+_Map = tuple[Tensor, Tensor]
+"""A matrix and its inverse."""
+
+
+class _Descent:
+    """One problem of least squares, on the CPU."""
+
+    def __init__(self, sides: Sides, condition: float) -> None:
+        self._gains = sides.holders.cpu(), sides.readers.cpu()
+        self._grams = tuple(g.cpu() for g in sides.grams())
+        self._condition = condition
+        self.scale = sum(float(g.trace()) for g in self._grams)
+
+    def value(self, there: Tensor, back: Tensor) -> float:
+        """Return minus half the squared distance under a map and its inverse, up to a constant."""
+        parts = zip((there, back.T), self._gains, self._grams, strict=True)
+        return float(sum((m * (gain - 0.5 * m @ gram)).sum() for m, gain, gram in parts))
+
+    def improved(self, at: _Map, value: float) -> tuple[_Map, float] | None:
         """Return a map of larger value and this value, or ``None`` if no step along the direction has one."""
-        direction = _direction(sides, at)
+        direction = self._direction(*at)
         size = 1.0
         while size >= _SHORTEST:
-            there, back = (
-                torch.linalg.matrix_exp(size * direction),
-                torch.linalg.matrix_exp(-size * direction),
-            )
-            matrix, undone = there @ at.matrix(), at.inverse().matrix() @ back
-            if bool(torch.isfinite(matrix).all()) and float(torch.linalg.cond(matrix)) <= self.condition:
-                found = Linear(matrix, undone)
-                reached = sides.value(found)
-                if reached > value:
-                    return found, reached
+            there, back = (torch.linalg.matrix_exp(sign * size * direction) for sign in (1, -1))
+            moved = there @ at[0], at[1] @ back
+            if self._well_shaped(moved) and (reached := self.value(*moved)) > value:
+                return moved, reached
             size /= 2
         return None
 
+    def _well_shaped(self, found: _Map) -> bool:
+        """Return whether a map keeps within the bound on the condition number."""
+        if not all(bool(torch.isfinite(x).all()) for x in found):
+            return False
+        # The product of Frobenius norms bounds the condition number, and mostly saves the singular values.
+        rough = float(found[0].norm() * found[1].norm())
+        return rough <= self._condition or float(torch.linalg.cond(found[0])) <= self._condition
 
-def _direction(sides: Sides, at: Linear) -> Tensor:
-    """Return the step of the linearised problem, on the CPU: a Sylvester equation between two positive matrices."""
-    there, back = at.matrix(), at.inverse().matrix()
-    held, read = (g.cpu() for g in (sides.holders, sides.readers))
-    norm_held, norm_read = (g.cpu() for g in sides.grams())
-    held, read = held @ there.T, read @ back
-    norm_held, norm_read = there @ norm_held @ there.T, back.T @ norm_read @ back
-    wanted = (held - norm_held) - (read.T - norm_read)
-    left, left_axes = torch.linalg.eigh(0.5 * (norm_read + norm_read.T))
-    right, right_axes = torch.linalg.eigh(0.5 * (norm_held + norm_held.T))
-    # A little damping, relative to the larger side, keeps directions still that neither side sees.
-    largest = max(float(left.max()) if len(left) else 0.0, float(right.max()) if len(right) else 0.0)
-    sizes = left.clamp(min=0.0)[:, None] + right.clamp(min=0.0)[None, :] + 1e-9 * largest
-    inside = left_axes.T @ wanted @ right_axes / sizes if largest else torch.zeros_like(wanted)
-    return left_axes @ inside @ right_axes.T
+    def _direction(self, there: Tensor, back: Tensor) -> Tensor:
+        """Return the step of the linearised problem: a Sylvester equation between two positive matrices."""
+        held, read = self._gains[0] @ there.T, self._gains[1] @ back
+        norm_held, norm_read = there @ self._grams[0] @ there.T, back.T @ self._grams[1] @ back
+        wanted = (held - norm_held) - (read.T - norm_read)
+        left, left_axes = torch.linalg.eigh(0.5 * (norm_read + norm_read.T))
+        right, right_axes = torch.linalg.eigh(0.5 * (norm_held + norm_held.T))
+        largest = max(float(s[-1]) if len(s) else 0.0 for s in (left, right))
+        if largest <= 0:
+            return torch.zeros_like(wanted)
+        # A little damping, relative to the larger side, keeps directions still that neither side sees.
+        sizes = left.clamp(min=0.0)[:, None] + right.clamp(min=0.0)[None, :] + 1e-9 * largest
+        return left_axes @ (left_axes.T @ wanted @ right_axes / sizes) @ right_axes.T
+
+
+def _refined(there: Tensor, back: Tensor) -> Tensor:
+    """Return an inverse to rounding from one that many steps have worn (Newton and Schulz)."""
+    return back @ (2 * torch.eye(len(there), dtype=there.dtype) - there @ back)
