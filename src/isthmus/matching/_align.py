@@ -148,10 +148,9 @@ def _solved(
     found = method.run(problem, schedule, problem.generator())
     match, notes, costs = found.match, found.notes, _costs(found.objective, found.match.couplings)
     del found  # and with it the gains that the objective kept
-    permutations = match.permutations
     tell("measuring how far outputs change", 3, 4)
     return Alignment(
-        permutations={name: permutations[name] for name in spec.groups},
+        couplings={name: match.couplings[name] for name in spec.groups},
         spec=spec,
         method=method.name,
         sweeps=match.sweeps,
