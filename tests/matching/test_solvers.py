@@ -32,7 +32,7 @@ SOLVERS: dict[str, SidedSolver] = {
     "monomial": ScaledAssignment(signed=True),
     "norms": ScaledAssignment("norms"),
     "orthogonal": Procrustes(),
-    "orthogonal fixing the mean": Procrustes(fix_mean=True),
+    "mean-fixing": Procrustes(fix_mean=True),
     "planes": PlaneRotations(),
     "general": BalancedProcrustes(),
     "least squares": LeastSquares(),
@@ -59,7 +59,7 @@ def drawn(acts: str, size: int, seed: int) -> Coupling:
         return Monomial(order, factors.exp())
     if acts == "monomial":
         return Monomial(order, signs * factors.exp())
-    if acts in ("orthogonal", "orthogonal fixing the mean"):
+    if acts in ("orthogonal", "mean-fixing"):
         return Procrustes(fix_mean=acts != "orthogonal")(normal(size, size, seed=seed))
     if acts == "planes":
         return PlaneRotations()(normal(size, size, seed=seed))
@@ -225,7 +225,7 @@ def test_classes_are_named_as_groups_name_them() -> None:
         "monomial",
         "positive",
         "orthogonal",
-        "orthogonal fixing the mean",
+        "mean-fixing",
         "plane rotations",
         "general",
         "general",
@@ -247,12 +247,13 @@ def test_the_regression_of_activations_and_their_energy() -> None:
     of_a, of_b = ((x.square().mean(0), torch.zeros(3).double()) for x in (h_a, h_b))
     sides = Sides(gain, zero, zero, of_a, of_b)
     expected = (h_a * h).mean(0) / h.square().mean(0)
-    found = ScaledAssignment(most=math.e)(sides)
+    found = ScaledAssignment()(sides)
     assert found.index.tolist() == [2, 0, 1]
     assert torch.allclose(found.factors, expected)
-    energy = ScaledAssignment("norms", most=math.e)(sides)
+    energy = ScaledAssignment("norms")(sides)
     assert torch.allclose(energy.factors, (h_a.square().mean(0) / h.square().mean(0)).sqrt())
-    assert ScaledAssignment(most=1.5)(sides).factors.tolist() == [1.5, 1.5, 1.5]
+    assert ScaledAssignment(alone=1.5)(sides).factors.tolist() == [1.5, 1.5, 1.5]
+    assert ScaledAssignment(most=1.25)(sides).factors.tolist() == [1.25, 1.25, 1.25]
 
 
 def test_norms_are_matched_in_the_geometric_mean() -> None:
@@ -326,7 +327,7 @@ def test_steps_stop_at_the_bound_on_the_condition() -> None:
     [
         (lambda: ScaledAssignment("mean"), "expected rule 'least squares' or 'norms', found 'mean'"),  # pyright: ignore
         (lambda: ScaledAssignment(most=math.inf), "a finite largest factor of at least 1, found inf"),
-        (lambda: ScaledAssignment(most=0.5), "a finite largest factor of at least 1, found 0.5"),
+        (lambda: ScaledAssignment(alone=0.5), "a finite largest factor of at least 1, found 0.5"),
         (lambda: PlaneRotations("thirds"), "expected planes 'halves' or 'neighbours', found 'thirds'"),  # pyright: ignore
         (lambda: PlaneRotations()(torch.zeros(3, 3)), "expected an even number of units, found 3"),
         (

@@ -21,6 +21,8 @@ __all__ = ["ByClass", "Sided"]
 At = Mapping[str, Coupling]
 CHANGE_NORMS = frozenset({"positive", "monomial", "general"})
 """Classes whose couplings change norms, so that inner products alone do not measure distances."""
+TURN = frozenset({"orthogonal", "mean-fixing"})
+"""Classes of rotations."""
 TELL_SIDES = CHANGE_NORMS | {"signed"}
 """Classes that act otherwise on what holds the units than on what reads them, or not at all on some of it."""
 
@@ -49,6 +51,10 @@ class ByClass:
     def of(self, group: str) -> SidedSolver:
         """Return the solver of a group."""
         return self.solvers.get(group, assignment_solver)
+
+    def turns(self, group: str) -> bool:
+        """Return whether a group is rotated."""
+        return self.of(group).acts in TURN
 
     def permutes(self, cluster: Sequence[str]) -> bool:
         """Return whether all groups of a cluster are permuted, and no more."""

@@ -16,14 +16,22 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from isthmus.couplings import is_orthogonal
+from isthmus.couplings import Monomial, is_orthogonal
 from isthmus.matching._grids import Cluster, Facet, Grid, Structure
 from isthmus.matching._nested import Gain, total_gain
 from isthmus.matching._pairs import in_order, ordered, pair_products
 from isthmus.matching._sources import Source, device_of_source, pieces, read
 from isthmus.symmetry import Couplings, Slot, Slots, carry_tensor
 
-__all__ = ["Comparison", "MomentObjective", "Objective", "Term", "TermObjective", "independent"]
+__all__ = [
+    "Comparison",
+    "MomentObjective",
+    "Objective",
+    "Term",
+    "TermObjective",
+    "UnitSpreads",
+    "independent",
+]
 
 
 class Objective(Protocol):
@@ -354,6 +362,23 @@ def _same_cells(one: Gain, other: Gain) -> bool:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class UnitSpreads:
+    """How much the units of both networks vary, for a group that shares no axis, averaged over the views.
+
+    Attributes:
+        a: mean squares of the units of A in the scale of the gains, shape ``(units,)``.
+        b: the same for B.
+        energy_a: mean squares of the units of A as they are, uncentred.
+        energy_b: the same for B.
+    """
+
+    a: Tensor
+    b: Tensor
+    energy_a: Tensor
+    energy_b: Tensor
+
+
 class MomentObjective:
     """Gains that do not depend on other groups: cross-covariances or correlations of activations.
 
@@ -362,6 +387,7 @@ class MomentObjective:
         gains: by cluster.
         spreads: by cluster, sum of the mean squares of all units of A and of B, in the gains' scale.
         fallback: matches the clusters whose activations are seen nowhere, and is about these only.
+        units: by cluster of one group, how much each unit varies: what factors are found from.
     """
 
     def __init__(
@@ -370,7 +396,9 @@ class MomentObjective:
         gains: Mapping[Cluster, Sequence[Gain]],
         spreads: Mapping[Cluster, float],
         fallback: Objective,
+        units: Mapping[Cluster, UnitSpreads] | None = None,
     ) -> None:
+        self.units = dict(units or {})
         self._gains, self._spreads, self._fallback = dict(gains), dict(spreads), fallback
         seen = [c for c in structure.clusters if c in self._gains]
         self._structure = replace(
@@ -394,7 +422,16 @@ class MomentObjective:
         if cluster not in self._gains:
             return self._fallback.cost(group, at)
         gain = total_gain(self._gains[cluster], at)
-        return (self._spreads[cluster] - 2 * gain) / max(self._structure.sizes[group], 1)
+        return (self._spread(cluster, at) - 2 * gain) / max(self._structure.sizes[group], 1)
+
+    def _spread(self, cluster: Cluster, at: Couplings) -> float:
+        """Return the sum of the mean squares of all units, those of B under their factors."""
+        factors = at.get(cluster[0])
+        if cluster not in self.units or not isinstance(factors, Monomial):
+            return self._spreads[cluster]
+        units = self.units[cluster]
+        moved = units.b.cpu()[factors.index] * factors.factors.detach().cpu().square()
+        return float(units.a.sum() + moved.sum())
 
     def value(self, at: Couplings, groups: Iterable[str] | None = None) -> float:
         """Return the value of permutations (see :class:`Objective`)."""

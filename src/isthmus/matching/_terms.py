@@ -13,7 +13,7 @@ activations            ``Cov(h_A, h_B)``, or ``Corr(h_A, h_B)``
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,6 +28,7 @@ from isthmus.matching._objectives import (
     MomentObjective,
     Term,
     TermObjective,
+    UnitSpreads,
     negative_cost,
 )
 from isthmus.matching._pieces import Piece
@@ -229,6 +230,7 @@ def activation_objective(
     *,
     correlation: bool,
     views: Mapping[Cluster, Sequence[View]] | None = None,
+    turned: Collection[Cluster] = (),
 ) -> MomentObjective:
     """Build activation matching: cross-covariances (or correlations) of the units, averaged over the views.
 
@@ -240,20 +242,24 @@ def activation_objective(
         moments: by cluster, one for each view.
         correlation: whether units are divided by their standard deviations.
         views: where clusters are seen; default: :meth:`Layers.views`.
+        turned: clusters that are rotated: their units have no scale of their own, so they are compared by covariances.
     """
     gains: dict[Cluster, list[Gain]] = {}
     spreads: dict[Cluster, float] = {}
+    units: dict[Cluster, UnitSpreads] = {}
     for cluster, listed in (pair.layers.views() if views is None else views).items():
         if all(any(name in v.grid.members for v in listed) for name in cluster):
-            seen = moments[cluster]
+            seen, scaled = moments[cluster], correlation and cluster not in turned
             gains[cluster] = [
-                Gain(_gain(m, correlation) / len(listed), v.grid.members)
+                Gain(_gain(m, scaled) / len(listed), v.grid.members)
                 for m, v in zip(seen, listed, strict=True)
             ]
-            spreads[cluster] = sum(_spread(m, correlation) for m in seen) / len(listed)
+            spreads[cluster] = sum(_spread(m, scaled) for m in seen) / len(listed)
+            if len(cluster) == 1:
+                units[cluster] = _spread_of_units(seen, scaled)
     everything = (t for name in pair.layers.parameters for t in pair.plain_terms(name))
     fallback = pair.objective([t for t in everything if t.facet.cluster not in gains])
-    return MomentObjective(pair.layers.structure, gains, spreads, fallback)
+    return MomentObjective(pair.layers.structure, gains, spreads, fallback, units)
 
 
 def _gain(moment: CrossMoment, correlation: bool) -> Tensor:
@@ -264,6 +270,22 @@ def _gain(moment: CrossMoment, correlation: bool) -> Tensor:
     gain[constant_a] = 0.0
     gain[:, constant_b] = 0.0
     return gain
+
+
+def _spread_of_units(seen: Sequence[CrossMoment], correlation: bool) -> UnitSpreads:
+    """Return the mean over the views of how much each unit varies."""
+    variances = [
+        torch.stack(v).mean(0) for v in zip(*((m.variance_a, m.variance_b) for m in seen), strict=True)
+    ]
+    means = [torch.stack(v).square().mean(0) for v in zip(*((m.mean_a, m.mean_b) for m in seen), strict=True)]
+    energies = [v + mean for v, mean in zip(variances, means, strict=True)]
+    if correlation:
+        varying = [torch.ones_like(v) for v in variances]
+        for k, ones in enumerate(varying):
+            for moment in seen:
+                ones[moment.constant_units[k]] -= 1 / len(seen)
+        variances = varying
+    return UnitSpreads(*variances, *energies)
 
 
 def _spread(moment: CrossMoment, correlation: bool) -> float:

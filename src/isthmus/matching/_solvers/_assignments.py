@@ -71,9 +71,9 @@ class ScaledAssignment:
             regression :math:`E h_A h_B / E h_B^2`. ``"norms"``: the geometric mean of the ratios of the units' norms
             (see :func:`isthmus.transport.norm_factors`); by activations :math:`\lambda^2 = E h_A^2 / E h_B^2`.
         signed: whether factors may be negative, which linear units alone allow.
-        most: largest factor, and its inverse the least. Tune this first where only one side is seen: nothing then
-            holds a factor back, and units that hardly agree are all but erased on the side that is not seen. A factor
-            of e is a careful bound there.
+        most: largest factor, and its inverse the least.
+        alone: the same where only one side is seen at all. Tune this first there: nothing holds a factor back, and
+            units that hardly agree would be all but erased on the side that is seen, and blown up on the other.
 
     Raises:
         DataError: an unknown rule, or a largest factor that is not finite or below one.
@@ -86,6 +86,7 @@ class ScaledAssignment:
     rule: Literal["least squares", "norms"] = "least squares"
     signed: bool = False
     most: float = 1e3
+    alone: float = math.e
     acts: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -94,10 +95,11 @@ class ScaledAssignment:
             raise DataError(
                 f"ScaledAssignment: expected rule 'least squares' or 'norms', found {self.rule!r}."
             )
-        if not 1 <= self.most < math.inf:
-            raise DataError(
-                f"ScaledAssignment: expected a finite largest factor of at least 1, found {self.most}."
-            )
+        for most in (self.most, self.alone):
+            if not 1 <= most < math.inf:
+                raise DataError(
+                    f"ScaledAssignment: expected a finite largest factor of at least 1, found {most}."
+                )
         object.__setattr__(self, "acts", "monomial" if self.signed else "positive")
 
     def __call__(self, gain: Sides | Tensor) -> Monomial:
@@ -109,6 +111,7 @@ class ScaledAssignment:
         sides = as_sides(gain)
         norms = sides.norms()
         of_a = sides.norms("A") if self.rule == "norms" else None
+        most = self.most if all(bool(norm.any()) for norm in norms) else min(self.alone, self.most)
         total, factors = torch.empty_like(sides.holders), torch.empty_like(sides.holders)
         step = max(1, _ROWS // max(sides.holders.shape[1], 1))
         for start in range(0, len(total), step):
@@ -117,7 +120,7 @@ class ScaledAssignment:
             forbidden = (held == -math.inf) | (read == -math.inf)
             held, read = (torch.where(forbidden, 0.0, x) for x in (held, read))
             own = None if of_a is None else (of_a[0][rows], of_a[1][rows])
-            found = self._factors(held, read, own, norms)
+            found = self._factors(held, read, own, norms, most)
             value = gain_of_factors(found, held, read, norms) + sides.unmoved[rows]
             total[rows], factors[rows] = torch.where(forbidden, -math.inf, value), found
         order = _assigned(total)
@@ -129,10 +132,11 @@ class ScaledAssignment:
         read: Tensor,
         of_a: tuple[Tensor, Tensor] | None,
         norms: tuple[Tensor, Tensor],
+        most: float,
     ) -> Tensor:
         if of_a is None:
-            return least_squares_factors(held, read, norms, signed=self.signed, most=self.most)
-        found = norm_factors(of_a, norms, most=self.most)
+            return least_squares_factors(held, read, norms, signed=self.signed, most=most)
+        found = norm_factors(of_a, norms, most=most)
         flipped = self.signed & (found * held + read / found < 0)
         return torch.where(flipped, -found, found)
 

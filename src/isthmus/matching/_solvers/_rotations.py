@@ -35,7 +35,7 @@ class Procrustes:
     @property
     def acts(self) -> str:
         """The class: orthogonal matrices, or those that keep the mean."""
-        return "orthogonal fixing the mean" if self.fix_mean else "orthogonal"
+        return "mean-fixing" if self.fix_mean else "orthogonal"
 
     def __call__(self, gain: Sides | Tensor) -> Rotation:
         """Return the rotation."""
