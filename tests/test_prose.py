@@ -22,7 +22,7 @@ LONGEST = 120
 
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="needs the docs folder")
 
-NAME = r"[A-Z][A-Za-zéü]+"
+NAME = r"[A-Z][A-Za-zéöü]+"
 CITATION = re.compile(
     rf"({NAME})(?:(?:,\s+{NAME})*,?\s+(?:and|&)\s+{NAME}|\s+et\s+al\.?)?,?\s+\(?((?:1[89]|20)\d\d)\b"
 )

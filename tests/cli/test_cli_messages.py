@@ -258,7 +258,7 @@ def test_an_alignment_is_a_few_lines_unless_every_group_is_asked_for() -> None:
     spec = SymmetrySpec({g.name: g for g, _ in made}, (), {g.slots[0].tensor: s for g, s in made})
     order = torch.tensor([1, 2, 0, 3])
     alignment = Alignment(
-        permutations=dict.fromkeys(spec.groups, order),
+        couplings=dict.fromkeys(spec.groups, order),
         spec=spec,
         method="weights",
         costs=dict.fromkeys(spec.groups, (3.0, 1.0)),

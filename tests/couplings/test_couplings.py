@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from isthmus.couplings import Coupling, Linear, Monomial, Nested, Permutation, Plan, Rotation
+from isthmus.couplings import Coupling, Linear, Monomial, Nested, Permutation, Plan, Rotation, is_orthogonal
 from isthmus.errors import ShapeError
 
 
@@ -97,10 +97,23 @@ def test_composition_keeps_the_smallest_class() -> None:
     assert type(p.then(m)) is Monomial
     assert type(m.then(p)) is Monomial
     assert type(q.then(q)) is Rotation
-    assert type(p.then(q)) is Linear
+    signs = Monomial(order(6, 7), torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0, -1.0]))
+    assert type(m.then(q)) is type(q.then(m)) is Linear
     nest = INVERTIBLE["nested"](5)
+    for one in (p, signs, nest, INVERTIBLE["nested rotations"](5)):
+        assert type(one.then(q)) is type(q.then(one)) is Rotation
+    assert type(INVERTIBLE["linear"](5).then(q)) is Linear
     assert type(nest.then(nest)) is Nested
     assert type(nest.inverse()) is Nested
+
+
+def test_orthogonal_couplings_are_their_own_inverse_transposed() -> None:
+    signs = Monomial(order(6, 7), torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0, -1.0]))
+    for kind, coupling in {**{k: make(3) for k, make in INVERTIBLE.items()}, "signs": signs}.items():
+        matrix = coupling.matrix()
+        same = torch.allclose(matrix @ matrix.T, torch.eye(6).double(), atol=1e-10)
+        assert is_orthogonal(coupling) == same == (kind not in ("monomial", "linear"))
+    assert not is_orthogonal(PLANS["narrow"](1))
 
 
 def test_members_follow_their_block() -> None:

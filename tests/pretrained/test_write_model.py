@@ -83,7 +83,7 @@ def test_dtype_ties_and_metadata_are_kept(
     opened = open_model(save(tiny("gpt2", dtype=dtype), tmp_path / "m"))
     alignment = random_alignment(spec)
     pretrained.apply(alignment, opened, tmp_path / "out")
-    inverse = replace(alignment, permutations=spec.invert(alignment.permutations))
+    inverse = replace(alignment, couplings=spec.invert(alignment.permutations))
     pretrained.apply(inverse, open_model(tmp_path / "out"), tmp_path / "back")
     before, back = (load_file(tmp_path / f / "model.safetensors") for f in ("m", "back"))
     assert before.keys() == back.keys()

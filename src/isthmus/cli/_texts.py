@@ -48,7 +48,7 @@ def _described(group: AxisGroup) -> str:
 
 def alignment_text(alignment: Alignment, verbose: bool = False) -> str:
     """Return what was found in a few lines: units moved, what can move, distance before and after."""
-    units = {name: len(p) for name, p in alignment.permutations.items()}
+    units = {name: alignment.spec.groups[name].size for name in alignment.couplings}
     lines = [str(alignment)]
     before, after = (_mean(alignment.costs, units, end) for end in (0, 1))
     if before is not None and after is not None:
@@ -56,7 +56,7 @@ def alignment_text(alignment: Alignment, verbose: bool = False) -> str:
             f"Mean squared distance per unit in this metric: {before:.4g} before, {after:.4g} after."
         )
     if verbose:
-        width = max((len(g) for g in alignment.permutations), default=5)
+        width = max((len(g) for g in alignment.couplings), default=5)
         for group, (old, new) in alignment.costs.items():
             moved = alignment.moved[group]
             lines.append(f"  {group:<{width}}  {moved:6.1%} moved, matched cost {old:.4g} → {new:.4g}")

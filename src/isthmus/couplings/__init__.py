@@ -6,7 +6,7 @@ unit of B that is placed at position ``i`` of A. Every class here is a :class:`C
 neither networks nor solvers.
 """
 
-from isthmus.couplings._coupling import Coupling
+from isthmus.couplings._coupling import Coupling, is_orthogonal
 from isthmus.couplings._indices import (
     compose_permutations,
     identity_permutation,
@@ -35,6 +35,7 @@ __all__ = [
     "index_of",
     "invert_permutation",
     "invert_permutations",
+    "is_orthogonal",
     "moved_fraction",
     "random_permutation",
     "validate_permutation",

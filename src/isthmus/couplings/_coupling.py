@@ -9,7 +9,7 @@ from torch import Tensor
 
 from isthmus.errors import ShapeError
 
-__all__ = ["Coupling", "along", "check_units", "follow", "square_matrix"]
+__all__ = ["Coupling", "along", "check_units", "follow", "is_orthogonal", "square_matrix"]
 
 
 @runtime_checkable
@@ -49,6 +49,15 @@ class Coupling(Protocol):
     def matrix(self) -> Tensor:
         """Return ``M``, float64, shape :attr:`shape`: for gradients and display, never on a fast path."""
         ...
+
+
+def is_orthogonal(coupling: Coupling) -> bool:
+    """Return whether a coupling is its own inverse transposed, so that holders and readers move alike and keep norms.
+
+    Permutations, signs and rotations are, and what nests them. A class of one's own may say so by a property
+    ``orthogonal``; without, nothing is assumed.
+    """
+    return bool(getattr(coupling, "orthogonal", False))
 
 
 def check_units(coupling: Coupling, units: Tensor, axis: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isthmus.couplings._coupling import Coupling, along, check_units, follow, square_matrix
+from isthmus.couplings._coupling import Coupling, along, check_units, follow, is_orthogonal, square_matrix
 from isthmus.couplings._plan import Plan
 from isthmus.errors import ShapeError
 
@@ -46,6 +46,11 @@ class Rotation:
         """Number of units, twice."""
         return len(self.values), len(self.values)
 
+    @property
+    def orthogonal(self) -> bool:
+        """Whether the inverse is the transpose: always."""
+        return True
+
     def carry(self, units: Tensor, axis: int = 0) -> Tensor:
         """Return ``Q W`` along the axis."""
         check_units(self, units, axis)
@@ -58,8 +63,8 @@ class Rotation:
     def then(self, after: Coupling) -> Coupling:
         """Return this rotation followed by another coupling."""
         follow(self, after)
-        if isinstance(after, Rotation):
-            return Rotation(after.values @ self.values)
+        if is_orthogonal(after):
+            return Rotation(after.matrix().to(self.values.device) @ self.values)
         return Linear(self.values, self.values.T).then(after)
 
     def inverse(self) -> Rotation:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.couplings._coupling import Coupling, check_units, follow
+from isthmus.couplings._coupling import Coupling, check_units, follow, is_orthogonal
 from isthmus.couplings._indices import invert_permutation, moved_fraction, validate_permutation
-from isthmus.couplings._linear import Linear
+from isthmus.couplings._linear import Linear, Rotation
 from isthmus.couplings._plan import Plan
 from isthmus.errors import ShapeError
 
@@ -57,6 +57,11 @@ class Permutation:
     def shape(self) -> tuple[int, int]:
         """Number of units, twice."""
         return len(self.index), len(self.index)
+
+    @property
+    def orthogonal(self) -> bool:
+        """Whether the inverse is the transpose: always."""
+        return True
 
     @property
     def moves(self) -> bool:
@@ -149,6 +154,11 @@ class Monomial:
         """Number of units, twice."""
         return len(self.index), len(self.index)
 
+    @property
+    def orthogonal(self) -> bool:
+        """Whether the inverse is the transpose: where all factors are signs."""
+        return bool((self.factors.detach().abs() == 1).all())
+
     def carry(self, units: Tensor, axis: int = 0) -> Tensor:
         """Return the units in order, each times its factor."""
         return self._times(units, axis, self.factors)
@@ -171,6 +181,8 @@ class Monomial:
         if isinstance(after, Permutation | Monomial):
             second = _as_monomial(after)
             return Monomial(self.index[second.index], self.factors[second.index] * second.factors)
+        if self.orthogonal and is_orthogonal(after):
+            return Rotation(self.matrix()).then(after)
         return Linear(self.matrix(), self.inverse().matrix()).then(after)
 
     def inverse(self) -> Monomial:

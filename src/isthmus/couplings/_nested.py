@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isthmus.couplings._coupling import Coupling, check_units, follow
-from isthmus.couplings._linear import Linear
+from isthmus.couplings._coupling import Coupling, check_units, follow, is_orthogonal
+from isthmus.couplings._linear import Linear, Rotation
 from isthmus.couplings._monomial import Permutation
 from isthmus.errors import ShapeError
 
@@ -50,6 +50,11 @@ class Nested:
         rows, columns = self.inner[0].shape if self.inner else (0, 0)
         return len(self.inner) * rows, len(self.inner) * columns
 
+    @property
+    def orthogonal(self) -> bool:
+        """Whether the inverse is the transpose: where it is for all members."""
+        return all(is_orthogonal(c) for c in self.inner)
+
     def carry(self, units: Tensor, axis: int = 0) -> Tensor:
         """Return the members in order, block by block."""
         return self._each(units, axis, readers=False)
@@ -77,6 +82,8 @@ class Nested:
                 self.inner[k].then(c) for c, k in zip(after.inner, after.outer.index.tolist(), strict=True)
             ]
             return Nested(Permutation.known(self.outer.index[after.outer.index]), inner)
+        if self.orthogonal and is_orthogonal(after):
+            return Rotation(self.matrix()).then(after)
         return Linear(self.matrix(), self.inverse().matrix()).then(after)
 
     def inverse(self) -> Nested:

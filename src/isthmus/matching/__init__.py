@@ -2,6 +2,8 @@
 
 from isthmus.matching._align import OnStage, align, silent, solve
 from isthmus.matching._alignment import Alignment
+from isthmus.matching._by_class import ByClass
+from isthmus.matching._classes import Symmetry, classes_of, solvers_of
 from isthmus.matching._constant import CONSTANT_UNITS
 from isthmus.matching._dimension import (
     Dimension,
@@ -19,7 +21,19 @@ from isthmus.matching._nested import Gain, couple, total_gain
 from isthmus.matching._objectives import InnerProduct, MomentObjective, Objective, Term, TermObjective
 from isthmus.matching._problem import Problem
 from isthmus.matching._schedules import CoordinateDescent, Match, Schedule, SinglePass, Status, Then
-from isthmus.matching._solvers import Assignment, Solver, assignment_solver
+from isthmus.matching._solvers import (
+    Assignment,
+    BalancedProcrustes,
+    LeastSquares,
+    PlaneRotations,
+    Procrustes,
+    ScaledAssignment,
+    SidedSolver,
+    Sides,
+    SignedAssignment,
+    Solver,
+    assignment_solver,
+)
 from isthmus.matching._terms import (
     LayeredPair,
     activation_objective,
@@ -34,6 +48,8 @@ __all__ = [
     "METHODS",
     "Alignment",
     "Assignment",
+    "BalancedProcrustes",
+    "ByClass",
     "Cluster",
     "InnerProduct",
     "CoordinateDescent",
@@ -45,6 +61,7 @@ __all__ = [
     "Grid",
     "Incremental",
     "Layers",
+    "LeastSquares",
     "Match",
     "Method",
     "Methods",
@@ -52,12 +69,19 @@ __all__ = [
     "Objective",
     "OnStage",
     "LayeredPair",
+    "PlaneRotations",
     "Problem",
+    "Procrustes",
     "Schedule",
+    "ScaledAssignment",
+    "SidedSolver",
+    "Sides",
+    "SignedAssignment",
     "SinglePass",
     "Solver",
     "Status",
     "Structure",
+    "Symmetry",
     "Term",
     "TermObjective",
     "Then",
@@ -65,6 +89,7 @@ __all__ = [
     "Working",
     "activation_objective",
     "align",
+    "classes_of",
     "assignment_solver",
     "couple",
     "covariance_objective",
@@ -76,6 +101,7 @@ __all__ = [
     "method_named",
     "silent",
     "solve",
+    "solvers_of",
     "total_gain",
     "weight_objective",
     "working",

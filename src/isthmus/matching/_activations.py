@@ -25,7 +25,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from isthmus.couplings import Permutation
+import isthmus.matching._by_class_moments  # noqa: F401, which registers how classes are matched by moments
+from isthmus.couplings import Coupling, Monomial, Permutation, index_of
+from isthmus.matching._by_class import ByClass
 from isthmus.matching._constant import pair_constant_units
 from isthmus.matching._grids import Cluster
 from isthmus.matching._incremental import Incremental
@@ -33,7 +35,7 @@ from isthmus.matching._objectives import MomentObjective
 from isthmus.matching._problem import Problem
 from isthmus.matching._schedules import CoordinateDescent, Match, Schedule, SinglePass, Status, Then
 from isthmus.matching._seen import Views
-from isthmus.matching._solvers import assignment_solver
+from isthmus.matching._solvers import Solver, assignment_solver
 from isthmus.matching._terms import activation_objective, weight_objective
 from isthmus.matching._working import At
 from isthmus.moments import CrossMoment, Frame
@@ -73,6 +75,8 @@ class ActivationMatching:
         schedule: order of the groups; default: a single pass. Rows and units that are matched in turn always
             take single passes.
         generator: for the schedules.
+        solver: couples one gain matrix, or a :class:`ByClass` for each group by its class. Rows and units that are
+            matched in turn are permuted, whatever else may act on them.
 
     Attributes:
         notes: remarks for the reader; complete after :meth:`run`.
@@ -82,12 +86,16 @@ class ActivationMatching:
     correlation: bool
     schedule: Schedule | None
     generator: torch.Generator
+    solver: Solver = assignment_solver
     notes: tuple[str, ...] = field(default=(), init=False)
 
     def run(self) -> tuple[Match, MomentObjective]:
         """Return the couplings and the objective."""
         seen = self.problem.seen
         self.notes = seen.notes
+        if seen.rows_move and isinstance(self.solver, ByClass):
+            self.solver = assignment_solver
+            self.notes += ("rows of activations are units, so all units were permuted, by no larger class",)
         found, match = self._once()
         if seen.rows_move:
             turns = _Turns(self)
@@ -105,19 +113,35 @@ class ActivationMatching:
 
     def objective(self, moments: JointMoments, views: Views) -> MomentObjective:
         """Return the objective of moments."""
-        return activation_objective(self.problem.pair, moments, correlation=self.correlation, views=views)
+        views = {c: listed for c, listed in views.items() if self._by_moments(c)}
+        turned = [
+            c for c in views if len(c) == 1 and isinstance(self.solver, ByClass) and self.solver.turns(c[0])
+        ]
+        return activation_objective(
+            self.problem.pair, moments, correlation=self.correlation, views=views, turned=turned
+        )
+
+    def _by_moments(self, cluster: Cluster) -> bool:
+        """Return whether activations say what is best: not for invertible maps, nor for what mixes within nests."""
+        if not isinstance(self.solver, ByClass) or self.solver.permutes(cluster):
+            return True
+        return len(cluster) == 1 and self.solver.of(cluster[0]).acts != "general"
 
     def with_constant_units(self, at: At, moments: JointMoments) -> At:
         """Return the permutations with units that never vary paired by their weights."""
         constant = _constant_units(moments)
         weights = weight_objective(self.problem.pair)
-        return pair_constant_units(at, constant, weights, assignment_solver, self.generator)
+        factors = {n: c for n, c in at.items() if isinstance(c, Monomial) and n in constant}
+        orders = {n: Permutation.known(at[n].index) if n in factors else c for n, c in at.items()}  # pyright: ignore
+        constant = {n: units for n, units in constant.items() if isinstance(orders[n], Permutation)}
+        found = pair_constant_units(orders, constant, weights, assignment_solver, self.generator)
+        return {n: _with_factors(c, factors[n]) if n in factors else c for n, c in found.items()}
 
     def _once(self) -> tuple[_Stand, Match]:
         moments = dict(self.problem.joint_moments())
         objective = self.objective(moments, self.problem.seen.views)
         used = SinglePass() if self.schedule is None else self.schedule
-        match = used.run(objective, assignment_solver, None, self.generator)
+        match = used.run(objective, self.solver, None, self.generator)
         at = self.with_constant_units(match.couplings, moments)
         return _Stand(at, moments, objective, 0.0), replace(match, couplings=at)
 
@@ -211,6 +235,14 @@ class _Turns:
             else:
                 classes.append([cluster])
         return classes
+
+
+def _with_factors(order: Coupling, before: Monomial) -> Monomial:
+    """Return a new order of units with the factors that each unit of B had."""
+    index = index_of(order)
+    of_unit = torch.empty_like(before.factors)
+    of_unit[before.index] = before.factors
+    return Monomial(index, of_unit[index])
 
 
 def _same(one: At, other: At) -> bool:

@@ -5,36 +5,41 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import torch
 from torch import Tensor, nn
 
 from isthmus.checkpoints import load_metadata, load_state, save_state
-from isthmus.couplings import Permutation, moved_fraction
+from isthmus.couplings import Coupling, Monomial, Permutation, moved_fraction
 from isthmus.errors import CheckpointError, IsthmusWarning, SymmetryError
 from isthmus.matching._schedules import Status
+from isthmus.matching._stored import from_stored, keys_of, stored
 from isthmus.replica import with_state
 from isthmus.states import digest_of, state_of
-from isthmus.symmetry import Relabelling, SymmetrySpec, apply, check_permutations
+from isthmus.symmetry import Relabelling, SymmetrySpec, apply, as_couplings, check_permutations
 
 __all__ = ["Alignment"]
 
 _FORMAT = "isthmus-alignment-1"
+_ANY_COUPLING = "isthmus-alignment-2"
+"""Where couplings are more than permutations, which versions that know the first format alone would misread."""
+_STILL = 1e-12
+"""Share of the largest entry of a unit's row that others may have in it while it counts as itself."""
 _Network = TypeVar("_Network", nn.Module, Mapping[str, Tensor])
 
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """Where each unit of network B goes: one permutation per group.
+    """Where each unit of network B goes: one coupling per group, mostly a permutation.
 
     Attributes:
-        permutations: from group name to index tensor, int64, shape ``(group.size,)``; entry ``i`` is the unit
-            of B placed at position ``i`` of A.
-        spec: the symmetries these permutations act through.
+        couplings: from group name to :class:`isthmus.couplings.Coupling`. An index tensor is taken as its permutation:
+            int64, shape ``(group.size,)``; entry ``i`` is the unit of B placed at position ``i`` of A.
+        spec: the symmetries these couplings act through.
         method: how they were found.
         sweeps: value of the objective after each sweep over the groups (maximised; its unit depends on the
             method), or the matched gain of a single pass.
@@ -50,11 +55,11 @@ class Alignment:
         digest_b: the same for B.
 
     Raises:
-        SymmetryError: a permutation names an unknown group.
-        ShapeError: an entry is not a permutation of the group's units.
+        SymmetryError: a coupling names an unknown group.
+        ShapeError: an entry is not a permutation of the group's units, or a coupling of others.
     """
 
-    permutations: dict[str, Tensor]
+    couplings: Mapping[str, Coupling]
     spec: SymmetrySpec
     method: str
     sweeps: tuple[float, ...] = ()
@@ -68,14 +73,23 @@ class Alignment:
     digest_b: str = ""
 
     def __post_init__(self) -> None:
-        """Check the permutations against the groups, and keep them as int64 on the CPU."""
-        object.__setattr__(self, "permutations", check_permutations(self.spec, self.permutations))
+        """Check the couplings against the groups, and keep permutations as int64 on the CPU."""
+        object.__setattr__(self, "couplings", as_couplings(self.spec, self.couplings))
         object.__setattr__(self, "status", Status(self.status))
+
+    @property
+    def permutations(self) -> dict[str, Tensor]:
+        """Index tensors by group, int64.
+
+        Raises:
+            SymmetryError: a group moves by something else than a permutation; see ``couplings``.
+        """
+        return check_permutations(self.spec, self.couplings)
 
     @property
     def relabelling(self) -> Relabelling:
         """The couplings alone, as a value that composes and inverts."""
-        return Relabelling(self.spec, {n: Permutation.known(p) for n, p in self.permutations.items()})
+        return Relabelling(self.spec, self.couplings)
 
     def apply(self, network: _Network, *, check: bool = True) -> _Network:
         """Return B relabelled: a new module for a module, a new state for a state; the input stays untouched.
@@ -94,7 +108,7 @@ class Alignment:
             IsthmusWarning: the network is neither A nor B.
         """
         state = state_of(network)
-        relabelled = apply(self.spec, self.permutations, state)
+        relabelled = apply(self.spec, self.couplings, state)
         if check:
             self.check_network(state)
         if not isinstance(network, nn.Module):
@@ -147,22 +161,45 @@ class Alignment:
 
         It is for A and for the relabelled B; :meth:`apply` refuses B itself.
         """
-        inverted = self.spec.invert(self.permutations)
         return replace(
             self,
-            permutations=inverted,
+            couplings=self.relabelling.inverse().couplings,
             method=f"inverse of {self.method}",
             digest_a=self.digest_b if self.digest_a != self.digest_b else "",
             digest_b="",
         )
 
+    def then(self, after: Alignment) -> Alignment:
+        """Return the alignment of moving by this one and then by another, which begins where this one ends.
+
+        Costs, sweeps and the measured change are those of neither, and are left out.
+
+        Raises:
+            SymmetryError: the other one acts through groups of other names or sizes.
+        """
+        return Alignment(
+            self.relabelling.then(after.relabelling).couplings,
+            self.spec,
+            f"{self.method}, then {after.method}",
+            notes=tuple(dict.fromkeys((*self.notes, *after.notes))),
+            settings=self.settings,
+            seed=self.seed,
+            digest_a=after.digest_a,
+            digest_b=self.digest_b,
+        )
+
     @property
     def moved(self) -> dict[str, float]:
-        """Share of each group's units that change place, between 0 and 1."""
-        return {name: moved_fraction(p) for name, p in self.permutations.items()}
+        """Share of each group's units that change place or are mixed with others, between 0 and 1."""
+        return {name: _moved(coupling) for name, coupling in self.couplings.items()}
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """How many groups move by each kind of coupling, such as ``{"Permutation": 3, "Rotation": 1}``."""
+        return dict(Counter(type(c).__name__ for c in self.couplings.values()))
 
     def save(self, path: str | Path) -> None:
-        """Write the permutations as safetensors, with everything else as JSON in the file's metadata.
+        """Write the couplings as safetensors, with everything else as JSON in the file's metadata.
 
         Equal alignments make equal files, byte for byte.
 
@@ -179,14 +216,19 @@ class Alignment:
             "settings": dict(self.settings),
             "seed": self.seed,
             "verification_error": self.verification_error,
-            "groups": list(self.permutations),
+            "groups": list(self.couplings),
             "digest_a": self.digest_a,
             "digest_b": self.digest_b,
         }
+        parts = {name: stored(name, coupling) for name, coupling in self.couplings.items()}
+        tensors = {key: t for _, found in parts.values() for key, t in found.items()}
+        plain = all(isinstance(c, Permutation) for c in self.couplings.values())
+        if not plain:
+            details["couplings"] = {name: kind for name, (kind, _) in parts.items()}
         details = json.loads(json.dumps(details))  # as it will be read
-        details["digest"] = _digest(details, self.permutations)
+        details["digest"] = _digest(details, tensors)
         text = json.dumps(details, sort_keys=True)
-        save_state(path, self.permutations, {"format": _FORMAT, "alignment": text})
+        save_state(path, tensors, {"format": _FORMAT if plain else _ANY_COUPLING, "alignment": text})
 
     @classmethod
     def load(cls, path: str | Path) -> Alignment:
@@ -197,19 +239,21 @@ class Alignment:
         Raises:
             CheckpointError: the file is missing, damaged, changed since it was written, or holds something else.
         """
-        permutations, metadata = load_state(path, prefix=""), load_metadata(path)
-        if metadata.get("format") != _FORMAT:
+        tensors, metadata = load_state(path, prefix=""), load_metadata(path)
+        if metadata.get("format") not in (_FORMAT, _ANY_COUPLING):
             raise CheckpointError(
                 f"{path}: expected an alignment written by Isthmus, found format "
                 f"{metadata.get('format', 'none')!r}."
             )
         try:
             details = json.loads(metadata["alignment"])
-            _check_complete(path, details, permutations)
+            kinds = details.get("couplings", {})
+            _check_complete(path, details, kinds, tensors)
             spec = SymmetrySpec.from_json(details["spec"])
-            order = [*details.get("groups", permutations)]
+            order = [*details.get("groups", tensors)]
+            found = {n: from_stored(kinds[n], tensors) if n in kinds else tensors[n] for n in order}
             return cls(
-                permutations={name: permutations[name] for name in order},
+                couplings=as_couplings(spec, found),
                 spec=spec,
                 method=details["method"],
                 sweeps=tuple(details["sweeps"]),
@@ -232,43 +276,64 @@ class Alignment:
     def __repr__(self) -> str:
         """Return one line: how it was found, and how much it moves."""
         moved, units = self._moved_units()
-        return f"Alignment(method={self.method!r}, groups={len(self.permutations)}, moved={moved} of {units} units)"
+        return (
+            f"Alignment(method={self.method!r}, groups={len(self.couplings)}, moved={moved} of {units} units)"
+        )
 
     def _moved_units(self) -> tuple[int, int]:
         """Return how many units change place, and how many there are."""
-        moved = sum(int((p != torch.arange(len(p))).sum()) for p in self.permutations.values())
-        return moved, sum(len(p) for p in self.permutations.values())
+        sizes = {name: c.shape[0] for name, c in self.couplings.items()}
+        return sum(round(share * sizes[name]) for name, share in self.moved.items()), sum(sizes.values())
 
     def __str__(self) -> str:
         """Return a short summary: how it was found, and which share of the entries stays and why."""
         moved, units = self._moved_units()
-        plural = "" if len(self.permutations) == 1 else "s"
+        plural = "" if len(self.couplings) == 1 else "s"
+        others = [f"{n} by {k}" for k, n in self.kinds.items() if k != "Permutation"]
+        how = f" ({', '.join(others)})" if others else ""
         error = (
             ""
             if self.verification_error is None
             else f", outputs of B changed by {self.verification_error:.1e}"
         )
         return (
-            f"Alignment by {self.method}: {len(self.permutations)} group{plural}, {moved} of {units} units moved, "
+            f"Alignment by {self.method}: {len(self.couplings)} group{plural}{how}, {moved} of {units} units moved, "
             f"{self.status}{error}. {self.spec.pinned_summary()}"
         )
 
 
-def _digest(details: Mapping[str, Any], permutations: Mapping[str, Tensor]) -> str:
+def _moved(coupling: Coupling) -> float:
+    """Return the share of units that another one, or a mixture, stands for."""
+    if isinstance(coupling, Permutation | Monomial):
+        return moved_fraction(coupling.index)
+    matrix = coupling.matrix().detach()
+    if not len(matrix):
+        return 0.0
+    same = (matrix - matrix.diagonal().diag()).abs().amax(1) <= _STILL * matrix.abs().amax(1)
+    return 1 - float(same.double().mean())
+
+
+def _digest(details: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """Return the digest of an alignment file's contents."""
     text = json.dumps({k: v for k, v in details.items() if k != "digest"}, sort_keys=True)
-    return hashlib.sha256(f"{text} {digest_of(permutations)}".encode()).hexdigest()
+    return hashlib.sha256(f"{text} {digest_of(tensors)}".encode()).hexdigest()
 
 
-def _check_complete(path: str | Path, details: Any, permutations: Mapping[str, Tensor]) -> None:
+def _check_complete(
+    path: str | Path, details: Any, kinds: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
     """Refuse a file whose groups or contents are not those that were written; earlier versions did not note them."""
-    if "groups" in details and set(details["groups"]) != set(permutations):
-        differing = sorted(set(details["groups"]) ^ set(permutations))
-        raise CheckpointError(
-            f"{path}: the alignment in it is damaged: expected one permutation for each of its "
-            f"{len(details['groups'])} groups, but {differing[0]!r} is missing or not one of them. Save it again."
-        )
-    if "digest" in details and details["digest"] != _digest(details, permutations):
+    if "groups" in details:
+        keys = {name: keys_of(kinds[name]) if name in kinds else [name] for name in details["groups"]}
+        expected = {key for listed in keys.values() for key in listed}
+        if expected != set(tensors):
+            differing = sorted(expected ^ set(tensors))
+            kind = "coupling" if kinds else "permutation"
+            raise CheckpointError(
+                f"{path}: the alignment in it is damaged: expected one {kind} for each of its "
+                f"{len(details['groups'])} groups, but {differing[0]!r} is missing or not one of them. Save it again."
+            )
+    if "digest" in details and details["digest"] != _digest(details, tensors):
         raise CheckpointError(
             f"{path}: the alignment in it was changed after it was written: its digest is another. Save it again."
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from isthmus.couplings import Coupling, identity_permutation, index_of
+from isthmus.couplings import Coupling, Permutation, identity_permutation, index_of
 from isthmus.matching._grids import Cluster, Structure
 from isthmus.matching._nested import Gain
 from isthmus.matching._objectives import TermObjective, independent
@@ -56,7 +56,8 @@ class _LeftOver:
         terms = self.inner.terms(cluster)
         if not all_terms:
             terms = independent(terms, at) or terms
-        by_term = parts_of(terms, name, len(allowed))
+        permuted = all(isinstance(c, Permutation | Tensor) for c in at.values())
+        by_term = parts_of(terms, name, len(allowed)) if permuted else None
         if by_term is None:
             gains = self.inner.gains(cluster, at, all_terms=all_terms)
             found = torch.stack([g.reduced(name).cpu() for g in gains]).sum(0)

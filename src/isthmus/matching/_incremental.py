@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from isthmus.couplings import Coupling, Permutation, index_of
+from isthmus.matching._by_class import ByClass, Sided
 from isthmus.matching._certify import ErrorBound, certified
 from isthmus.matching._grids import Cluster, Structure
 from isthmus.matching._nested import Gain, best_change
@@ -73,6 +74,11 @@ class Incremental:
         """The inner products that the value is a sum over (see :class:`TermObjective`)."""
         return self._objective.compared
 
+    @property
+    def plain(self) -> TermObjective:
+        """The objective without a memory."""
+        return self._objective
+
     def depends(self, cluster: Cluster) -> frozenset[str]:
         """Return the groups whose moves can change what is best for a cluster."""
         groups = frozenset[str]().union(*(t.inner_product.groups for t in self._objective.terms(cluster)))
@@ -96,6 +102,8 @@ class Incremental:
         return self._objective.gains(cluster, at, all_terms=all_terms, of_term=self._of_term)
 
     def _of_term(self, term: Term, at: Couplings) -> list[Gain]:
+        if not _permuted(term.inner_product, at):
+            return term.gains(at)
         now = _state(term.inner_product, at)
         kept = self._terms.get(id(term))
         if kept is None or not _unchanged(kept[0], now):
@@ -133,6 +141,8 @@ class Incremental:
         return self._objective.measure(inner_product, at)
 
     def _inner_of(self, inner_product: InnerProduct, at: Couplings) -> float:
+        if not _permuted(inner_product, at):
+            return inner_product.inner(at)
         now, kept = _state(inner_product, at), self._inner.setdefault(id(inner_product), [])
         for state, value in kept:
             if _unchanged(state, now):
@@ -364,6 +374,11 @@ def _used(listed: Sequence[_Listed], at: Couplings, all_terms: bool) -> Sequence
     return independent(listed, at) or listed
 
 
+def _permuted(inner_product: InnerProduct, at: Couplings) -> bool:
+    """Return whether all that moves an inner product are permutations, whose results are remembered."""
+    return all(isinstance(at[name], Permutation | Tensor) for name in inner_product.groups if name in at)
+
+
 def _state(inner_product: InnerProduct, at: Couplings) -> dict[str, Tensor]:
     return {name: index_of(at[name]) for name in inner_product.groups if name in at}
 
@@ -375,6 +390,8 @@ def _unchanged(one: Mapping, other: Mapping) -> bool:
 @working.register(Incremental)
 @working.register(TermObjective)
 def _(objective: Incremental | TermObjective, solver: Solver, products: Products | None) -> Working:
+    if isinstance(solver, ByClass):
+        return Sided(objective.plain if isinstance(objective, Incremental) else objective, solver)
     if not isinstance(solver, Assignment) or products is None:
         return Plain(objective, solver)
     return objective if isinstance(objective, Incremental) else Incremental(objective, products)

@@ -50,13 +50,32 @@ class Gain:
         return _moved_cells(len(self.matrix), self.members, at)
 
     def moved(self, at: Couplings) -> Gain:
-        """Return the gains of moving further from where the permutations have taken B's cells."""
+        """Return the gains of moving further from where the couplings have taken B's cells."""
+        mixing = self._mixing(at)
+        if mixing is not None:
+            return Gain(self.matrix @ mixing.T, self.members)
         return Gain(self.matrix[:, self.index(at).to(self.matrix.device)], self.members)
 
     def value(self, at: Couplings) -> float:
-        """Return the total gain of permutations."""
+        """Return the total gain of couplings."""
+        mixing = self._mixing(at)
+        if mixing is not None:
+            return float((self.matrix * mixing).sum())
         index = self.index(at)
         return float(self.matrix.gather(1, index[:, None].to(self.matrix.device)).sum())
+
+    def _mixing(self, at: Couplings) -> Tensor | None:
+        """Return how the coupling of a group alone mixes cells where it is more than a permutation, else ``None``."""
+        if len(self.members) != 1 or (name := next(iter(self.members))) not in at:
+            return None
+        coupling, own = at[name], self.members[name].to(self.matrix.device)
+        if isinstance(coupling, Permutation | Tensor):
+            return None
+        units = coupling.matrix().detach().to(self.matrix.device)
+        cells = torch.eye(len(self.matrix), dtype=torch.float64, device=self.matrix.device)
+        for k in range(own.shape[1]):
+            cells[own[:, k, None], own[None, :, k]] = units
+        return cells
 
 
 def _moved_cells(cells: int, members: Mapping[str, Tensor], at: Couplings) -> Tensor:

@@ -16,13 +16,22 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from isthmus.couplings import Monomial, is_orthogonal
 from isthmus.matching._grids import Cluster, Facet, Grid, Structure
 from isthmus.matching._nested import Gain, total_gain
 from isthmus.matching._pairs import in_order, ordered, pair_products
 from isthmus.matching._sources import TensorSource, device_of_source, pieces, read
 from isthmus.symmetry import Couplings, Slot, Slots, carry_tensor
 
-__all__ = ["InnerProduct", "MomentObjective", "Objective", "Term", "TermObjective", "independent"]
+__all__ = [
+    "InnerProduct",
+    "MomentObjective",
+    "Objective",
+    "Term",
+    "TermObjective",
+    "UnitSpreads",
+    "independent",
+]
 
 
 class Objective(Protocol):
@@ -83,6 +92,7 @@ class InnerProduct:
             axis of its outputs alone.
         among: the groups whose slots count in the gains; ``None`` for all that move a tensor. Blocks whose members lie
             on another axis of a filter are not what moves it along the axis of their own.
+        own: A's tensors without the metric, where there is one: what their norms are asked of.
     """
 
     a: tuple[Tensor | TensorSource, ...]
@@ -92,6 +102,7 @@ class InnerProduct:
     metric: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] | None = None
     through: tuple[tuple[int, ...], ...] | None = None
     among: frozenset[str] | None = None
+    own: tuple[Tensor | TensorSource, ...] | None = None
 
     def counted(self, group: str) -> list[list[Slot]]:
         """Return, by tensor, the slots of a group through which gains are gradients of the inner product."""
@@ -129,7 +140,7 @@ class InnerProduct:
         """
         if self.metric is None:
             product = self.inner(at) if inner is None else inner(self, at)
-            return self._norms[0] + self._norms[1] - 2 * product
+            return self._norms[0] + self._norm_of_b(at) - 2 * product
         moved = self.moved(at)
         norm_b = sum(float((x * y).sum()) for x, y in zip(self.metric(moved), moved, strict=True))
         product = sum(float((read(x) * y).sum()) for x, y in zip(self.a, moved, strict=True))
@@ -137,9 +148,16 @@ class InnerProduct:
 
     @cached_property
     def _norms(self) -> tuple[float, float]:
-        """The squared norms of A's tensors, and of B's in the identity metric, which no relabelling changes."""
+        """The squared norms of A's tensors, and of B's in the identity metric, which no rotation changes."""
         own = self.norm_a if self.norm_a is not None else _squared_norm(self.a)
         return own, 0.0 if self.metric else _squared_norm(self.b)
+
+    def _norm_of_b(self, at: Couplings) -> float:
+        """Return the squared norm of B's tensors relabelled, in the identity metric."""
+        moving = [at[name] for name in self.groups if name in at]
+        if all(isinstance(c, Tensor) or is_orthogonal(c) for c in moving):
+            return self._norms[1]
+        return sum(float(y.square().sum()) for y in self.moved(at))
 
 
 def _squared_norm(tensors: Iterable[Tensor | TensorSource]) -> float:
@@ -309,6 +327,13 @@ class TermObjective:
         """The inner products that the value is a sum over: those of all terms without a scale, each once."""
         return self._compared
 
+    def with_costs(self) -> TermObjective:
+        """Return the same terms valued by minus half the squared distances, which also measure what changes norms."""
+        every = [t for terms in self._terms.values() for t in terms]
+        return (
+            self if self._measure is negative_cost else TermObjective(self._structure, every, negative_cost)
+        )
+
     def terms(self, cluster: Cluster) -> Sequence[Term]:
         """Return the terms of a cluster."""
         return self._terms[cluster]
@@ -373,6 +398,23 @@ def _same_cells(one: Gain, other: Gain) -> bool:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class UnitSpreads:
+    """How much the units of both networks vary, for a group that shares no axis, averaged over the views.
+
+    Attributes:
+        a: mean squares of the units of A in the scale of the gains, shape ``(units,)``.
+        b: the same for B.
+        energy_a: mean squares of the units of A as they are, uncentred.
+        energy_b: the same for B.
+    """
+
+    a: Tensor
+    b: Tensor
+    energy_a: Tensor
+    energy_b: Tensor
+
+
 class MomentObjective:
     """Gains that do not depend on other groups: cross-covariances or correlations of activations.
 
@@ -381,6 +423,7 @@ class MomentObjective:
         gains: by cluster.
         spreads: by cluster, sum of the mean squares of all units of A and of B, in the gains' scale.
         fallback: matches the clusters whose activations are seen nowhere, and is about these only.
+        units: by cluster of one group, how much each unit varies: what factors are found from.
     """
 
     def __init__(
@@ -389,7 +432,9 @@ class MomentObjective:
         gains: Mapping[Cluster, Sequence[Gain]],
         spreads: Mapping[Cluster, float],
         fallback: Objective,
+        units: Mapping[Cluster, UnitSpreads] | None = None,
     ) -> None:
+        self.units = dict(units or {})
         self._gains, self._spreads, self._fallback = dict(gains), dict(spreads), fallback
         seen = [c for c in structure.clusters if c in self._gains]
         self._structure = replace(
@@ -413,7 +458,16 @@ class MomentObjective:
         if cluster not in self._gains:
             return self._fallback.cost(group, at)
         gain = total_gain(self._gains[cluster], at)
-        return (self._spreads[cluster] - 2 * gain) / max(self._structure.sizes[group], 1)
+        return (self._spread(cluster, at) - 2 * gain) / max(self._structure.sizes[group], 1)
+
+    def _spread(self, cluster: Cluster, at: Couplings) -> float:
+        """Return the sum of the mean squares of all units, those of B under their factors."""
+        factors = at.get(cluster[0])
+        if cluster not in self.units or not isinstance(factors, Monomial):
+            return self._spreads[cluster]
+        units = self.units[cluster]
+        moved = units.b.cpu()[factors.index] * factors.factors.detach().cpu().square()
+        return float(units.a.sum() + moved.sum())
 
     def value(self, at: Couplings, groups: Iterable[str] | None = None) -> float:
         """Return the value of permutations (see :class:`Objective`)."""

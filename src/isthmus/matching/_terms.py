@@ -13,8 +13,8 @@ activations            ``Cov(h_A, h_B)``, or ``Corr(h_A, h_B)``
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
@@ -29,6 +29,7 @@ from isthmus.matching._objectives import (
     MomentObjective,
     Term,
     TermObjective,
+    UnitSpreads,
     negative_cost,
 )
 from isthmus.matching._pieces import Piece
@@ -87,6 +88,7 @@ class LayeredPair:
             lambda moved: tuple(x / count for x in moved),
             seen,
             among=among,
+            own=(own,),
         )
 
     def plain_terms(self, tensor: str, axis: int | None = None) -> list[Term]:
@@ -261,11 +263,21 @@ def _in_metric(pair: LayeredPair, site: Site, statistics: InputStatistics, centr
     if bias_a is not None and bias_b is not None and not centred:
         own, other = (weight_a, bias_a), (weight_b, bias_b)
     a = metric(own)
-    movers = pair.layers.table.get(site.weight, {})
-    rows = {0: [(g, Slot(s.tensor, 0, s.index, role=s.role)) for g, s in movers.get(site.out_axis, ())]}
+    table = pair.layers.table.get(site.weight, {})
+    movers = {
+        axis: _folded(pair, site, slots) if axis == site.out_axis else slots for axis, slots in table.items()
+    }
+    rows = {0: [(g, replace(s, axis=0, block=())) for g, s in movers.get(site.out_axis, ())]}
     norm = sum(float((x * y).sum()) for x, y in zip(a, own, strict=True))
     through = ((site.out_axis,), (0,))[: len(own)]
-    return InnerProduct(a, other, (movers, rows)[: len(own)], norm, metric, through)
+    return InnerProduct(a, other, (movers, rows)[: len(own)], norm, metric, through, own=own)
+
+
+def _folded(pair: LayeredPair, site: Site, slots: Sequence[tuple[str, Slot]]) -> list[tuple[str, Slot]]:
+    """Return the slots of a layer's outputs with its norm folded in: factors that the gain took, the layer takes."""
+    gain = None if site.norm is None else site.norm.weight
+    powers = {g: s.power for g, s in pair.layers.table.get(gain or "", {}).get(0, ())}
+    return [(g, replace(s, power=powers[g]) if g in powers else s) for g, s in slots]
 
 
 def _outgoing_terms(pair: LayeredPair, site: Site, statistics: InputStatistics) -> list[Term]:
@@ -297,6 +309,7 @@ def activation_objective(
     *,
     correlation: bool,
     views: Mapping[Cluster, Sequence[View]] | None = None,
+    turned: Collection[Cluster] = (),
 ) -> MomentObjective:
     """Build activation matching: cross-covariances (or correlations) of the units, averaged over the views.
 
@@ -308,20 +321,24 @@ def activation_objective(
         moments: by cluster, one for each view.
         correlation: whether units are divided by their standard deviations.
         views: where clusters are seen; default: :meth:`Layers.views`.
+        turned: clusters that are rotated: their units have no scale of their own, so they are compared by covariances.
     """
     gains: dict[Cluster, list[Gain]] = {}
     spreads: dict[Cluster, float] = {}
+    units: dict[Cluster, UnitSpreads] = {}
     for cluster, listed in (pair.layers.views() if views is None else views).items():
         if all(any(name in v.grid.members for v in listed) for name in cluster):
-            seen = moments[cluster]
+            seen, scaled = moments[cluster], correlation and cluster not in turned
             gains[cluster] = [
-                Gain(_gain(m, correlation) / len(listed), v.grid.members)
+                Gain(_gain(m, scaled) / len(listed), v.grid.members)
                 for m, v in zip(seen, listed, strict=True)
             ]
-            spreads[cluster] = sum(_spread(m, correlation) for m in seen) / len(listed)
+            spreads[cluster] = sum(_spread(m, scaled) for m in seen) / len(listed)
+            if len(cluster) == 1:
+                units[cluster] = _spread_of_units(seen, scaled)
     everything = (t for name in pair.layers.parameters for t in pair.plain_terms(name))
     fallback = pair.objective([t for t in everything if t.facet.cluster not in gains])
-    return MomentObjective(pair.layers.structure, gains, spreads, fallback)
+    return MomentObjective(pair.layers.structure, gains, spreads, fallback, units)
 
 
 def _gain(moment: CrossMoment, correlation: bool) -> Tensor:
@@ -332,6 +349,22 @@ def _gain(moment: CrossMoment, correlation: bool) -> Tensor:
     gain[constant_a] = 0.0
     gain[:, constant_b] = 0.0
     return gain
+
+
+def _spread_of_units(seen: Sequence[CrossMoment], correlation: bool) -> UnitSpreads:
+    """Return the mean over the views of how much each unit varies."""
+    variances = [
+        torch.stack(v).mean(0) for v in zip(*((m.variance_a, m.variance_b) for m in seen), strict=True)
+    ]
+    means = [torch.stack(v).square().mean(0) for v in zip(*((m.mean_a, m.mean_b) for m in seen), strict=True)]
+    energies = [v + mean for v, mean in zip(variances, means, strict=True)]
+    if correlation:
+        varying = [torch.ones_like(v) for v in variances]
+        for k, ones in enumerate(varying):
+            for moment in seen:
+                ones[moment.constant_units[k]] -= 1 / len(seen)
+        variances = varying
+    return UnitSpreads(*variances, *energies)
 
 
 def _spread(moment: CrossMoment, correlation: bool) -> float:

@@ -117,7 +117,7 @@ def _alignments(sources: Sequence[Contribution]) -> list[str]:
         if found is not None:
             lines += ["", f"## How {_text(source.title)} was relabelled", ""]
             lines.append(
-                f"Method {_text(repr(found.method))}, {len(found.permutations)} groups of units, "
+                f"Method {_text(repr(found.method))}, {len(found.couplings)} groups of units, "
                 f"{_text(found.status)}, seed {found.seed}. {_verified(found)} The permutations lie in the folder "
                 "`isthmus`."
             )

@@ -97,7 +97,7 @@ def apply(
     free_target(out)
     refuse_overwriting(out, [model.path], folder=True)
     alignment.check_network(model.state)
-    moves = gathers_by_key(alignment.spec, alignment.permutations, model)
+    moves = gathers_by_key(alignment.spec, alignment.couplings, model)
 
     def moved(tensor: PlannedTensor) -> Iterator[Tensor]:
         return blocks(model.file, tensor.key, moves.get(tensor.key, STILL))
@@ -165,7 +165,7 @@ def merge(
     shares = normalised(weights, len(models))
     similarities = [Similarity() for _ in models[1:]]
     moves = [
-        {} if alignment is None else gathers_by_key(alignment.spec, alignment.permutations, model)
+        {} if alignment is None else gathers_by_key(alignment.spec, alignment.couplings, model)
         for model, alignment in zip(models, used, strict=True)
     ]
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import isthmus
 from isthmus.batches import Batches, device_of, first_batch, held
 from isthmus.connectivity import Line, line
+from isthmus.couplings import Monomial, Permutation
 from isthmus.losses import Loss
 from isthmus.matching import (
     METHODS,
@@ -151,7 +152,8 @@ def compare(
         alignments[method.name] = found
         about = dimensions.get(method.name, {})
         recorded[method.name] = _method(measure(found), chosen, found, seconds, about)
-        arrays.update({f"permutation/{method.name}/{g}": p.numpy() for g, p in found.permutations.items()})
+        places = {g: c.index for g, c in found.couplings.items() if isinstance(c, Permutation | Monomial)}
+        arrays.update({f"permutation/{method.name}/{g}": index.numpy() for g, index in places.items()})
     tell("done", steps, steps)
     record = {
         "isthmus_version": isthmus.__version__,

@@ -101,7 +101,7 @@ def _gradient(inner_product: InnerProduct, group: str, size: int, at: Couplings)
 
 def _acted(tensor: Tensor, slot: Slot, group: str, matrix: Tensor) -> Tensor:
     """Return a tensor on whose slot a matrix acts: as a rotation would, whatever it is to the units."""
-    slots = {slot.axis: [(group, replace(slot, role=""))]}
+    slots = {slot.axis: [(group, replace(slot, role="", power=None))]}
     return carry_tensor(tensor, slots, {group: Rotation(matrix)})
 
 

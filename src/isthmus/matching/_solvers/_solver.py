@@ -1,4 +1,4 @@
-"""Coupling solvers: from a gain matrix to the coupling of largest gain."""
+"""Coupling solvers: from gains to the coupling of largest gain within a class of couplings."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from isthmus.couplings import Coupling, Permutation
-from isthmus.transport import assign
+from isthmus.matching._solvers._sides import Sides
 
-__all__ = ["Assignment", "Solver", "as_solver", "assignment_solver"]
+__all__ = ["SidedSolver", "Solver", "as_solver"]
 
 
 @runtime_checkable
@@ -28,19 +28,18 @@ class Solver(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """The permutation of largest total gain: exact linear assignment (:func:`isthmus.transport.assign`)."""
+@runtime_checkable
+class SidedSolver(Protocol):
+    """Turns the gains of both sides of a group, or one gain matrix, into the best coupling of a class."""
 
-    acts: str = "permutation"
+    @property
+    def acts(self) -> str:
+        """The class of the couplings it finds, such as ``"positive"``."""
+        ...
 
-    def __call__(self, gain: Tensor) -> Permutation:
-        """Return the permutation; gains of ``-inf`` are forbidden pairs."""
-        return Permutation.known(assign(gain, maximize=True, proof=False).columns.cpu())
-
-
-assignment_solver = Assignment()
-"""The usual solver."""
+    def __call__(self, gain: Sides | Tensor) -> Coupling:
+        """Return a coupling of largest :meth:`Sides.value`; a matrix stands for units that are held and never read."""
+        ...
 
 
 @dataclass(frozen=True)

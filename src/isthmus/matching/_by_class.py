@@ -1,0 +1,213 @@
+"""Groups matched by the solver of their own class: permutations, signs, factors, rotations and maps in one descent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from isthmus.couplings import Coupling, Monomial, Permutation
+from isthmus.matching._grids import Cluster
+from isthmus.matching._nested import Gain, best_change, couple
+from isthmus.matching._objectives import TermObjective
+from isthmus.matching._sided import Compared, compared_of, sides_of
+from isthmus.matching._solvers import Assignment, ScaledAssignment, SidedSolver, assignment_solver
+from isthmus.symmetry import AxisGroup
+
+__all__ = ["ByClass", "Sided"]
+
+At = Mapping[str, Coupling]
+CHANGE_NORMS = frozenset({"positive", "monomial", "general"})
+"""Classes whose couplings change norms, so that inner products alone do not measure distances."""
+TURN = frozenset({"orthogonal", "mean-fixing"})
+"""Classes of rotations."""
+TELL_SIDES = CHANGE_NORMS | {"signed"}
+"""Classes that act otherwise on what holds the units than on what reads them, or not at all on some of it."""
+
+MOST_CONDITION = 1e5
+"""Condition number of a group's map beyond which it is not changed further: float32 would feel it."""
+
+
+@dataclass(frozen=True, eq=False)
+class ByClass:
+    """A solver for each group by its own class; groups that are not listed are permuted.
+
+    A schedule that is given one asks it group by group. As a plain solver of one gain matrix it finds permutations.
+
+    Attributes:
+        solvers: by group name.
+        acts: says that classes are mixed.
+    """
+
+    solvers: Mapping[str, SidedSolver] = field(default_factory=dict[str, SidedSolver])
+    acts: str = "by class"
+
+    def __call__(self, gain: Tensor) -> Permutation:
+        """Return the permutation of largest gain."""
+        return assignment_solver(gain)
+
+    def of(self, group: str) -> SidedSolver:
+        """Return the solver of a group."""
+        return self.solvers.get(group, assignment_solver)
+
+    def turns(self, group: str) -> bool:
+        """Return whether a group is rotated."""
+        return self.of(group).acts in TURN
+
+    def permutes(self, cluster: Sequence[str]) -> bool:
+        """Return whether all groups of a cluster are permuted, and no more."""
+        return all(isinstance(self.of(name), Assignment) for name in cluster)
+
+
+class Sided:
+    """A term objective whose groups are matched by class while a schedule runs.
+
+    Where a class changes norms, the value is minus half the squared distance, whatever the objective's own is. Nested
+    groups whose outer units are permuted are matched pair by pair: every block of A with every block of B gets its best
+    members, and the blocks are assigned by what these are worth, which is the exact optimum. Nests that are deeper, or
+    whose families meet on one axis (grouped queries), are improved group after group.
+
+    Args:
+        objective: what is matched.
+        solver: a solver for each group.
+    """
+
+    def __init__(self, objective: TermObjective, solver: ByClass) -> None:
+        changing = any(s.acts in CHANGE_NORMS for s in solver.solvers.values())
+        self._objective = objective.with_costs() if changing else objective
+        self._solver = solver
+        self.structure = objective.structure
+        self.value = self._objective.value
+
+    def depends(self, cluster: Cluster) -> frozenset[str]:
+        """Return the groups whose moves can change what is best for a cluster: it may be among them."""
+        compared = (t.inner_product.groups for t in self._objective.terms(cluster))
+        return frozenset(cluster).union(*compared)
+
+    def rise(self, cluster: Cluster, at: At, changed: At, threshold: float) -> tuple[float, bool]:
+        """Return by how much a change raises the value, and that this is exact."""
+        return self.value(changed, cluster) - self.value(at, cluster), True
+
+    def change(
+        self, cluster: Cluster, at: At, *, names: Sequence[str] | None = None, measured: bool = False
+    ) -> tuple[dict[str, Coupling], float]:
+        """Return the best change of a cluster (see :class:`isthmus.matching.Working`)."""
+        if self._solver.permutes(cluster):
+            gains = self._objective.gains(cluster, at, all_terms=names is None)
+            return best_change(gains, cluster, assignment_solver, names=names, measured=measured)
+        found = self._found(cluster, at, all_terms=names is None)
+        gain = self.value(self.structure.followed(at, cluster, found), cluster) if measured else 0.0
+        return found, gain
+
+    def _found(self, cluster: Cluster, at: At, *, all_terms: bool) -> dict[str, Coupling]:
+        terms = self._objective.terms(cluster)
+        compared = compared_of(terms, at, cluster, all_terms=all_terms)
+        if len(cluster) == 1:
+            name = cluster[0]
+            return {name: held_back(self._alone(name, compared)[0], at.get(name), self._solver.of(name))}
+        nest = _nest_of([self.structure.spec.groups[name] for name in cluster])
+        gains = self._objective.gains(cluster, at, all_terms=all_terms)
+        if nest is not None and self._solver.permutes([nest.outer]) and nest.parts(gains):
+            return self._pairs(nest, compared, [g for g in gains if list(g.members) == [nest.outer]])
+        return self._in_turn(cluster, at)
+
+    def _alone(
+        self, group: str, compared: Sequence[Compared], other: str | None = None
+    ) -> tuple[Coupling, float]:
+        """Return the best coupling of a group of A with one of B, and what it is worth."""
+        solver = self._solver.of(group)
+        size = self.structure.sizes[group]
+        sides = sides_of(compared, group, size, other, sided=solver.acts in TELL_SIDES)
+        found = solver(sides)
+        return found, sides.value(found)
+
+    def _pairs(self, nest: _Nest, compared: Sequence[Compared], alone: Sequence[Gain]) -> dict[str, Coupling]:
+        """Return the best blocks and members: every pair of blocks has its best members."""
+        size = self.structure.sizes[nest.outer]
+        worth = torch.zeros(size, size, dtype=torch.float64)
+        for gain in alone:
+            worth += gain.reduced(nest.outer).cpu()
+        members: dict[tuple[int, int], dict[str, Coupling]] = {}
+        for i in range(size):
+            for k in range(size):
+                found = {a: self._alone(a, compared, b) for a, b in nest.pairs(i, k)}
+                members[i, k] = {name: coupling for name, (coupling, _) in found.items()}
+                worth[i, k] += sum(value for _, value in found.values())
+        blocks = assignment_solver(worth)
+        inner = [members[i, k] for i, k in enumerate(blocks.index.tolist())]
+        return {nest.outer: blocks, **{name: c for part in inner for name, c in part.items()}}
+
+    def _in_turn(self, cluster: Cluster, at: At) -> dict[str, Coupling]:
+        """Return a change of a cluster made of changes of its groups, each kept if it raises the value."""
+        total: dict[str, Coupling] = {}
+        now, value = dict(at), self.value(at, cluster)
+        for name in cluster:
+            if self._solver.permutes([name]):
+                gains = self._objective.gains(cluster, now)
+                step = couple(gains, [name], assignment_solver)
+            else:
+                terms = self._objective.terms(cluster)
+                change, _ = self._alone(name, compared_of(terms, now, cluster))
+                step = {name: held_back(change, now.get(name), self._solver.of(name))}
+            together = self.structure.followed(total, cluster, step)
+            there = self.structure.followed(at, cluster, together)
+            reached = self.value(there, cluster)
+            if reached > value:
+                total, now, value = together, there, reached
+        identity = {n: Permutation.identity(self.structure.sizes[n]) for n in cluster}
+        return {**identity, **total}
+
+
+def held_back(step: Coupling, current: Coupling | None, solver: SidedSolver) -> Coupling:
+    """Return a change that keeps within its solver's bounds what it makes of where the group is.
+
+    A solver bounds the change; sweep after sweep, changes within bounds add up to couplings without. Factors are cut to
+    the bound, maps beyond it stay where they are.
+    """
+    if isinstance(solver, ScaledAssignment) and isinstance(step, Monomial):
+        total = step if current is None else current.then(step)
+        assert isinstance(total, Monomial)
+        sizes = total.factors.abs()
+        return Monomial(step.index, step.factors * sizes.clamp(1 / solver.most, solver.most) / sizes)
+    if solver.acts == "general" and current is not None:
+        total = current.matrix(), step.matrix()
+        if float(torch.linalg.cond(total[1] @ total[0])) > MOST_CONDITION:
+            return Permutation.identity(step.shape[0])
+    return step
+
+
+@dataclass(frozen=True)
+class _Nest:
+    """An outer group and the families of groups inside its units: by family, the member of each unit."""
+
+    outer: str
+    families: tuple[tuple[str, ...], ...]
+
+    def parts(self, gains: Sequence[Gain]) -> bool:
+        """Return whether families share no cells, so that what one of them gains does not depend on another."""
+        family_of = {name: k for k, members in enumerate(self.families) for name in members}
+        return all(len({family_of[n] for n in g.members if n in family_of}) <= 1 for g in gains)
+
+    def pairs(self, i: int, k: int) -> list[tuple[str, str]]:
+        """Return the inner groups of block ``i`` of A with those of block ``k`` of B."""
+        return [(members[i], members[k]) for members in self.families]
+
+
+def _nest_of(groups: Sequence[AxisGroup]) -> _Nest | None:
+    """Return a cluster as one outer group with families inside each of its units, ``None`` if it is none."""
+    outer = [g for g in groups if not g.within]
+    if len(outer) != 1:
+        return None
+    families: dict[str, dict[int, str]] = {}
+    for group in groups:
+        if group is outer[0]:
+            continue
+        if len(group.within) != 1 or group.within[0][0] != outer[0].name:
+            return None
+        families.setdefault(group.family, {})[group.within[0][1]] = group.name
+    size = outer[0].size
+    if any(sorted(members) != list(range(size)) for members in families.values()):
+        return None
+    return _Nest(outer[0].name, tuple(tuple(m[i] for i in range(size)) for m in families.values()))
