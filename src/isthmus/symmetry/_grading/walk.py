@@ -17,6 +17,7 @@ from isthmus.symmetry._demands import ZERO, Cause, Demands, Grade
 from isthmus.symmetry._origins import shape_of
 from isthmus.symmetry._powers import plus
 from isthmus.symmetry._spots import Place, Spot, aligned, between, spots_of
+from isthmus.symmetry._strict import report_failure
 from isthmus.symmetry._trace import Trace, bound_arguments, module_of, operator_of
 
 __all__ = ["Graded", "Grading", "Operator", "Rule", "flat"]
@@ -135,8 +136,8 @@ class Grading:
         if rule is not None:
             try:
                 known = rule(op) is not False
-            except (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError):
-                known = False  # a call that the rule cannot read
+            except (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError) as error:
+                report_failure(node, error)  # else: a call that the rule cannot read
         op.finish(known)
 
     def _inside(self, node: fx.Node, body: fx.Node, modules: Any) -> None:
