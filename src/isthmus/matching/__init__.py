@@ -3,6 +3,7 @@
 from isthmus.matching._align import OnStage, align, silent, solve
 from isthmus.matching._alignment import Alignment
 from isthmus.matching._by_class import ByClass
+from isthmus.matching._classes import Symmetry, classes_of, solvers_of
 from isthmus.matching._constant import CONSTANT_UNITS
 from isthmus.matching._dimension import (
     Dimension,
@@ -80,6 +81,7 @@ __all__ = [
     "Solver",
     "Status",
     "Structure",
+    "Symmetry",
     "Term",
     "TermObjective",
     "Then",
@@ -87,6 +89,7 @@ __all__ = [
     "Working",
     "activation_objective",
     "align",
+    "classes_of",
     "assignment_solver",
     "couple",
     "covariance_objective",
@@ -98,6 +101,7 @@ __all__ = [
     "method_named",
     "silent",
     "solve",
+    "solvers_of",
     "total_gain",
     "weight_objective",
     "working",

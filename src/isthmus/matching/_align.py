@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from isthmus.batches import Batches
 from isthmus.errors import DataError
 from isthmus.matching._alignment import Alignment
+from isthmus.matching._classes import Symmetry
 from isthmus.matching._constant import CONSTANT_UNITS
 from isthmus.matching._methods import METHODS, Method, method_named, tied
 from isthmus.matching._objectives import Objective
@@ -36,14 +37,15 @@ def align(
     outputs: Outputs = None,
     schedule: Schedule | None = None,
     tie_outgoing: bool = False,
+    symmetry: Symmetry = "permutations",
     check: bool = True,
     seed: int = 0,
     on_stage: OnStage | None = None,
 ) -> Alignment:
     r"""Find the relabelling of B's hidden units that brings B close to A.
 
-    ``match = objective × coupling solver × schedule``: the method names the objective and its usual schedule,
-    the solver is exact linear assignment.
+    ``match = objective × coupling solver × schedule``: the method names the objective and its usual schedule, the
+    solver is exact linear assignment, or for larger classes of symmetries that of each group's class.
 
     Args:
         model_a: network A, in evaluation mode; not mutated.
@@ -61,6 +63,9 @@ def align(
         tie_outgoing: for ``covariance``: let the weights that read a group count too, each unit weighted by its
             mean square. The paper ties nothing; residual networks, whose streams are written by many layers,
             gain most.
+        symmetry: what may act on units. ``"permutations"``; ``"all"`` that each group allows (``AxisGroup.acts``):
+            signs, positive factors, rotations, invertible maps; or the largest classes that are wanted, such as
+            ``["signed", "positive"]``, by their names in :class:`isthmus.symmetry.Acts`.
         check: verify the spec on random relabellings before using it, and measure how far this very relabelling
             changes B's outputs in float64.
         seed: of all randomness (verification, sampling of wide rows, random orders).
@@ -70,7 +75,8 @@ def align(
         The alignment; ``alignment.apply(model_b)`` is B relabelled.
 
     Raises:
-        DataError: unknown method, a method that needs data was given none, or an option of another method.
+        DataError: unknown method or class of symmetries, a method that needs data was given none, or an option of
+            another method.
         ModelError: a model is in training mode, random, or cannot be traced, or B computes something else than its
             tensors do in A's code.
         CheckpointError: different architectures, NaN or infinite weights.
@@ -82,7 +88,15 @@ def align(
     """
     used = _chosen(method, tie_outgoing, data=batches is not None)
     problem = Problem(
-        model_a, model_b, batches=batches, args=args, kwargs=kwargs, spec=spec, outputs=outputs, seed=seed
+        model_a,
+        model_b,
+        batches=batches,
+        args=args,
+        kwargs=kwargs,
+        spec=spec,
+        outputs=outputs,
+        seed=seed,
+        symmetry=symmetry,
     )
     return _solved(problem, used, schedule, tie_outgoing, check, on_stage or silent)
 
@@ -139,6 +153,11 @@ def _solved(
     check: bool,
     tell: OnStage,
 ) -> Alignment:
+    if tie_outgoing and problem.symmetry != "permutations":
+        raise DataError(
+            "tie_outgoing weighs pairs of units, which only permutations have, found symmetry "
+            f"{problem.symmetry!r}. Leave tie_outgoing out, or use method='weights', which ties both sides."
+        )
     tell("discovering symmetries", 0, 4)
     spec = problem.spec
     if check:
@@ -163,12 +182,17 @@ def _solved(
             "check": check,
             "constant_units": CONSTANT_UNITS,
             "caches": [[*place, way] for place, way in problem.traced.caches.items()],
+            **({} if problem.symmetry == "permutations" else {"symmetry": _listed(problem.symmetry)}),
         },
         seed=problem.seed,
         verification_error=problem.function_change(match.couplings) if check else None,
         digest_a=digest_of(problem.state_a),
         digest_b=digest_of(problem.state_b),
     )
+
+
+def _listed(symmetry: Symmetry) -> str | list[str]:
+    return str(symmetry) if isinstance(symmetry, str) else [str(name) for name in symmetry]
 
 
 def silent(stage: str, done: int, total: int) -> None:

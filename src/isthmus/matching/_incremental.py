@@ -104,6 +104,8 @@ class Incremental:
         return self._objective.gains(cluster, at, all_terms=all_terms, of_term=self._of_term)
 
     def _of_term(self, term: Term, at: Couplings) -> list[Gain]:
+        if not _permuted(term.comparison, at):
+            return term.gains(at)
         now = _state(term.comparison, at)
         kept = self._terms.get(id(term))
         if kept is None or not _unchanged(kept[0], now):
@@ -141,6 +143,8 @@ class Incremental:
         return self._objective.measure(comparison, at)
 
     def _inner_of(self, comparison: Comparison, at: Couplings) -> float:
+        if not _permuted(comparison, at):
+            return comparison.inner(at)
         now, kept = _state(comparison, at), self._inner.setdefault(id(comparison), [])
         for state, value in kept:
             if _unchanged(state, now):
@@ -370,6 +374,11 @@ def _used(listed: Sequence[_Listed], at: Couplings, all_terms: bool) -> Sequence
     if all_terms:
         return listed
     return independent(listed, at) or listed
+
+
+def _permuted(comparison: Comparison, at: Couplings) -> bool:
+    """Return whether all that moves a comparison are permutations, whose results are remembered."""
+    return all(isinstance(at[name], Permutation | Tensor) for name in comparison.groups if name in at)
 
 
 def _state(comparison: Comparison, at: Couplings) -> dict[str, Tensor]:

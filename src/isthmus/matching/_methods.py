@@ -14,11 +14,12 @@ import torch
 
 from isthmus.errors import DataError
 from isthmus.matching._activations import ActivationMatching
+from isthmus.matching._classes import solvers_of
 from isthmus.matching._incremental import Incremental
 from isthmus.matching._objectives import Objective
 from isthmus.matching._problem import Problem
 from isthmus.matching._schedules import CoordinateDescent, Match, Schedule, SinglePass, Then
-from isthmus.matching._solvers import Assignment, Solver
+from isthmus.matching._solvers import Assignment, Solver, assignment_solver
 from isthmus.matching._terms import covariance_objective, incoming_weight_objective, weight_objective
 
 __all__ = ["METHODS", "Found", "Method", "Methods", "method_named"]
@@ -46,7 +47,8 @@ class Method:
         objective: builds the objective from a problem and a source of randomness.
         needs: ``"weights"``, ``"inputs"`` or ``"activations"``; the last two need data.
         schedule: the usual order of matching.
-        solver: couples one gain matrix.
+        solver: couples one gain matrix, where all groups are permuted. Where a problem asks for larger classes, each
+            group has the solver of its class.
         source: where it comes from.
         search: runs the whole search where objective and schedule do not say it all, given the problem, a schedule
             (None for the usual one) and a source of randomness.
@@ -70,12 +72,16 @@ class Method:
     search: Callable[[Problem, Schedule | None, torch.Generator], Found] | None = None
 
     def run(self, problem: Problem, schedule: Schedule | None, generator: torch.Generator) -> Found:
-        """Return what the method finds, with the usual schedule or another one."""
+        """Return what the method finds, with the usual schedule or another one.
+
+        A search of one's own finds what it looks for: :attr:`Problem.classes` says what each group allows.
+        """
         if self.search is not None:
             return self.search(problem, schedule, generator)
         objective = self.objective(problem, generator)
         used = self.schedule if schedule is None else schedule
-        return Found(used.run(objective, self.solver, None, generator), objective)
+        solver = self.solver if problem.permutes else solvers_of(problem.classes)
+        return Found(used.run(objective, solver, None, generator), objective)
 
 
 class Methods(Mapping[str, Method]):
@@ -124,7 +130,8 @@ def _by_activations(name: str, source: str, *, correlation: bool) -> Method:
     """Return a method whose objective depends on its search, since rows may be units that are matched too."""
 
     def search(problem: Problem, schedule: Schedule | None, generator: torch.Generator) -> Found:
-        matching = ActivationMatching(problem, correlation, schedule, generator)
+        solver = assignment_solver if problem.permutes else solvers_of(problem.classes, "norms")
+        matching = ActivationMatching(problem, correlation, schedule, generator, solver)
         match, objective = matching.run()
         return Found(match, objective, matching.notes)
 

@@ -18,6 +18,7 @@ from isthmus.errors import DataError
 from isthmus.evaluation import require_evaluation
 from isthmus.layers import find_sites, tensors_met
 from isthmus.losses import completed_batches
+from isthmus.matching._classes import Symmetry, classes_of
 from isthmus.matching._grids import Cluster
 from isthmus.matching._layers import Layers
 from isthmus.matching._seen import Seen, seen_units
@@ -38,6 +39,7 @@ from isthmus.moments import (
 from isthmus.replica import require_same_code, with_state
 from isthmus.states import check_finite, check_same_architecture, state_of
 from isthmus.symmetry import (
+    Acts,
     Couplings,
     Outputs,
     SymmetrySpec,
@@ -67,6 +69,8 @@ class Problem:
         spec: the symmetries; default: discovered.
         outputs: outputs that must be preserved (see :func:`isthmus.discover`).
         seed: of all randomness.
+        symmetry: what may act on units: ``"permutations"``, ``"all"`` that the groups allow, or the largest classes
+            that are wanted, by their names in :class:`isthmus.symmetry.Acts`.
 
     Attributes:
         model_a: network A.
@@ -77,9 +81,10 @@ class Problem:
         example: example inputs.
         outputs: outputs that must be preserved.
         seed: as given.
+        symmetry: as given.
 
     Raises:
-        DataError: neither data nor example inputs.
+        DataError: neither data nor example inputs, or an unknown class of symmetries.
         ModelError: a model is in training mode.
         CheckpointError: different architectures, NaN or infinite weights.
     """
@@ -95,6 +100,7 @@ class Problem:
         spec: SymmetrySpec | None = None,
         outputs: Outputs = None,
         seed: int = 0,
+        symmetry: Symmetry = "permutations",
     ) -> None:
         self.model_a = model_a
         self.model_b = model_a if model_b is None else model_b
@@ -102,6 +108,8 @@ class Problem:
         self.data = None if batches is None else reusable(completed_batches(model_a, batches))
         self.example = example_of(args, kwargs, self.data, model_a)
         self.outputs, self.seed = outputs, seed
+        self.symmetry = symmetry if isinstance(symmetry, str) else tuple(symmetry)
+        classes_of(SymmetrySpec({}), self.symmetry)  # unknown names are refused before anything is traced
         self._given_spec = spec
         self._drawn: torch.Tensor | None = None
         self._after_inputs: torch.Tensor | None = None
@@ -139,6 +147,16 @@ class Problem:
         return discover_from_trace(self.traced, outputs=self.outputs) if given is None else given
 
     @cached_property
+    def classes(self) -> Mapping[str, Acts]:
+        """The class of couplings that each group is matched by."""
+        return classes_of(self.spec, self.symmetry)
+
+    @property
+    def permutes(self) -> bool:
+        """Whether all groups are permuted, and no more."""
+        return all(acts is Acts.PERMUTATION for acts in self.classes.values())
+
+    @cached_property
     def verification(self) -> Verification:
         """The result of running A under random relabellings; B's code is compared with A's too.
 
@@ -149,7 +167,13 @@ class Problem:
         source = torch.Generator().manual_seed(self.seed)
         args, kwargs = self.example.args, self.example.kwargs
         found = verify(
-            self.spec, self.model_a, args, kwargs, outputs=self.outputs, generator=source
+            self.spec,
+            self.model_a,
+            args,
+            kwargs,
+            outputs=self.outputs,
+            generator=source,
+            symmetry="permutations" if self.permutes else "all",
         ).require()
         if isinstance(self.model_b, nn.Module) and self.model_b is not self.model_a:
             require_same_code(self.model_a, self.model_b, args, kwargs)

@@ -20,6 +20,9 @@ from isthmus.symmetry import Couplings
 
 __all__ = ["CoordinateDescent", "Match", "Schedule", "SinglePass", "Status", "Then"]
 
+_APPROACHED = 1e-6
+"""Smallest rise that counts where couplings are continuous, relative to the value."""
+
 
 class Status(StrEnum):
     """Why a schedule stopped."""
@@ -110,7 +113,8 @@ class CoordinateDescent:
         order: ``"forward"`` (as computed by the network) or ``"random"`` (a new order in every sweep, as in
             Ainsworth et al. 2023).
         max_sweeps: sweeps after which it gives up; the status says so.
-        tolerance: smallest rise that counts, relative to the value.
+        tolerance: smallest rise that counts, relative to the value; at least 1e-6 where units are multiplied or mixed,
+            whose couplings approach their best without ever being there.
         incremental: compute only what a changed neighbour touched, skip clusters for which nothing has changed,
             and start each assignment from the last one. Without, every sweep computes everything again; the
             result is the same up to ties.
@@ -151,6 +155,7 @@ class CoordinateDescent:
         """Return a fixed point: no cluster's proposal improves the value. Groups not in ``start`` start as they are."""
         work = working(objective, solver, self.products if self.incremental else None)
         structure = objective.structure
+        tolerance = self.tolerance if _settles(solver) else max(self.tolerance, _APPROACHED)
         at: dict[str, Coupling] = {g: Permutation.identity(n) for g, n in structure.sizes.items()}
         at.update(started(start))
         value = work.value(at)
@@ -166,7 +171,7 @@ class CoordinateDescent:
                 if all(isinstance(c, Permutation) and not c.moves for c in change.values()):
                     continue
                 changed = structure.followed(at, cluster, change)
-                threshold = self.tolerance * abs(value)
+                threshold = tolerance * abs(value)
                 rise, known = work.rise(cluster, at, changed, threshold)
                 if rise > threshold:
                     at, value, improved = changed, value + rise, True
@@ -207,6 +212,12 @@ class Then:
         """Return what the second schedule finds."""
         found = self.first.run(objective, solver, start, generator)
         return self.second.run(objective, solver, found.couplings, generator)
+
+
+def _settles(solver: Solver) -> bool:
+    """Return whether a solver chooses among finitely many couplings, so that a descent comes to an end."""
+    solvers = getattr(solver, "solvers", {}).values() or [solver]
+    return all(s.acts in ("permutation", "signed", "by class") for s in solvers)
 
 
 def started(start: Couplings | None) -> dict[str, Coupling]:

@@ -28,8 +28,14 @@ _POWERS = {"holds": 1, "reads": -1, "scales": 0}
 
 
 def power_of(slot: Slot) -> int | None:
-    """Return how a slot answers to a factor on its units: 1 holds, -1 reads, 0 not at all, ``None`` unknown."""
-    return _POWERS.get(slot.role)
+    """Return how a slot answers to a factor on its units: 1 holds, -1 reads, 0 not at all, ``None`` unknown.
+
+    Where discovery did not say (specs written by hand or by earlier versions) the role does. A power beyond one (what
+    reads squared units) has a side all the same, and proposals that it makes less than best.
+    """
+    if slot.power is None:
+        return _POWERS.get(slot.role)
+    return max(-1, min(1, slot.power))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,95 @@
+"""Which class of couplings each group is matched by: what was asked for, within what the group allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from isthmus.errors import DataError
+from isthmus.matching._by_class import ByClass
+from isthmus.matching._solvers import (
+    LeastSquares,
+    Procrustes,
+    ScaledAssignment,
+    SidedSolver,
+    SignedAssignment,
+)
+from isthmus.symmetry import Acts, SymmetrySpec
+
+__all__ = ["Symmetry", "classes_of", "solvers_of"]
+
+Symmetry = Literal["permutations", "all"] | str | Iterable[str]
+"""``"permutations"``, ``"all"``, or the largest classes that are wanted, by their names in :class:`Acts`."""
+
+_LARGEST_FIRST = (
+    Acts.GENERAL,
+    Acts.ORTHOGONAL,
+    Acts.MEAN_FIXING,
+    Acts.MONOMIAL,
+    Acts.POSITIVE,
+    Acts.SIGNED,
+)
+
+
+def classes_of(spec: SymmetrySpec, symmetry: Symmetry) -> dict[str, Acts]:
+    """Return, by group, the largest class that is wanted and that the group allows.
+
+    What is smaller than a wanted class is wanted too. Groups that others are nested in (heads) are permuted: their
+    blocks must stay whole.
+
+    Args:
+        spec: the groups, with their classes.
+        symmetry: what is wanted.
+
+    Raises:
+        DataError: an unknown class.
+    """
+    wanted = _wanted(symmetry)
+    outer = {name for group in spec.groups.values() for name, _ in group.within}
+    return {
+        name: Acts.PERMUTATION if name in outer else _largest(group.acts, wanted)
+        for name, group in spec.groups.items()
+    }
+
+
+def _wanted(symmetry: Symmetry) -> frozenset[Acts]:
+    if symmetry == "permutations":
+        return frozenset({Acts.PERMUTATION})
+    if symmetry == "all":
+        return frozenset(Acts)
+    listed = [symmetry] if isinstance(symmetry, str) else list(symmetry)
+    names = [str(acts) for acts in Acts]
+    unknown = [name for name in listed if name not in names]
+    if unknown:
+        raise DataError(
+            f"unknown symmetry {unknown[0]!r}: expected 'permutations', 'all', or classes among "
+            f"{', '.join(map(repr, names))}."
+        )
+    found = {Acts(name) for name in listed}
+    both = {Acts.SIGNED, Acts.POSITIVE} <= found
+    return frozenset(found | ({Acts.MONOMIAL} if both else set()))
+
+
+def _largest(allowed: Acts, wanted: frozenset[Acts]) -> Acts:
+    fit = (c for c in _LARGEST_FIRST if allowed.contains(c) and any(w.contains(c) for w in wanted))
+    return next(fit, Acts.PERMUTATION)
+
+
+def solvers_of(
+    classes: Mapping[str, Acts], rule: Literal["least squares", "norms"] = "least squares"
+) -> ByClass:
+    """Return the usual solver of each group by its class.
+
+    Args:
+        classes: by group.
+        rule: how factors are found (see :class:`isthmus.matching.ScaledAssignment`).
+    """
+    usual: dict[Acts, SidedSolver] = {
+        Acts.SIGNED: SignedAssignment(),
+        Acts.POSITIVE: ScaledAssignment(rule),
+        Acts.MONOMIAL: ScaledAssignment(rule, signed=True),
+        Acts.MEAN_FIXING: Procrustes(fix_mean=True),
+        Acts.ORTHOGONAL: Procrustes(),
+        Acts.GENERAL: LeastSquares(),
+    }
+    return ByClass({name: usual[acts] for name, acts in classes.items() if acts in usual})
