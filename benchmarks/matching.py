@@ -42,12 +42,12 @@ from benchmarks.measuring import cpu_seconds, machine, peak_memory, product_rate
 from benchmarks.peers import FOLDER, install
 from isthmus import align
 from isthmus.files import atomic_path
+from isthmus.layers import find_sites
 from isthmus.matching import CoordinateDescent, Match, SinglePass, assignment_solver
 from isthmus.matching import _incremental as incremental_module
 from isthmus.matching._incremental import Incremental
 from isthmus.matching._layers import Layers
-from isthmus.matching._terms import Pair, weight_objective
-from isthmus.moments import find_sites
+from isthmus.matching._terms import LayeredPair, weight_objective
 from isthmus.states import state_of
 from isthmus.study import load_dataset
 from isthmus.symmetry import discover_from_trace, trace
@@ -55,7 +55,7 @@ from isthmus.testing import mlp, resnet20, vgg16_bn
 from isthmus.transport import assign
 
 
-def ours(pair: Pair, start: str, schedule: CoordinateDescent) -> Match:
+def ours(pair: LayeredPair, start: str, schedule: CoordinateDescent) -> Match:
     """Run this package's weight matching; building the objective counts."""
     generator = torch.Generator().manual_seed(0)
     objective = Incremental(weight_objective(pair), schedule.products)
@@ -118,16 +118,16 @@ def problem(name: str, args: argparse.Namespace) -> tuple[nn.Module, nn.Module, 
     return planted(vgg16_bn if kind == "vgg16" else partial(resnet20, width=int(size)))
 
 
-def pair_of(a: nn.Module, b: nn.Module, example: Tensor) -> Pair:
+def pair_of(a: nn.Module, b: nn.Module, example: Tensor) -> LayeredPair:
     """Return two networks with the symmetries of the first."""
     traced = trace(a, (example,))
     layers = Layers(
         discover_from_trace(traced), find_sites(traced), tuple(n for n, _ in a.named_parameters())
     )
-    return Pair(layers, state_of(a), state_of(b))
+    return LayeredPair(layers, state_of(a), state_of(b))
 
 
-def floor_of(pair: Pair, start: str, rate: float, bandwidth: float) -> dict[str, float]:
+def floor_of(pair: LayeredPair, start: str, rate: float, bandwidth: float) -> dict[str, float]:
     """Return the least time for the products and reads that incremental matching needs, by counting them."""
     products, reads = [0.0], [0.0]
     add, solve = incremental_module.add_product, incremental_module.assign
@@ -145,7 +145,7 @@ def floor_of(pair: Pair, start: str, rate: float, bandwidth: float) -> dict[str,
     return {"flops": products[0], "bytes": reads[0], "seconds": products[0] / rate + reads[0] / bandwidth}
 
 
-def plain_flops(pair: Pair, start: str, sweeps: int) -> float:
+def plain_flops(pair: LayeredPair, start: str, sweeps: int) -> float:
     """Return the operations of the plain loop's products."""
     loop = PlainLoop(pair)
     each = sum(

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from isthmus.matching._terms import Pair
+from isthmus.matching._terms import LayeredPair
 
 Permutations = dict[str, Tensor]
 
@@ -16,7 +16,7 @@ Permutations = dict[str, Tensor]
 class PlainLoop:
     """Weight matching as most scripts do it: everything anew for each group in each sweep, float32 and SciPy."""
 
-    def __init__(self, pair: Pair) -> None:
+    def __init__(self, pair: LayeredPair) -> None:
         layers = pair.layers
         self.structure, self.a, self.b = layers.structure, pair.state_a, pair.state_b
         self.places = {

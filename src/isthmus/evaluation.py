@@ -31,7 +31,7 @@ from isthmus.states import (
 __all__ = [
     "Bound",
     "Evaluation",
-    "Relabelling",
+    "Relabels",
     "bind",
     "check_frame",
     "combine_states",
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 
-class Relabelling(Protocol):
+class Relabels(Protocol):
     """Anything that relabels the units of a state, such as :class:`isthmus.matching.Alignment`."""
 
     def apply(self, model_or_state: Any, /) -> Any:
@@ -57,7 +57,7 @@ EXAMINED = 8
 """Examples on which a private copy is examined."""
 
 
-def check_frame(relabelling: Relabelling, state: Mapping[str, Tensor]) -> None:
+def check_frame(relabelling: Relabels, state: Mapping[str, Tensor]) -> None:
     """Let a relabelling that knows the network it leads to say whether a state is that network's."""
     check = getattr(relabelling, "check_frame", None)
     if check is not None:

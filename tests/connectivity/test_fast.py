@@ -16,7 +16,7 @@ from isthmus.batches import Batch
 from isthmus.connectivity import _engine, _graph, _measure, _networks, interpolate, line
 from isthmus.connectivity._adaptive import ceiling, next_points
 from isthmus.connectivity._engine import Engine
-from isthmus.connectivity._graph import Site, trace_steps
+from isthmus.connectivity._graph import AffineStep, trace_steps
 from isthmus.errors import DataError, ModelError
 from isthmus.evaluation import bind
 from isthmus.paths import mixed
@@ -240,16 +240,16 @@ def test_layers_on_the_data_run_at_the_ends_only(monkeypatch: pytest.MonkeyPatch
         lengths.append(weight.shape[1])
         return original(x, weight, bias)
 
-    [site, *_] = [s for s in trace_steps(a, Batch((data[0][0],))).steps if isinstance(s, Site)]
+    [site, *_] = [s for s in trace_steps(a, Batch((data[0][0],))).steps if isinstance(s, AffineStep)]
     assert (site.weight, site.length) == ("0.weight", 70)
     monkeypatch.setattr(_graph.F, "linear", counted)
     engine = Engine(a, Batch((data[0][0].double(),)))
-    ends = engine.point(state_of(a), end=True), engine.point(state_of(b), end=True)
+    ends = engine.ready(state_of(a), end=True), engine.ready(state_of(b), end=True)
     ts = [0.25, 0.5, 0.75]
     outputs = list(
         engine.outputs(
             Batch((data[0][0].double(),)), ends, ts,
-            lambda t: engine.point(mixed(state_of(a), state_of(b), t, engine.names)),
+            lambda t: engine.ready(mixed(state_of(a), state_of(b), t, engine.names)),
         )
     )  # fmt: skip
     assert lengths.count(70) == 2

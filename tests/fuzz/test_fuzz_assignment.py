@@ -15,7 +15,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from isthmus.transport import Assignment, _assignment, assign
+from isthmus.transport import Assigned, _assignment, assign
 
 _MILD = 1e6
 """A penalty above all sums of other entries, and small enough that float64 sums of both are precise."""
@@ -78,7 +78,7 @@ def exact(matrix: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Fraction
     return sum((Fraction(float(x)) for x in matrix[rows, columns]), Fraction(0))
 
 
-def check(given: Problem, found: Assignment, maximize: bool) -> None:
+def check(given: Problem, found: Assigned, maximize: bool) -> None:
     """Hold a result to the exact optimum and to its own proof, in rational arithmetic."""
     sign = -1 if maximize else 1
     columns = found.columns.numpy()
@@ -107,7 +107,7 @@ def check(given: Problem, found: Assignment, maximize: bool) -> None:
         assert abs(value - bound - Fraction(found.gap)) <= Fraction(found.gap) / 10**6 + size / 10**13
 
 
-def misleading(rng: np.random.Generator, shape: tuple[int, int]) -> Assignment:
+def misleading(rng: np.random.Generator, shape: tuple[int, int]) -> Assigned:
     """Return a warm start from another problem, scale or planet."""
     kind = rng.integers(4)
     rows, columns = shape
@@ -122,7 +122,7 @@ def misleading(rng: np.random.Generator, shape: tuple[int, int]) -> Assignment:
     duals = [torch.from_numpy(scale * rng.standard_normal(n)) for n in shape]
     if kind == 2:
         duals = [d + scale for d in duals]
-    return Assignment(pairs, 0.0, duals[0], duals[1], 0.0)
+    return Assigned(pairs, 0.0, duals[0], duals[1], 0.0)
 
 
 def trial(seed: int, largest: int) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isthmus import layers, moments
+from isthmus import layers
 from isthmus.batches import Batch
 from isthmus.layers import BatchNorm, Site, affine_layer, find_sites, input_rows, matrix_of
 from isthmus.matching import align
@@ -193,11 +193,6 @@ def test_tokens_normalised_along_their_positions_are_aligned(length: int) -> Non
     net.load_state_dict(a)
     found = align(net, b, batches=[Batch((x,))], method="covariance")
     assert all(torch.equal(found.permutations[name], index) for name, index in planted.items())
-
-
-def test_moments_still_gives_what_moved_here() -> None:
-    for name in ("BatchNorm", "Convolution", "Site", "find_sites", "input_rows"):
-        assert getattr(moments, name) is getattr(layers, name)
 
 
 def test_every_public_name_is_documented() -> None:

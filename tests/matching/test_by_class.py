@@ -160,10 +160,10 @@ def test_the_metric_counts_in_norms() -> None:
     sides = sides_of(compared_of([term], {}, cluster), cluster[0], structure.sizes[cluster[0]])
     for seed in range(3):
         step = carried("monomial", structure.sizes[cluster[0]], seed)
-        rise = -0.5 * (term.comparison.cost({cluster[0]: step}) - term.comparison.cost({}))
+        rise = -0.5 * (term.inner_product.cost({cluster[0]: step}) - term.inner_product.cost({}))
         assert sides.value(step) - sides.value(Permutation.identity(6)) == pytest.approx(rise, rel=1e-9)
     norms = sides.norms("A")[0]
-    assert float(norms.sum()) == pytest.approx(term.comparison.norm_a or 0.0, rel=1e-9)
+    assert float(norms.sum()) == pytest.approx(term.inner_product.norm_a or 0.0, rel=1e-9)
 
 
 def planted(
@@ -326,7 +326,10 @@ def test_slots_that_do_not_say_what_they_are_take_no_factors() -> None:
     objective = weight_objective(problem("linear").pair)
     (cluster, *_) = objective.structure.clusters
     terms = [
-        replace(t, comparison=replace(t.comparison, movers=tuple(unknown(m) for m in t.comparison.movers)))
+        replace(
+            t,
+            inner_product=replace(t.inner_product, movers=tuple(unknown(m) for m in t.inner_product.movers)),
+        )
         for t in objective.terms(cluster)
     ]
     compared = compared_of(terms, {}, cluster)
@@ -338,7 +341,7 @@ def test_slots_that_do_not_say_what_they_are_take_no_factors() -> None:
 
 
 def unknown(movers: Mapping[int, list[tuple[str, Slot]]]) -> dict[int, list[tuple[str, Slot]]]:
-    return {axis: [(g, replace(s, role="")) for g, s in pairs] for axis, pairs in movers.items()}
+    return {axis: [(g, replace(s, role="", power=None)) for g, s in pairs] for axis, pairs in movers.items()}
 
 
 def test_groups_that_act_otherwise_are_not_paired() -> None:

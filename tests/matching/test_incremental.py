@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from isthmus.batches import Batch
 from isthmus.errors import DataError
+from isthmus.layers import find_sites
 from isthmus.matching import (
     CoordinateDescent,
     Facet,
@@ -29,11 +30,16 @@ from isthmus.matching import _incremental as incremental_module
 from isthmus.matching._certify import ErrorBound, certified
 from isthmus.matching._incremental import Incremental
 from isthmus.matching._layers import Layers
-from isthmus.matching._objectives import Comparison, TermObjective
+from isthmus.matching._objectives import InnerProduct, TermObjective
 from isthmus.matching._parts import parts_of
 from isthmus.matching._products import SHORT, add_product, blocks, product_error
-from isthmus.matching._terms import Pair, covariance_objective, incoming_weight_objective, weight_objective
-from isthmus.moments import SiteRunner, find_sites, input_statistics
+from isthmus.matching._terms import (
+    LayeredPair,
+    covariance_objective,
+    incoming_weight_objective,
+    weight_objective,
+)
+from isthmus.moments import SiteRunner, input_statistics
 from isthmus.states import state_of
 from isthmus.symmetry import IndexMap, Slot, discover_from_trace, trace
 from isthmus.testing import gpt, mlp, randomise_state, reference_inputs, reference_network
@@ -63,10 +69,10 @@ def inputs(name: str) -> Tensor:
     return reference_inputs(name, 4, generator=generator(7))[0]
 
 
-_PAIRS: dict[str, tuple[Pair, nn.Module]] = {}
+_PAIRS: dict[str, tuple[LayeredPair, nn.Module]] = {}
 
 
-def pair_of(name: str) -> tuple[Pair, nn.Module]:
+def pair_of(name: str) -> tuple[LayeredPair, nn.Module]:
     """Return a pair whose B is half A: far enough for several sweeps, near enough to have structure."""
     if name not in _PAIRS:
         a, b = network(name, 0), network(name, 1)
@@ -74,7 +80,7 @@ def pair_of(name: str) -> tuple[Pair, nn.Module]:
         layers = Layers(
             discover_from_trace(traced), find_sites(traced), tuple(n for n, _ in a.named_parameters())
         )
-        _PAIRS[name] = Pair(layers, state_of(a), state_of(b)), a
+        _PAIRS[name] = LayeredPair(layers, state_of(a), state_of(b)), a
     return _PAIRS[name]
 
 
@@ -308,10 +314,10 @@ def test_parts_are_what_a_term_is_made_of() -> None:
 def test_a_group_that_acts_twice_is_no_plain_product() -> None:
     movers = ({axis: [("g", Slot("t", axis, IndexMap(3, 3)))] for axis in (0, 1)},)
     x = torch.randn(3, 3)
-    comparison = Comparison((x,), (x,), movers, 1.0)
+    inner_product = InnerProduct((x,), (x,), movers, 1.0)
     structure = Structure.flat({"g": 3})
     facet = _facet("g", 3)
-    term = Term(facet, comparison, ((0,),))
+    term = Term(facet, inner_product, ((0,),))
     assert parts_of([term], "g", 3) is None
     kept = Incremental(TermObjective(structure, [term]))
     assert kept.depends(("g",)) == {"g"}, "its own moves change what is best for it"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from isthmus.batches import Batch
 from isthmus.couplings import index_of
 from isthmus.errors import DataError
+from isthmus.layers import find_sites
 from isthmus.matching import (
     CoordinateDescent,
     Gain,
@@ -27,13 +28,13 @@ from isthmus.matching import (
 )
 from isthmus.matching._layers import Layers
 from isthmus.matching._terms import (
-    Pair,
+    LayeredPair,
     activation_objective,
     covariance_objective,
     incoming_weight_objective,
     weight_objective,
 )
-from isthmus.moments import SiteRunner, cross_moments, find_sites, input_statistics
+from isthmus.moments import SiteRunner, cross_moments, input_statistics
 from isthmus.states import state_of
 from isthmus.symmetry import discover, discover_from_trace, trace
 from isthmus.testing import gpt, mlp, randomise_state, reference_inputs, reference_network
@@ -87,12 +88,12 @@ SCHEDULES = {
 _CACHE: dict[str, dict[str, Objective]] = {}
 
 
-def pair_of(a: nn.Module, b: nn.Module, x: Tensor) -> Pair:
+def pair_of(a: nn.Module, b: nn.Module, x: Tensor) -> LayeredPair:
     traced = trace(a, (x[:2],))
     layers = Layers(
         discover_from_trace(traced), find_sites(traced), tuple(n for n, _ in a.named_parameters())
     )
-    return Pair(layers, state_of(a), state_of(b))
+    return LayeredPair(layers, state_of(a), state_of(b))
 
 
 def all_objectives(a: nn.Module, b: nn.Module, x: Tensor) -> dict[str, Objective]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isthmus.couplings import Permutation, Rotation
-from isthmus.matching import Comparison, _pairs, _sources
+from isthmus.matching import InnerProduct, _pairs, _sources
 from isthmus.matching._certify import _near
 from isthmus.matching._pairs import kernels_for, ordered, pair_products
 from isthmus.symmetry import IndexMap, Slot
@@ -121,9 +121,9 @@ def test_large_tensors_are_valued_in_pieces(monkeypatch: pytest.MonkeyPatch, kin
     order = shuffled(500, 1)
     coupling = Permutation(order) if kind == "permutation" else Rotation(turn)
     movers = ({1: [("g", Slot("t", 1, IndexMap(500, 500), role="holds"))]},)
-    comparison = Comparison((a,), (b,), movers)
+    inner_product = InnerProduct((a,), (b,), movers)
     moved = b.double()[:, order] if kind == "permutation" else (b.double() @ turn.T).float().double()
     expected = float((a.double() * moved).sum())
-    assert comparison.inner({"g": coupling}) == pytest.approx(expected, abs=1e-4)
+    assert inner_product.inner({"g": coupling}) == pytest.approx(expected, abs=1e-4)
     distance = float((a.double() - moved).square().sum())
-    assert comparison.cost({"g": coupling}) == pytest.approx(distance, rel=1e-6)
+    assert inner_product.cost({"g": coupling}) == pytest.approx(distance, rel=1e-6)

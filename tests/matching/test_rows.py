@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from isthmus import SymmetrySpec, align, apply, discover
+from isthmus.layers import find_sites
 from isthmus.matching import _activations
 from isthmus.matching._alignment import Alignment
-from isthmus.moments import Actions, find_sites
+from isthmus.moments import Actions
 from isthmus.moments._rows import _Orbits
 from isthmus.symmetry import trace
 from isthmus.testing import planted_pair, randomise_state

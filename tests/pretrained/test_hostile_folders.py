@@ -21,7 +21,7 @@ from isthmus.couplings import random_permutation
 from isthmus.errors import CheckpointError, ModelError, OutputError
 from isthmus.matching import Alignment
 from isthmus.pretrained import LazyState, open_model
-from isthmus.pretrained._card import Source, merge_card, relabelled_card
+from isthmus.pretrained._card import Contribution, merge_card, relabelled_card
 
 EVIL = "a\x1b[31m\u202e|`<b>\n# x"
 
@@ -373,7 +373,7 @@ def test_architectures_that_are_none(folder: Path, name: str) -> None:
 
 def test_cards_hold_no_markup_of_others(pair_of: Callable[..., Any]) -> None:
     alignment = replace(random_alignment(pair_of("bert").spec), method=EVIL)
-    source = Source(EVIL, alignment=alignment)
+    source = Contribution(EVIL, alignment=alignment)
     for card in (merge_card([source, source], [EVIL], [EVIL]), relabelled_card(source, [EVIL], [EVIL])):
         assert "\x1b" not in card
         assert "\u202e" not in card

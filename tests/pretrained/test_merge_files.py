@@ -155,9 +155,11 @@ def test_strangers_are_warned_of(tmp_path: Path, out: str) -> None:
 def test_running_statistics_are_warned_of(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     paths = [stored(tmp_path / f"{k}.pt", model.state_dict()) for k in range(2)]
-    with pytest.warns(IsthmusWarning, match=r"the running statistics of batch normalisation are averages"):
+    with pytest.warns(
+        IsthmusWarning, match=r"The merged running statistics \(1\) are the average of the networks'"
+    ):
         written = merge_files(paths, tmp_path / "out.pt")
-    assert "Recompute them on training data" in written.notes[0]
+    assert "Recompute them: run the network on training data" in written.notes[0]
     assert load_state(written.path).keys() == model.state_dict().keys()
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from engine_studies import TINY, tiny
 
-from isthmus.study import Plan, StudyError, make_plan, run_study
+from isthmus.study import StudyError, StudyPlan, make_plan, run_study
 from isthmus.training._precision import faster_precision
 
 AUTO = TINY.replace("training: {", "training: {precision: auto, ")
@@ -19,7 +19,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, *, amx: bool) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": amx})
 
 
-def precisions(plan: Plan) -> set[str]:
+def precisions(plan: StudyPlan) -> set[str]:
     return {u.content["training"]["precision"] for u in plan.units}
 
 

@@ -459,8 +459,9 @@ class Recurrent(nn.Module):
 
 
 def gates(count: int, *tensors: str, size: int = 4) -> list[str]:
-    index = "" if count == 1 else f" ({size}/1 ×{count}/{size} of {count * size})"
-    return [f"layer.{t}[0]{index}" for t in tensors]
+    starts = ["", *(f"{k * size}+" for k in range(1, count))]
+    indices = [""] if count == 1 else [f" ({start}{size}/1 of {count * size})" for start in starts]
+    return [f"layer.{t}[0]{index}" for t in tensors for index in indices]
 
 
 FIRST = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")

@@ -105,7 +105,7 @@ def test_roles_are_written_read_and_printed_where_there_are_any() -> None:
     assert str(again) == str(found)
     lines = str(found).splitlines()
     assert [line.split() for line in lines if "[" in line and "pinned" not in line][:3] == [
-        ["0", "4", "holds", "0.weight[0]"],
+        ["0", "4", "positive", "scales", "holds", "0.weight[0]"],
         ["holds", "0.bias[0]"],
         ["reads", "2.weight[1]"],
     ]

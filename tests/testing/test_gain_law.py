@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.batches import Batch
+from isthmus.couplings import random_permutation
 from isthmus.matching import (
     METHODS,
     Cluster,
@@ -156,6 +157,89 @@ def test_blocks_whose_members_lie_on_two_axes_count_a_filter_on_each() -> None:
         check_gain_law(found["weights"])
 
 
+class Turned(nn.Module):
+    """A grouped transposed convolution: its inputs and its outputs lie inside blocks of one axis of the filter."""
+
+    def __init__(self, dimensions: int = 2, kernel: int = 2, bias: bool = True, norm: bool = False) -> None:
+        super().__init__()
+        layer, turned = (getattr(nn, f"{name}{dimensions}d") for name in ("Conv", "ConvTranspose"))
+        self.enter, self.out = layer(2, 4, 1), layer(6, 2, 1)
+        self.filter = turned(4, 6, kernel, groups=2, bias=bias)
+        self.norm = nn.BatchNorm2d(6) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(self.filter(self.enter(x).relu())).relu())
+
+
+class Straightened(Turned):
+    """What the grouped transposed convolution computes, with a kernel of one, as a grouped convolution."""
+
+    def __init__(self) -> None:
+        super().__init__(kernel=1)
+        self.filter = nn.Conv2d(4, 6, 1, groups=2)
+
+
+class Deep(nn.Module):
+    """Experts of two layers: members of each expert on both axes of the second layer's weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.router, self.out = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 2)
+        self.up, self.down = nn.Parameter(torch.randn(3, 6, 5)), nn.Parameter(torch.randn(3, 4, 6))
+        self.middle = nn.Parameter(torch.randn(3, 5, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.enter(x)
+        first = torch.einsum("bi,eih->beh", h, self.up).relu()
+        made = torch.einsum(
+            "beo,eoi->bei", torch.einsum("beh,eho->beo", first, self.middle).relu(), self.down
+        )
+        return self.out(h + (made * self.router(h).softmax(-1)[..., None]).sum(1))
+
+
+ON_TWO_AXES: dict[str, tuple[Callable[[int], nn.Module], Callable[[], Tensor]]] = {
+    "turned": (lambda seed: Turned(), lambda: normal(3, 2, 4, 4)),
+    "turned, norm": (lambda seed: Turned(norm=True), lambda: normal(3, 2, 4, 4)),
+    "turned, 1 axis, no bias": (lambda seed: Turned(1, 3, bias=False), lambda: normal(3, 2, 5)),
+    "deep experts": (lambda seed: Deep(), lambda: normal(30, 4)),
+}
+
+
+@pytest.mark.parametrize("network", ON_TWO_AXES)
+def test_a_filter_that_no_layer_reads_counts_each_slot_once(network: str) -> None:
+    NETWORKS.setdefault(network, ON_TWO_AXES[network])
+    found = objectives(network)
+    for name in ("weights-incoming", "covariance"):
+        check_gain_law(found[name])
+
+
+def test_a_grouped_transposed_convolution_is_matched_as_the_convolution_that_it_is() -> None:
+    """With a kernel of one the two filters hold the same numbers, ``w[i, o]`` here and ``w[o, i]`` there."""
+    turned = [drawn(lambda seed: Turned(kernel=1), k) for k in (0, 1)]
+    straight = [drawn(lambda seed: Straightened(), k) for k in (0, 1)]
+    for one, other in zip(turned, straight, strict=True):
+        state = one.state_dict()
+        blocks = state["filter.weight"].reshape(2, 2, 3)
+        state["filter.weight"] = blocks.transpose(1, 2).reshape(6, 2, 1, 1)
+        other.load_state_dict(state)
+    x = normal(3, 2, 4, 4)
+    torch.testing.assert_close(turned[0](x), straight[0](x))
+    one, other = (
+        METHODS["weights-incoming"].objective(Problem(*pair, batches=[Batch((x,))]), generator())
+        for pair in (turned, straight)
+    )
+    assert one.structure.sizes == other.structure.sizes
+    at = {name: random_permutation(size, generator(5)) for name, size in one.structure.sizes.items()}
+    assert one.value(at) == pytest.approx(other.value(at), rel=1e-12)
+    for cluster in one.structure.clusters:
+        for group in cluster:
+            sums = [
+                sum(g.reduced(group) for g in part.gains(cluster, at) if group in g.members)
+                for part in (one, other)
+            ]
+            torch.testing.assert_close(*sums, rtol=1e-12, atol=1e-12)
+
+
 class _Broken:
     """An objective whose gains are not its own."""
 
@@ -190,7 +274,7 @@ def test_a_forgotten_term_and_terms_with_a_scale_are_noticed() -> None:
     whole = weight_objective(problem.pair)
     check_gain_law(whole)
     terms = [t for c in whole.structure.clusters for t in whole.terms(c)]
-    first = terms.index(next(t for t in terms if len(t.comparison.groups) > 1))
+    first = terms.index(next(t for t in terms if len(t.inner_product.groups) > 1))
     with pytest.raises(AssertionError, match="differ from the gradient"):
         check_gain_law(TermObjective(whole.structure, terms[:first] + terms[first + 1 :]))
     with pytest.raises(AssertionError, match="differ from the gradient"):

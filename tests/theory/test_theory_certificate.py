@@ -15,7 +15,7 @@ from isthmus.certificates._activations import ACTIVATIONS, kink_gap
 from isthmus.certificates._fold import fold_normalisation
 from isthmus.certificates._layers import layer_norms
 from isthmus.certificates._norms import convolution_norm, matrix_norm, pooling_norm
-from isthmus.certificates._path import Path
+from isthmus.certificates._path import NetworksBetween
 from isthmus.errors import CheckpointError, DataError, ModelError
 from isthmus.evaluation import bind
 from isthmus.symmetry import apply, discover, trace
@@ -380,7 +380,7 @@ def test_bad_input() -> None:
 def test_norms_between_the_knots_are_never_too_small(noise: float, slack: float) -> None:
     """More segments than knots: chords of a convex function lie above it, and between near networks hardly higher."""
     a, b = pair(small_residual_cnn(), noise)
-    path = Path(a, b, a.state_dict(), b.state_dict())
+    path = NetworksBetween(a, b, a.state_dict(), b.state_dict())
     traced = path.traced(Batch((examples(2, 2, 8, 8),)))
     for t in torch.linspace(0, 1, 41, dtype=torch.float64).tolist():
         exact, bound = layer_norms(traced, path.state(t)), path.norms(t, traced)

@@ -68,7 +68,7 @@ def test_curvature_reference():
 def plain_sgd(
     settings: MeanFieldSettings, width: int, seed: int, streams: tuple[int, int, int]
 ) -> np.ndarray:
-    """The update of the note, one neuron and one example at a time, one batch entry only."""
+    """The update of the theory, one neuron and one example at a time, one batch entry only."""
     from scipy.special import ndtr, ndtri
 
     edge = ndtr(-3.0)

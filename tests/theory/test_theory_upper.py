@@ -78,7 +78,8 @@ def test_cube_is_the_worst_box():
 
 @pytest.mark.parametrize(
     ("d", "constant"),
-    # Largest value over all sample sizes. The note's 9.56 and 5.63 for 5 and 6 stop at 8 bits per dimension.
+    # Largest value over all sample sizes. 9.56 and 5.63 for 5 and 6 are those of at most 8 bits per dimension (Theory,
+    # section 9).
     [(5, 10.36), (6, 5.69), (8, 3.41), (10, 2.67), (16, 1.96), (32, 1.57), (64, 1.41), (128, 1.33)],
 )
 def test_rate_constant_of_the_cube(d, constant):
@@ -105,7 +106,7 @@ def test_rate_constant_of_the_gaussian(d, constant, overall):
         return max(math.exp(2 * s / d) * isotropic_gaussian_upper(s, d) / d for s in sizes)
 
     assert largest(8.5) == pytest.approx(constant, rel=6e-3)
-    # Beyond 8.5 bits per dimension the constant of the note is exceeded at small d: by 20 % at d = 5.
+    # Beyond 8.5 bits per dimension that constant is exceeded at small d (Theory, section 9): by 20 % at d = 5.
     assert largest(40.0) == pytest.approx(overall, rel=8e-3)
 
 

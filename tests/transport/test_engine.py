@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from isthmus.errors import DataError, ShapeError
 from isthmus.study import TrainSettings, load_dataset, train
 from isthmus.testing import mlp
-from isthmus.transport import Assignment, _assignment, assign
+from isthmus.transport import Assigned, _assignment, assign
 from isthmus.transport._certificate import certify
 
 try:
@@ -110,7 +110,7 @@ def compiled(monkeypatch) -> None:
     monkeypatch.setattr(_assignment, "_LARGE", 0)
 
 
-def check(matrix: np.ndarray, found: Assignment, maximize: bool = False) -> None:
+def check(matrix: np.ndarray, found: Assigned, maximize: bool = False) -> None:
     """Hold a result to the definition, to SciPy's value and to its own proof."""
     columns = found.columns.numpy()
     rows = np.flatnonzero(columns >= 0)
@@ -370,8 +370,8 @@ def test_a_misleading_warm_start_only_costs_time(compiled):
     rng = np.random.default_rng(2)
     matrix = rng.standard_normal((150, 150))
     zeros = torch.zeros(150, dtype=torch.float64)
-    same = Assignment(torch.zeros(150, dtype=torch.int64), 0.0, zeros, zeros, 0.0)
-    wild = Assignment(torch.arange(150), 0.0, zeros, 1e3 * torch.randn(150).double(), 0.0)
+    same = Assigned(torch.zeros(150, dtype=torch.int64), 0.0, zeros, zeros, 0.0)
+    wild = Assigned(torch.arange(150), 0.0, zeros, 1e3 * torch.randn(150).double(), 0.0)
     for warm in (same, wild):
         check(matrix, assign(matrix, warm=warm))
 
@@ -539,12 +539,12 @@ def test_bad_arguments():
         assign(np.zeros((2, 2, 2, 2)))
     with pytest.raises(ShapeError, match=r"duals of shapes \(3,\) and \(3,\), the matrix has shape \(3, 4\)"):
         assign(np.zeros((3, 4)), warm=warm)
-    broken = Assignment(warm.columns, 0.0, warm.row_duals, warm.column_duals * float("nan"), 0.0)
+    broken = Assigned(warm.columns, 0.0, warm.row_duals, warm.column_duals * float("nan"), 0.0)
     with pytest.raises(DataError, match="NaN or infinite duals"):
         assign(matrix, warm=broken)
     for columns in (torch.tensor([0, 1, 3]), torch.tensor([0, -2, 1]), torch.tensor([0.0, 1.0, 2.0])):
         with pytest.raises(DataError, match=r"columns outside 0..2 \(-1 for none\)"):
-            assign(matrix, warm=Assignment(columns, 0.0, warm.row_duals, warm.column_duals, 0.0))
+            assign(matrix, warm=Assigned(columns, 0.0, warm.row_duals, warm.column_duals, 0.0))
     for unreadable in ([[1, 2], [3]], "abc", None, [[2**70, 1], [1, 2]], np.array([[1, "a"]], dtype=object)):
         with pytest.raises(DataError, match="cannot be read as one"):
             assign(unreadable)

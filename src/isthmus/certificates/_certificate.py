@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from isthmus.batches import Batches, iterate, reusable
 from isthmus.certificates._measure import Measured, measure
-from isthmus.certificates._path import Path
+from isthmus.certificates._path import NetworksBetween
 from isthmus.errors import DataError
 from isthmus.evaluation import require_evaluation
 from isthmus.states import check_finite, check_same_architecture, state_of
@@ -176,7 +176,7 @@ def certify(
     check_finite(a, "A")
     check_finite(b, "B")
     knots = segments + 1 if target is None else _MOST_SEGMENTS
-    path = Path(model_a, model_b if isinstance(model_b, nn.Module) else None, a, b, knots=knots)
+    path = NetworksBetween(model_a, model_b if isinstance(model_b, nn.Module) else None, a, b, knots=knots)
     ts = [k / segments for k in range(segments + 1)]
     data = iterate(reusable(batches)) if target is None else list(iterate(reusable(batches)))
     parts = [measure(path, batch, list(itertools.pairwise(ts)), loss) for batch in data]

@@ -43,8 +43,8 @@ PIECES = {"aten.split", "aten.split_with_sizes", "aten.chunk", "aten.unbind"}
 
 _JOINTS = ("aten.cat", "aten.stack")
 
-_Shape = Sequence[int]
-_Rule = Callable[[dict[str, Any], _Shape, _Shape], bool]
+_Lengths = Sequence[int]
+_Keeps = Callable[[dict[str, Any], _Lengths, _Lengths], bool]
 """From arguments, shape before and shape after to whether axis 0 is left alone."""
 
 
@@ -67,53 +67,53 @@ def mixes_examples(node: fx.Node, source: fx.Node) -> str:
     return ""
 
 
-def _same_shape(_: dict[str, Any], before: _Shape, after: _Shape) -> bool:
+def _same_shape(_: dict[str, Any], before: _Lengths, after: _Lengths) -> bool:
     return tuple(before) == tuple(after)
 
 
-def _same_length(_: dict[str, Any], before: _Shape, after: _Shape) -> bool:
+def _same_length(_: dict[str, Any], before: _Lengths, after: _Lengths) -> bool:
     return len(after) > 0 and before[0] == after[0]
 
 
-def _permute(given: dict[str, Any], before: _Shape, _: _Shape) -> bool:
+def _permute(given: dict[str, Any], before: _Lengths, _: _Lengths) -> bool:
     return int(given["dims"][0]) % len(before) == 0
 
 
-def _transpose(given: dict[str, Any], before: _Shape, _: _Shape) -> bool:
+def _transpose(given: dict[str, Any], before: _Lengths, _: _Lengths) -> bool:
     axes = {int(given[k]) % len(before) for k in ("dim0", "dim1")}
     return len(axes) == 1 or 0 not in axes
 
 
-def _other_axis(given: dict[str, Any], before: _Shape, _: _Shape) -> bool:
+def _other_axis(given: dict[str, Any], before: _Lengths, _: _Lengths) -> bool:
     return int(given["dim"]) % len(before) != 0
 
 
-def _part(given: dict[str, Any], before: _Shape, after: _Shape) -> bool:
+def _part(given: dict[str, Any], before: _Lengths, after: _Lengths) -> bool:
     """Return whether a part is of another axis, or all of axis 0: steps are positive, so equal length is all."""
     return _other_axis(given, before, after) or tuple(before) == tuple(after)
 
 
-def _joined_axis(given: dict[str, Any], _: _Shape, after: _Shape) -> bool:
+def _joined_axis(given: dict[str, Any], _: _Lengths, after: _Lengths) -> bool:
     return int(given["dim"]) % len(after) != 0
 
 
-def _reduced_axes(given: dict[str, Any], before: _Shape, _: _Shape) -> bool:
+def _reduced_axes(given: dict[str, Any], before: _Lengths, _: _Lengths) -> bool:
     dims = given.get("dim")
     dims = [dims] if isinstance(dims, int) else dims
     return bool(dims) and 0 not in {int(d) % len(before) for d in dims}
 
 
-def _padded_axes(given: dict[str, Any], before: _Shape, _: _Shape) -> bool:
+def _padded_axes(given: dict[str, Any], before: _Lengths, _: _Lengths) -> bool:
     """Pads are listed from the last axis on, two each; a crop is a negative pad."""
     pads = [int(p) for p in given["pad"]]
     return len(pads) < 2 * len(before) or not any(pads[2 * len(before) - 2 :])
 
 
-def _rank_at_least(least: int) -> _Rule:
+def _rank_at_least(least: int) -> _Keeps:
     return lambda given, before, after: len(before) >= least and _same_length(given, before, after)
 
 
-def _rank(rank: int) -> _Rule:
+def _rank(rank: int) -> _Keeps:
     return lambda given, before, after: len(before) == rank and _same_length(given, before, after)
 
 
@@ -125,7 +125,7 @@ _ALONG_SPACE = (
 _SPACE = {f"{name}{n}": axes for name in _ALONG_SPACE for n, axes in _SPATIAL.items()}
 """Number of axes in space of the operators that act on channels or space."""
 
-_RULES: dict[str, _Rule] = {
+_RULES: dict[str, _Keeps] = {
     **dict.fromkeys(ELEMENTWISE | set(ACTIVATIONS), _same_shape),
     # elementwise too, but for broadcasting, which their own rules refuse by name
     **dict.fromkeys(("aten.add", "aten.sub", "aten.mul", "aten.div", "aten.prelu"), _same_length),

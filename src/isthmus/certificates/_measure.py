@@ -12,7 +12,7 @@ from torch import Tensor
 
 from isthmus.batches import Batch
 from isthmus.certificates._norms import ROUNDOFF
-from isthmus.certificates._path import Path
+from isthmus.certificates._path import NetworksBetween
 from isthmus.certificates._propagate import Ends, segment_bound
 from isthmus.errors import DataError, ModelError
 from isthmus.losses import class_axis_last, score
@@ -62,7 +62,9 @@ class Measured:
     loss_rounding: Tensor | None
 
 
-def measure(path: Path, batch: Batch, spans: Spans, loss: str, known: Measured | None = None) -> Measured:
+def measure(
+    path: NetworksBetween, batch: Batch, spans: Spans, loss: str, known: Measured | None = None
+) -> Measured:
     """Run a batch along spans of the path.
 
     Args:

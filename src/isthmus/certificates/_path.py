@@ -20,7 +20,7 @@ from isthmus.evaluation import bind, combine_states, relative_difference
 from isthmus.replica import in_double
 from isthmus.symmetry import Trace, trace
 
-__all__ = ["Path"]
+__all__ = ["NetworksBetween"]
 
 _KNOTS = 17
 """Points of the path at which spectral norms are computed; between them convexity bounds them."""
@@ -30,14 +30,14 @@ _SAME = 1e-6
 
 
 @dataclass(frozen=True)
-class _Layers:
+class _KnotNorms:
     """Norms of the layers at every knot, and how large their rounding can be."""
 
     norms: list[dict[str, float]]
     magnitudes: dict[str, Magnitude]
 
 
-class Path:
+class NetworksBetween:
     """All networks between A and B, made one at a time."""
 
     def __init__(
@@ -57,7 +57,7 @@ class Path:
         self._knots = np.linspace(0.0, 1.0, min(max(knots, 2), _KNOTS))
         self._traces: dict[tuple[Any, ...], Trace] = {}
         self._folded_ends: tuple[dict[str, Tensor], ...] = ()
-        self._layers: dict[tuple[Any, ...], _Layers] = {}
+        self._layers: dict[tuple[Any, ...], _KnotNorms] = {}
 
     def batch(self, batch: Batch) -> Batch:
         """Return a batch on the network's device in double precision."""
@@ -81,7 +81,7 @@ class Path:
             self._folded_ends = (a, b)
             self.folded = any(not torch.equal(a[k], self._ends[0][k]) for k in a)
         if _signature(traced) not in self._layers:
-            self._layers[_signature(traced)] = _Layers(
+            self._layers[_signature(traced)] = _KnotNorms(
                 [layer_norms(traced, self.state(t)) for t in self._knots.tolist()],
                 layer_magnitudes(traced, *self._folded_ends),
             )

@@ -9,7 +9,7 @@ On a segment between two networks, with :math:`x_t` the value of a node at the n
 * an activation: :math:`r' = \lambda r + \|\sup_t J\|`;
 * a fixed linear operator: :math:`r' = \|L\| r`; a sum: :math:`r' = r_1 + r_2`; a concatenation: root of squares.
 
-Ours beyond the note: every step adds what rounding may have done to the computed values of the node (the standard model
+Beyond these: every step adds what rounding may have done to the computed values of the node (the standard model
 of floating point, a few units in the last place for activations), so that the bound speaks of the exact network. The
 same recursion without the other terms bounds how far computed values are from exact ones.
 """
@@ -97,7 +97,7 @@ def segment_bound(trace: Trace, first: Ends, last: Ends, output: fx.Node) -> Ten
             else:
                 bounds[node.name] = value.new_zeros(2, examples, dtype=torch.float64)
         elif node.op == "call_function":
-            bounds[node.name] = _Step(node, trace, first, last, bounds, examples).bound()
+            bounds[node.name] = _SegmentStep(node, trace, first, last, bounds, examples).bound()
         if node is output:
             break
     found = bounds[output.name]
@@ -106,7 +106,7 @@ def segment_bound(trace: Trace, first: Ends, last: Ends, output: fx.Node) -> Ten
     return found
 
 
-class _Step:
+class _SegmentStep:
     """One operator on a segment."""
 
     def __init__(

@@ -106,7 +106,7 @@ def certify_weights_only(
     model = in_double(model_a)
     a, b = ({k: v.double() if v.is_floating_point() else v for k, v in s.items()} for s in (a, b))
     squares: list[tuple[float, float]] = []
-    layers: list[_Layer] = []
+    layers: list[_LinearLayer] = []
     traces: dict[tuple[int, ...], Trace] = {}
     examples = 0
     for batch in iterate(reusable(batches)):
@@ -124,24 +124,24 @@ def certify_weights_only(
         squares = [(s[0] + f[0], s[1] + f[1]) for s, f in zip(known, found, strict=True)]
         examples += batch.size
     measured = [
-        _Measured(math.sqrt(change / examples), math.sqrt(size / examples)) for change, size in squares
+        _RootMeanSquares(math.sqrt(change / examples), math.sqrt(size / examples)) for change, size in squares
     ]
     return _bound(measured, layers, a, b, examples)
 
 
 @dataclass(frozen=True)
-class _Measured:
+class _RootMeanSquares:
     """Root mean squares over the data at one layer of A: of the change of its output, and of its input."""
 
     change: float
     size: float
 
 
-_Layer = tuple[fx.Node, Site]
+_LinearLayer = tuple[fx.Node, Site]
 """A linear layer, and its node."""
 
 
-def _layers(traced: Trace) -> list[_Layer]:
+def _layers(traced: Trace) -> list[_LinearLayer]:
     """Read a multi-layer perceptron off its graph; every operator must continue one chain."""
     if len(traced.inputs) != 1 or len(traced.outputs) != 1:
         raise ModelError("certify_weights_only: expected a network with one input and one output tensor.")
@@ -154,7 +154,7 @@ def _layers(traced: Trace) -> list[_Layer]:
         chain.append(node)
         node = source
     sites = {site.name: site for site in find_sites(traced)}
-    layers: list[_Layer] = []
+    layers: list[_LinearLayer] = []
     previous = ""
     for node in reversed(chain):
         name, site = operator_of(node), sites.get(node.name)
@@ -209,7 +209,7 @@ def _refused(node: fx.Node) -> ModelError:
 
 
 def _matching(
-    traced: Trace, layers: list[_Layer], a: Mapping[str, Tensor], b: Mapping[str, Tensor], batch: Batch
+    traced: Trace, layers: list[_LinearLayer], a: Mapping[str, Tensor], b: Mapping[str, Tensor], batch: Batch
 ) -> list[tuple[float, float]]:
     """Return, for every layer, the sums over the batch of the squared change of A's output and of A's input."""
     values: dict[str, Any] = {traced.inputs[0]: batch.args[0]}
@@ -229,8 +229,8 @@ def _matching(
 
 
 def _bound(
-    measured: list[_Measured],
-    layers: list[_Layer],
+    measured: list[_RootMeanSquares],
+    layers: list[_LinearLayer],
     a: Mapping[str, Tensor],
     b: Mapping[str, Tensor],
     examples: int,

@@ -28,7 +28,7 @@ class Naming:
     Attributes:
         names: from name in the network to name in the file.
         prefix: what was removed before every name; empty where nothing was, or not the same everywhere.
-        note: what a reader should know; empty where the names are the file's.
+        note: a remark for the reader; empty where the names are the file's.
     """
 
     names: dict[str, str]

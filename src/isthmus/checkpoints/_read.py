@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from isthmus.checkpoints._formats import damaged, is_torch, safetensors
 from isthmus.checkpoints._names import Naming, as_in_network, under_prefix, unwrapped
-from isthmus.checkpoints._states import Found, inside, plain_state, states_in
+from isthmus.checkpoints._states import StatesByKey, inside, plain_state, states_in
 from isthmus.checkpoints._torch import load_torch, too_large
 from isthmus.checkpoints._write import split_versions
 from isthmus.errors import CheckpointError, printable
@@ -36,7 +36,7 @@ class Checkpoint:
         state: from name to tensor.
         key: under which the state lay; empty for the file itself.
         prefix: what was removed before the names; empty if nothing was.
-        notes: what a reader should know: which of several states was taken, what was removed, what was left out.
+        notes: remarks for the reader: which of several states was taken, what was removed, what was left out.
     """
 
     path: Path
@@ -118,7 +118,7 @@ def split_key(path: str | os.PathLike[str]) -> tuple[Path, str | None]:
 
 def _selected(
     content: Any, key: str | None, prefix: str | None, where: str
-) -> tuple[Found, str | None, str | None]:
+) -> tuple[StatesByKey, str | None, str | None]:
     """Return the states to choose from; a key that is none may be the beginning of names."""
     if not isinstance(content, Mapping):
         raise CheckpointError(

@@ -12,9 +12,9 @@ from torch import Tensor
 from isthmus.errors import CheckpointError, printable
 from isthmus.states import State, with_versions_of
 
-__all__ = ["Found", "inside", "plain_state", "states_in"]
+__all__ = ["StatesByKey", "inside", "plain_state", "states_in"]
 
-Found = dict[str, Mapping[Any, Any]]
+StatesByKey = dict[str, Mapping[Any, Any]]
 """From the key under which a state lies (parts joined by points; empty for the file itself) to that state."""
 
 _DEEPEST = 5
@@ -31,7 +31,7 @@ _LAYOUTS = {
 }
 
 
-def states_in(content: Any) -> Found:
+def states_in(content: Any) -> StatesByKey:
     """Return all states inside what a file holds, by key.
 
     A state is a dictionary of tensors or NumPy arrays, not all of them single numbers (those are metrics); the moments
@@ -41,12 +41,12 @@ def states_in(content: Any) -> Found:
         return {}
     if content and all(_is_entry(v) for v in content.values()):
         return {"": content}
-    found: Found = {}
+    found: StatesByKey = {}
     _look(content, "", found, {id(content)}, 0)
     return found
 
 
-def _look(content: Mapping[Any, Any], above: str, found: Found, seen: set[int], depth: int) -> None:
+def _look(content: Mapping[Any, Any], above: str, found: StatesByKey, seen: set[int], depth: int) -> None:
     if depth == _DEEPEST or content.keys() >= _OPTIMISER:
         return
     for key, value in content.items():

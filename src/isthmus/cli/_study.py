@@ -14,6 +14,7 @@ import typer
 from rich.table import Table
 
 from isthmus.cli import _console as console
+from isthmus.cli._options import Json
 
 if TYPE_CHECKING:
     from isthmus.report import BarrierTable, Spread
@@ -36,7 +37,6 @@ class Log(StrEnum):
 
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the study.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, for machines.")]
 
 
 @study.command()

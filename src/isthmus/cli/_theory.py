@@ -25,7 +25,7 @@ theory = typer.Typer(
 Out = Annotated[
     Path | None, typer.Option(help="Folder for the figure (PNG and SVG) and the JSON; none by default.")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+DrawSeed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 
 
 @theory.command()
@@ -70,7 +70,7 @@ def rate(
     ] = 0.1,
     sizes: Annotated[str, typer.Option(help="Neurons in each sample, rising.")] = "32,64,128,256,512",
     replicates: Annotated[int, typer.Option(min=1, help="Pairs per size.")] = 10,
-    seed: Seed = 0,
+    seed: DrawSeed = 0,
     out: Out = None,
     json: options.Json = False,
 ) -> None:
@@ -104,7 +104,7 @@ def dimension(
     data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the data set.")] = None,
     replicates: Annotated[int, typer.Option(min=1, help="Random splits per size.")] = 10,
     largest: Annotated[int, typer.Option(min=4, help="Largest part of a layer.")] = 512,
-    seed: Seed = 0,
+    seed: DrawSeed = 0,
     out: Out = None,
     json: options.Json = False,
 ) -> None:
@@ -152,7 +152,7 @@ def certify(
     shape: options.Shape = None,
     limit: options.Limit = 1000,
     batch_size: options.BatchSize = None,
-    seed: Seed = 0,
+    seed: DrawSeed = 0,
     out: Out = None,
     json: options.Json = False,
     align: Annotated[str | None, typer.Option(metavar="METHOD", hidden=True)] = None,

@@ -1,4 +1,4 @@
-r"""How much higher a loss may rise between the points of a grid, and where to look next."""
+r"""Ceilings of a loss between the points of a grid, and the positions to look at next."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Ceiling(NamedTuple):
 
 
 def ceiling(losses: Tensor, ts: Tensor, lipschitz: float | None) -> Ceiling | None:
-    r"""Say how high the rise :math:`g(t)` of the loss above its chord may be between neighbouring points.
+    r"""Return how high the rise :math:`g(t)` of the loss above its chord may be between neighbouring points.
 
     With a Lipschitz constant :math:`K` of :math:`g` this is a bound, on an interval of width :math:`h` with
     values :math:`g_0, g_1` at its ends: :math:`(g_0 + g_1 + K h) / 2` (Piyavskii 1972). Without, it is an estimate

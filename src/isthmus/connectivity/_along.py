@@ -16,20 +16,29 @@ from torch import Tensor, nn
 from isthmus.batches import Batch, Batches, first_batch, iterate
 from isthmus.connectivity._adaptive import FIRST_POINTS, MOST_POINTS, next_points
 from isthmus.connectivity._curve import MIDPOINT, Line, curve_from
-from isthmus.connectivity._measure import Sweep
+from isthmus.connectivity._measure import ScoredPositions
 from isthmus.connectivity._networks import EndB, Networks, traced_or_plain
 from isthmus.connectivity._output import compared, reader
 from isthmus.connectivity._positions import path_positions
 from isthmus.errors import DataError, IsthmusWarning, ModelError
 from isthmus.evaluation import bind, floating_dtype, require_deterministic, require_evaluation
 from isthmus.losses import Loss, completed_batches, configs_kept, scorer_for
-from isthmus.moments import averaged_statistics, some_layers
+from isthmus.moments import averaged_statistics, some_layers, statistics_note
 from isthmus.paths import Path, Refreshed, Repaired, Straight, require_path
 from isthmus.replica import Replica
 from isthmus.states import State, check_finite, check_same_architecture, state_of
 from isthmus.symmetry import Outputs
 
-__all__ = ["Data", "Grid", "deterministic", "line_along", "measured", "prepared", "statistics_left", "warned"]
+__all__ = [
+    "NamedData",
+    "PathOptions",
+    "deterministic",
+    "line_along",
+    "measured",
+    "prepared",
+    "statistics_left",
+    "warned",
+]
 
 ENDPOINT_EXAMPLES = 64
 EXAMPLES_CHECKED = 32
@@ -84,7 +93,7 @@ def line_along(
         >>> line_along(Straight(net, net), net, data, points=3).barrier
         0.0
     """
-    grid = Grid(points, tolerance, lipschitz, loss, outputs, precision, bootstrap, generator)
+    grid = PathOptions(points, tolerance, lipschitz, loss, outputs, precision, bootstrap, generator)
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"Measuring a path: expected model to be a torch.nn.Module whose code runs the states, found "
@@ -119,8 +128,8 @@ class _Checked:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """How a path is measured: the options that :func:`isthmus.connectivity.line` explains, checked."""
+class PathOptions:
+    """Options of measuring a path, checked: those that :func:`isthmus.connectivity.line` explains."""
 
     points: int | Sequence[float] | Tensor | str
     tolerance: float
@@ -153,7 +162,7 @@ class Grid:
         return path_positions(FIRST_POINTS if self.adaptive else self.points)
 
     def compared(self, model: nn.Module) -> Callable[[Any], Tensor]:
-        """Return what takes the output in which networks are compared from all that they return."""
+        """Return the function that picks, from all that a network returns, the output that is compared."""
         return compared(reader(self.outputs), self.loss, model)
 
     def require_precision(self, state: State) -> bool:
@@ -169,7 +178,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Data:
+class NamedData:
     """Data sets by name; one that is no list is read once for its examples, which come again when it is run."""
 
     batches: dict[str, Batches]
@@ -186,14 +195,14 @@ class Data:
         return found
 
 
-def prepared(model: nn.Module, batches: Batches | Mapping[str, Batches], grid: Grid) -> Data:
+def prepared(model: nn.Module, batches: Batches | Mapping[str, Batches], grid: PathOptions) -> NamedData:
     """Return the data by name, with the inputs that the network's own loss needs; read at once for adaptive points."""
     data: dict[str, Batches] = {k: completed_batches(model, v) for k, v in _named(batches).items()}
-    return Data({k: list(iterate(v, k)) for k, v in data.items()} if grid.adaptive else data)
+    return NamedData({k: list(iterate(v, k)) for k, v in data.items()} if grid.adaptive else data)
 
 
 def deterministic(
-    replica: Replica, data: Data, grid: Grid, state: State | None = None, name: str = "The model"
+    replica: Replica, data: NamedData, grid: PathOptions, state: State | None = None, name: str = "The model"
 ) -> None:
     """Check, on some examples of the first data set, that a network is not random."""
     example = next(iter(data.examples.values())).head(EXAMPLES_CHECKED)
@@ -204,8 +213,8 @@ def measured(
     path: Path,
     replica: Replica,
     end_b: EndB,
-    data: Data,
-    grid: Grid,
+    data: NamedData,
+    grid: PathOptions,
     about: Mapping[str, Any],
     notes: Sequence[str],
 ) -> Line:
@@ -229,7 +238,7 @@ def measured(
         few = example.head(EXAMPLES_CHECKED)
         low = grid.require_precision(state_a)
         networks, evaluation = traced_or_plain(path, replica, end_b, low, few, scorer.read)
-        sweeps = {name: Sweep(name, items, scorer) for name, items in data.batches.items()}
+        sweeps = {name: ScoredPositions(name, items, scorer) for name, items in data.batches.items()}
         ts = grid.positions()
         _run(sweeps, networks, {*ts.tolist(), MIDPOINT})
         if grid.adaptive:
@@ -264,7 +273,7 @@ def warned(found: Line) -> Line:
 
 
 def statistics_left(path: Path, model: nn.Module, how: str) -> list[str]:
-    """Return what a reader should know of running statistics that fit no state inside the path; nothing, or one note.
+    """Return a note on running statistics that fit no state inside the path: a list of one, or none.
 
     Args:
         path: the path.
@@ -281,13 +290,8 @@ def statistics_left(path: Path, model: nn.Module, how: str) -> list[str]:
             f"Running statistics inside the path ({some_layers(layers)}) are those that {type(path).__name__} gives. "
             f"If it mixes them as it does weights they fit no network, and the losses say little: {how}"
         ]
-    left = averaged_statistics(model, path.straight)
-    if not left:
-        return []
-    return [
-        f"Running statistics inside the line ({some_layers(left)}) are the average of the two ends', which is "
-        f"wrong there, so the losses and the barrier say little. Recompute them: {how}"
-    ]
+    note = statistics_note(averaged_statistics(model, path.straight), how, merged=False)
+    return [] if note is None else [note]
 
 
 def _innermost(path: Path) -> Path:
@@ -301,14 +305,14 @@ def _words(path: object) -> str:
     return type(path).__name__ + inner
 
 
-def _run(sweeps: Mapping[str, Sweep], networks: Networks, ts: set[float]) -> None:
+def _run(sweeps: Mapping[str, ScoredPositions], networks: Networks, ts: set[float]) -> None:
     interior = sorted(t for t in ts if 0.0 < t < 1.0)
     for sweep in sweeps.values():
         sweep.run(networks, interior)
 
 
 def _refined(
-    sweeps: Mapping[str, Sweep], networks: Networks, tolerance: float, lipschitz: float | None
+    sweeps: Mapping[str, ScoredPositions], networks: Networks, tolerance: float, lipschitz: float | None
 ) -> Tensor:
     """Add positions where the loss may rise highest; return all of them."""
     while True:

@@ -15,7 +15,7 @@ __all__ = ["Barrier", "bootstrap_means", "chord_of", "loss_barrier"]
 
 @dataclass(frozen=True)
 class Barrier:
-    """How far a loss curve rises above its chord.
+    """The largest rise of a loss curve above its chord.
 
     Attributes:
         height: the largest rise, in units of the loss; 0 if the curve stays on or below the chord.

@@ -102,7 +102,7 @@ class TargetTally:
         return Constant(entropy if self._loss == "cross_entropy" else None, float(shares.max()))
 
     def _of_pairs(self) -> Constant:
-        """Without looking, every partner in the batch is as likely as any other."""
+        """Return the constant prediction of pairs: every partner in the batch is as likely as any other."""
         loss = sum(size * each for size, each in self._pairs) / self._count
         return Constant(loss, len(self._pairs) / self._count, "choosing in the batch at random")
 
@@ -154,7 +154,7 @@ def chance_note(
     ends: Sequence[Scores],
     tokens: bool = False,
 ) -> str | None:
-    """Return what a reader should know of endpoints near chance, or None.
+    """Return a note on endpoints near chance, or None.
 
     Args:
         name: of the data set.
@@ -179,7 +179,7 @@ def chance_note(
 
 
 def _verdict(constant: Constant, end: Scores) -> tuple[str, str] | None:
-    """Return what a network is, and the numbers, or None for one that is better than a constant."""
+    """Return "near chance" or "overconfident" and the numbers, or None for a network better than a constant."""
     numbers: list[str] = []
     loss_near = loss_clear = False
     if constant.loss is not None:

@@ -23,7 +23,7 @@ _CLAUSE = 60
 
 @dataclass(frozen=True, eq=False)
 class PerExample:
-    """What one pass over a data set measured.
+    """Scores and errors of every example at every position, from one pass over a data set.
 
     Attributes:
         positions: the grid, and 0.5 if it was not in it, rising.
@@ -191,7 +191,7 @@ class Line:
 
     @property
     def barrier_uncertainty(self) -> float | None:
-        """How much higher the loss may rise between the points."""
+        """Height by which the loss may rise further between the points."""
         return self.curve.barrier_uncertainty
 
     @property
@@ -261,7 +261,7 @@ class Line:
 
 
 def _clause(text: str) -> str:
-    """Return how points were run, of a reason in brackets only its first clause, which ``settings`` has in full."""
+    """Return how points were run, a reason in brackets cut to its first clause (``settings`` has it in full)."""
     how, bracket, reason = text.partition(" (")
     if not bracket:
         return text
@@ -328,7 +328,7 @@ def _standard_errors(
 
 
 def _row_weights(measured: PerExample) -> Tensor | None:
-    """Return what losses, then shares of right predictions, count for; None where all count alike."""
+    """Return the weights of the losses, then those of the shares of right predictions; None where all are equal."""
     if measured.weights is None and measured.counts is None:
         return None
     columns = [(measured.losses, measured.weights)]

@@ -1,4 +1,4 @@
-"""Running many points of a line on a batch: what they share is computed once.
+"""Running many points of a line on a batch: values that they share are computed once.
 
 Three savings, each exact to rounding, on a network given as steps (:mod:`isthmus.connectivity._graph`):
 
@@ -20,18 +20,27 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.batches import Batch, device_of, main_output
-from isthmus.connectivity._graph import SHORT_SUM, Add, Other, Program, Relu, Site, input_leaves, trace_steps
+from isthmus.connectivity._graph import (
+    SHORT_SUM,
+    Add,
+    AffineStep,
+    Other,
+    Program,
+    Relu,
+    input_leaves,
+    trace_steps,
+)
 from isthmus.errors import ModelError
 from isthmus.replica import Replica
 
-__all__ = ["Engine", "Point", "autocast"]
+__all__ = ["Engine", "ReadyTensors", "autocast"]
 
 PIECE_BYTES = 2**21
 """Largest activation of a piece of a batch on the CPU, about the size of a core's cache."""
 
 
 @dataclass(frozen=True)
-class Point:
+class ReadyTensors:
     """Tensors ready to run: ``(weight, bias)`` by slot of the site, and all that other steps read, by name."""
 
     sites: Mapping[int, tuple[Tensor, Tensor | None]]
@@ -68,14 +77,14 @@ class Engine:
         _, self._form = input_leaves(example)
         self._program, self._low, self._device = program, False, device_of(replica.module)
         self._shared = [s for s in program.steps if s.slot in program.fixed]
-        sites = [s for s in program.steps if isinstance(s, Site)]
+        sites = [s for s in program.steps if isinstance(s, AffineStep)]
         on_line = [s for s in sites if straight is None or all(name in straight for name in s.names)]
         self._mixed = [s for s in on_line if _mixes(s, program)]
         self._cast = _only_mixed(program, self._mixed)
         early = program.fixed | {s.slot for s in self._mixed}
         self._moving = [s for s in program.steps if s.slot not in early]
         self._sites = sites
-        self._others = {n for s in program.steps if not isinstance(s, Site) for n in s.names}
+        self._others = {n for s in program.steps if not isinstance(s, AffineStep) for n in s.names}
         self._dead, self._into = _lifetimes(program, self._moving)
         self.names = tuple(dict.fromkeys(n for s in self._moving for n in s.names))
         self.piece: int | None = None
@@ -84,24 +93,24 @@ class Engine:
         """Tell whether a batch has the form of the example."""
         return input_leaves(batch)[1] == self._form
 
-    def point(self, state: Mapping[str, Tensor], *, end: bool = False) -> Point:
-        """Prepare a state; only an ``end`` of a line needs the layers on the data."""
-        wanted = self._sites if end else [s for s in self._moving if isinstance(s, Site)]
-        return Point(
-            {site.slot: self._ready(site, state) for site in wanted},
+    def ready(self, state: Mapping[str, Tensor], *, end: bool = False) -> ReadyTensors:
+        """Return the tensors of a state ready to run; only an ``end`` of a line needs the layers on the data."""
+        wanted = self._sites if end else [s for s in self._moving if isinstance(s, AffineStep)]
+        return ReadyTensors(
+            {site.slot: self._folded(site, state) for site in wanted},
             {name: state[name] for name in self._others},
         )
 
-    def run(self, batch: Batch, point: Point) -> Tensor:
+    def run(self, batch: Batch, ready: ReadyTensors) -> Tensor:
         """Return the outputs at one point, prepared as an ``end``."""
-        return next(self.outputs(batch, (point, point), ()))
+        return next(self.outputs(batch, (ready, ready), ()))
 
     def outputs(
         self,
         batch: Batch,
-        ends: tuple[Point, Point],
+        ends: tuple[ReadyTensors, ReadyTensors],
         ts: Sequence[float],
-        point_at: Callable[[float], Point] | None = None,
+        ready_at: Callable[[float], ReadyTensors] | None = None,
         *,
         with_start: bool = True,
         with_end: bool = False,
@@ -112,7 +121,7 @@ class Engine:
             batch: on the right device, in the network's dtype.
             ends: A and the path's end.
             ts: positions between them.
-            point_at: gives the point at ``t``.
+            ready_at: gives the tensors ready to run at ``t``.
             with_start: whether A's outputs come first.
             with_end: whether those of the path's end come next.
         """
@@ -125,20 +134,20 @@ class Engine:
                 values[slot] = values[slot].bfloat16()
             first = {s.slot: _run(s, values, start, None) for s in self._mixed}
             last = {s.slot: _run(s, values, end, None) for s in self._mixed if ts or with_end}
-        for wanted, reached, point in ((with_start, first, start), (with_end, last, end)):
+        for wanted, reached, ready in ((with_start, first, start), (with_end, last, end)):
             if wanted:
                 with autocast(self._device, self._low):
                     own = {slot: value.clone() for slot, value in reached.items()} if ts else reached
-                    outputs = self._finish(values, own, point)
+                    outputs = self._finish(values, own, ready)
                 yield outputs
         for t in ts:
-            assert point_at is not None
+            assert ready_at is not None
             with autocast(self._device, self._low):
                 own = {slot: torch.lerp(value, last[slot], t) for slot, value in first.items()}
-                outputs = self._finish(values, own, point_at(t))
+                outputs = self._finish(values, own, ready_at(t))
             yield outputs
 
-    def measure(self, batch: Batch, point: Point) -> None:
+    def measure(self, batch: Batch, ready: ReadyTensors) -> None:
         """Set :attr:`piece` from the largest activation of one run, the data themselves apart."""
         if self._device.type != "cpu" or len(batch.args) != 1 or batch.kwargs:
             return
@@ -152,7 +161,7 @@ class Engine:
         with autocast(self._device, self._low):
             values = self._begun(batch)
             for step in self._program.steps:
-                values[step.slot] = _run(step, values, point, None)
+                values[step.slot] = _run(step, values, ready, None)
                 if step.slot not in self._program.fixed:
                     watch(values[step.slot])
         self.piece = max(1, PIECE_BYTES * batch.size // largest)
@@ -166,12 +175,12 @@ class Engine:
     def _begun(self, batch: Batch) -> list[Any]:
         return [*input_leaves(batch)[0], *[None] * (self._program.slots - self._program.inputs)]
 
-    def _finish(self, values: Sequence[Any], mixed: Mapping[int, Tensor], point: Point) -> Tensor:
+    def _finish(self, values: Sequence[Any], mixed: Mapping[int, Tensor], ready: ReadyTensors) -> Tensor:
         values = list(values)
         for slot, value in mixed.items():
             values[slot] = value
         for k, step in enumerate(self._moving):
-            values[step.slot] = _run(step, values, point, self._into[k])
+            values[step.slot] = _run(step, values, ready, self._into[k])
             for slot in self._dead[k]:
                 values[slot] = None
         found = main_output(self._program.output(values))
@@ -179,7 +188,7 @@ class Engine:
             raise ModelError(f"Expected floating outputs to be scored, found {found.dtype}.")
         return found
 
-    def _ready(self, site: Site, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    def _folded(self, site: AffineStep, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         weight, bias = state[site.weight], None if site.bias is None else state[site.bias]
         if site.norm is not None:
             wide = torch.promote_types(weight.dtype, torch.float32)
@@ -192,20 +201,20 @@ class Engine:
         return weight, bias
 
 
-def _mixes(site: Site, program: Program) -> bool:
+def _mixes(site: AffineStep, program: Program) -> bool:
     return site.source in program.fixed and site.norm is None and site.length >= SHORT_SUM
 
 
-def _only_mixed(program: Program, mixed: Sequence[Site]) -> set[int]:
+def _only_mixed(program: Program, mixed: Sequence[AffineStep]) -> set[int]:
     """Return the shared slots that are read by mixed sites alone, which can be lowered once for all."""
     read = {slot for step in program.steps if step not in mixed for slot in step.reads}
     return {site.source for site in mixed} - read - program.kept
 
 
-def _run(step: Any, values: list[Any], point: Point, into: int | None) -> Any:
+def _run(step: Any, values: list[Any], ready: ReadyTensors, into: int | None) -> Any:
     """Run a step; ``into`` is the slot whose value may be overwritten."""
-    if isinstance(step, Site):
-        return step.call(values[step.source], *point.sites[step.slot])
+    if isinstance(step, AffineStep):
+        return step.call(values[step.source], *ready.sites[step.slot])
     if isinstance(step, Relu):
         value = values[step.reads[0]]
         return torch.relu(value) if into is None else torch.relu_(value)
@@ -217,7 +226,7 @@ def _run(step: Any, values: list[Any], point: Point, into: int | None) -> Any:
             return left + right
         return left.add_(right) if into == step.reads[0] else right.add_(left)
     assert isinstance(step, Other)
-    return step.call(values, point.tensors)
+    return step.call(values, ready.tensors)
 
 
 def _lifetimes(program: Program, moving: Sequence[Any]) -> tuple[list[list[int]], list[int | None]]:

@@ -25,7 +25,7 @@ from isthmus.errors import ModelError
 from isthmus.layers import BatchNorm
 from isthmus.replica import Replica, hollow_copy
 
-__all__ = ["Add", "Other", "Program", "Relu", "Site", "Step", "input_leaves", "trace_steps"]
+__all__ = ["Add", "Other", "Program", "Relu", "AffineStep", "ProgramStep", "input_leaves", "trace_steps"]
 
 SHORT_SUM = 64
 """A site on the data itself that sums fewer products than this is recomputed at every point: mixing the outputs
@@ -39,7 +39,7 @@ _IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, ope
 
 
 @dataclass(frozen=True)
-class Site:
+class AffineStep:
     """A weight applied to an activation: ``call(input, weight, bias)``.
 
     Attributes:
@@ -117,7 +117,7 @@ class Other:
     fresh: bool = False
 
 
-Step = Site | Relu | Add | Other
+ProgramStep = AffineStep | Relu | Add | Other
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Program:
         fixed: slots whose values depend on the data only, not on the state.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[ProgramStep, ...]
     inputs: int
     slots: int
     output: Callable[[list[Any]], Any]
@@ -170,7 +170,7 @@ def trace_steps(network: nn.Module | Replica, batch: Batch) -> Program:
         first = (str(error).strip().splitlines() or ["no message"])[0]
         raise ModelError(f"Cannot trace {type(model).__name__}: {type(error).__name__}: {first}") from error
     _refuse_frozen(tracer, graph)
-    return _Builder(model, tracer, graph).program()
+    return _ProgramBuilder(model, tracer, graph).program()
 
 
 def _refuse_frozen(tracer: _Tracer, graph: fx.Graph) -> None:
@@ -229,7 +229,7 @@ class _Tracer(fx.Tracer):
         return self.create_node("get_attr", name, (), {})
 
 
-class _Builder:
+class _ProgramBuilder:
     """Turns a graph into steps."""
 
     def __init__(self, model: nn.Module, tracer: _Tracer, graph: fx.Graph) -> None:
@@ -240,7 +240,7 @@ class _Builder:
         self._slots = {node: k for k, node in enumerate(self._nodes)}
         self._result = next(n for n in graph.nodes if n.op == "output").args[0]
         self._fixed: set[int] = set()
-        self._made: dict[int, Step] = {}
+        self._made: dict[int, ProgramStep] = {}
 
     def program(self) -> Program:
         """Return the steps."""
@@ -268,7 +268,7 @@ class _Builder:
     def _module(self, node: fx.Node) -> nn.Module | None:
         return self._modules[str(node.target)] if node.op == "call_module" else None
 
-    def _before(self, node: fx.Node, alone: bool) -> Step | None:
+    def _before(self, node: fx.Node, alone: bool) -> ProgramStep | None:
         """Return the step whose value comes first; with ``alone``, only if nothing else reads it."""
         source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node) or (alone and len(source.users) > 1):
@@ -280,12 +280,12 @@ class _Builder:
         slots = [self._slots[a] for a in node.args if isinstance(a, fx.Node)]
         return slots if len(slots) == len(node.args) and set(node.kwargs) <= {"inplace"} else []
 
-    def _folded(self, node: fx.Node) -> Site | None:
+    def _folded(self, node: fx.Node) -> AffineStep | None:
         """Fold a batch normalisation into the site before it, unless that one is mixed from the ends."""
         module, site = self._module(node), self._before(node, alone=True)
         if type(module) not in _BATCH_NORMS or module.training or len(node.args) != 1:  # type: ignore[union-attr]
             return None
-        if not isinstance(site, Site) or site.norm is not None:
+        if not isinstance(site, AffineStep) or site.norm is not None:
             return None
         if site.source in self._fixed and site.length >= SHORT_SUM:
             return None
@@ -312,7 +312,7 @@ class _Builder:
     def _calls(self, node: fx.Node, targets: tuple[Any, ...]) -> bool:
         return node.op in ("call_function", "call_method") and node.target in targets
 
-    def _site(self, node: fx.Node) -> Site | None:
+    def _site(self, node: fx.Node) -> AffineStep | None:
         module = self._module(node)
         names: list[Any]
         if module is None:
@@ -329,7 +329,7 @@ class _Builder:
         if any(name is not None and name not in self._state for name in names) or names[0] is None:
             return None
         length = self._state[names[0]][0].numel()
-        return Site(self._slots[node], self._slots[node.args[0]], names[0], names[1], call, length)
+        return AffineStep(self._slots[node], self._slots[node.args[0]], names[0], names[1], call, length)
 
     def _other(self, node: fx.Node) -> Other:
         slot, module = self._slots[node], self._module(node)

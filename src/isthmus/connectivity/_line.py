@@ -10,14 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.batches import Batch, Batches, reusable
-from isthmus.connectivity._along import Grid, deterministic, measured, prepared, statistics_left, warned
+from isthmus.connectivity._along import (
+    PathOptions,
+    deterministic,
+    measured,
+    prepared,
+    statistics_left,
+    warned,
+)
 from isthmus.connectivity._curve import Line
 from isthmus.connectivity._networks import EndB
 from isthmus.connectivity._output import name_of_scored
 from isthmus.errors import DataError, ModelError, VerificationError
-from isthmus.evaluation import Relabelling, bind, check_frame, relative_difference, require_evaluation
+from isthmus.evaluation import Relabels, bind, check_frame, relative_difference, require_evaluation
 from isthmus.losses import Loss, completed_batches
-from isthmus.moments import Refresh, averaged_buffers, chosen_refresh, some_layers
+from isthmus.moments import Refresh, averaged_buffers, buffers_note, chosen_refresh
 from isthmus.paths import Path, Straight, refreshed
 from isthmus.replica import Replica, differences, different_code
 from isthmus.states import State, check_finite, check_same_architecture, equal_states, state_of
@@ -42,7 +49,7 @@ def line(
     outputs: Outputs = None,
     refresh: Refresh = "auto",
     refresh_batches: Batches | None = None,
-    alignment: Relabelling | None = None,
+    alignment: Relabels | None = None,
     precision: str | None = None,
     bootstrap: int = 200,
     generator: torch.Generator | None = None,
@@ -108,7 +115,7 @@ def line(
         >>> line(net, net, {"test": data}, points=3).barrier
         0.0
     """
-    grid = Grid(points, tolerance, lipschitz, loss, outputs, precision, bootstrap, generator)
+    grid = PathOptions(points, tolerance, lipschitz, loss, outputs, precision, bootstrap, generator)
     states = _checked_states(model_a, model_b, alignment)
     grid.require_precision(states[0])
     data = prepared(model_a, batches, grid)
@@ -121,8 +128,9 @@ def line(
     if equal_states(*straight.ends):  # every point is the network as it was trained
         notes.clear()
         path, used = (straight, None) if refresh == "auto" else (path, used)
-    elif not callable(used) and (left := averaged_buffers(model_a, straight.ends)):
-        notes.append(_buffers_note(left))
+    elif not callable(used):
+        buffers = buffers_note(averaged_buffers(model_a, straight.ends), merged=False)
+        notes += [] if buffers is None else [buffers]
     for letter, network in (("A", replica), ("B", other)):
         if network is not None:
             deterministic(network, data, grid, name=f"Model {letter}")
@@ -140,7 +148,7 @@ def line(
 def _with_refresh(
     straight: Straight, refresh: Refresh, replica: Replica, data: dict[str, Batches], given: Batches | None
 ) -> tuple[Path, Refresh, list[str]]:
-    """Return the path with its refresh, the name of that, and what a reader should know of it.
+    """Return the path with its refresh, the name of that, and notes on it.
 
     A data set that serves is made reusable in ``data``.
     """
@@ -164,14 +172,6 @@ def _with_refresh(
     return path, used, notes + statistics_left(path, replica.source, _HOW)
 
 
-def _buffers_note(names: Sequence[str]) -> str:
-    return (
-        f"Buffers inside the line ({some_layers(names)}) are the average of the two ends'. Where the network computes "
-        "them from its weights or its data (spectral normalisation, a norm of its own), that is wrong there, and the "
-        "losses and the barrier say little. In Python, refresh= takes a function of a state that recomputes them."
-    )
-
-
 def _is_test(name: str) -> bool:
     """Tell whether a data set's name says that it is not for training."""
     return bool(_TEST_NAMES & set(re.split(r"[^a-z]+", name.lower())))
@@ -182,7 +182,7 @@ def _compared_ends(
     replica_b: Replica | None,
     states: tuple[State, State, State],
     examples: Batch,
-    alignment: Relabelling | None,
+    alignment: Relabels | None,
     read: Callable[[Any], Tensor],
 ) -> float:
     """Return how far the original B and the path's end differ, or raise if that is no rounding error."""
@@ -206,7 +206,7 @@ def _compared_ends(
     raise ModelError(different_code(replica_a.source, replica_b.source, how))
 
 
-def _refuse_another_output(alignment: Relabelling, output: Any, read: Callable[[Any], Tensor]) -> None:
+def _refuse_another_output(alignment: Relabels, output: Any, read: Callable[[Any], Tensor]) -> None:
     """Refuse to score an output that an alignment was not asked to preserve."""
     preserved = getattr(getattr(alignment, "spec", None), "outputs", None)
     scored = name_of_scored(output, read(output))
@@ -219,7 +219,7 @@ def _refuse_another_output(alignment: Relabelling, output: Any, read: Callable[[
 
 
 def _checked_states(
-    model_a: nn.Module, model_b: nn.Module | Mapping[str, Tensor], alignment: Relabelling | None
+    model_a: nn.Module, model_b: nn.Module | Mapping[str, Tensor], alignment: Relabels | None
 ) -> tuple[State, State, State]:
     """Return the states of A, of B, and of the path's end."""
     if not isinstance(model_a, nn.Module):

@@ -17,15 +17,15 @@ from isthmus.connectivity._networks import Networks
 from isthmus.evaluation import require_counted, require_finite
 from isthmus.losses import Scorer, Scores, averaged, mean_over_rows, unless_equal
 
-__all__ = ["Sweep"]
+__all__ = ["ScoredPositions"]
 
 GROUP_BYTES = 2**25
 ENDS_BYTES = 2**28
 
 
 @dataclass
-class _Row:
-    """What is known at one position: scores for each piece of the data, errors and what these count for."""
+class _PositionScores:
+    """Scores at one position for each piece of the data, errors and the weights of these."""
 
     scores: list[Scores] = field(default_factory=list[Scores])
     errors: list[Tensor] = field(default_factory=list[Tensor])
@@ -36,7 +36,7 @@ class _Row:
         return mean_over_rows(found.losses, unless_equal(found.weights))
 
 
-class Sweep:
+class ScoredPositions:
     """Scores at a growing set of positions of a line.
 
     Where a loss is that of each example by itself, outputs are scored for many points together, in groups below 32 MiB,
@@ -51,7 +51,7 @@ class Sweep:
 
     def __init__(self, name: str, batches: Batches, scorer: Scorer) -> None:
         self._name, self._batches, self._scorer = name, batches, scorer
-        self._rows: dict[float, _Row] = {}
+        self._rows: dict[float, _PositionScores] = {}
         self._ensemble: list[Scores] | None = []
         self._targets = TargetTally(scorer.kind)
         self._examples, self._reads_values = 0, False
@@ -83,7 +83,7 @@ class Sweep:
             self._score_groups(ts, outputs, ends, piece)
 
     def per_example(self) -> PerExample:
-        """Return all that was measured.
+        """Return the scores and errors of every example.
 
         Raises:
             DataError: no label counts.
@@ -105,7 +105,7 @@ class Sweep:
         )
 
     def chance_note(self) -> str | None:
-        """Return what a reader should know of ends near chance (see :mod:`isthmus.connectivity._chance`)."""
+        """Return a note on ends near chance, or None (see :mod:`isthmus.connectivity._chance`)."""
         ends = [Scores.cat(self._rows[t].scores) for t in (0.0, 1.0)]
         return chance_note(self._name, self._targets.constant(), ends, tokens=not self._reads_values)
 
@@ -164,7 +164,7 @@ class Sweep:
         errors, weights = averaged(torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64), counted)
         rows, examples = len(scores.losses) // len(ts), len(errors) // len(ts)
         for k, t in enumerate(ts):
-            row = self._rows.setdefault(t, _Row())
+            row = self._rows.setdefault(t, _PositionScores())
             row.scores.append(scores.part(k * rows, (k + 1) * rows))
             require_finite(row.scores[-1].losses, f"The loss on {self._name!r} at t = {t:g}")
             row.errors.append(errors[k * examples : (k + 1) * examples])

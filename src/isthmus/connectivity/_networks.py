@@ -1,4 +1,4 @@
-"""What runs on a batch while a line is measured: the fast engine where a network can be traced, else its code."""
+"""The networks of a line as they are run on a batch: by the engine where they can be traced, else by their code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from isthmus.batches import Batch, device_of
 from isthmus.connectivity._curve import MIDPOINT
-from isthmus.connectivity._engine import Engine, Point, autocast
+from isthmus.connectivity._engine import Engine, ReadyTensors, autocast
 from isthmus.errors import IsthmusError
 from isthmus.evaluation import bind, floating_dtype, relative_difference
 from isthmus.paths import Path, mixed
@@ -66,7 +66,7 @@ class Networks(Protocol):
 
 
 class _Points(Generic[T]):
-    """What is made for each point: kept if all fit in 1 GiB or are costly, else made anew for each batch."""
+    """The states of the points: kept if all fit in 1 GiB or are costly, else made anew for each batch."""
 
     def __init__(self, make: Callable[[float], T], size: int, costly: bool) -> None:
         self._make, self._size, self._costly = make, size, costly
@@ -158,12 +158,12 @@ class TracedNetworks:
     ) -> None:
         state_a, end = path.ends
         self._a, self._b, self._plain = a, b, plain
-        self._ends = a.point(state_a, end=True), a.point(end, end=True)
-        self._start_b = None if b is None else b.point(state_b, end=True)
+        self._ends = a.ready(state_a, end=True), a.ready(end, end=True)
+        self._start_b = None if b is None else b.ready(state_b, end=True)
         straight = _all_straight(a.names, path)
 
-        def make(t: float) -> Point:
-            return a.point(mixed(state_a, end, t, a.names) if straight else state_at(t))
+        def make(t: float) -> ReadyTensors:
+            return a.ready(mixed(state_a, end, t, a.names) if straight else state_at(t))
 
         self._points = _Points(make, _bytes(state_a), not straight)
 
@@ -248,7 +248,7 @@ def traced_or_plain(
         a = Engine(replica, moved, straight=frozenset(path.straight))
         b = None if end_b.same else a if other is None else Engine(other, moved)
         if example.size > 1:  # one cannot show whether outputs depend on the batch: then nothing is regrouped
-            a.measure(moved, a.point(state_a, end=True))
+            a.measure(moved, a.ready(state_a, end=True))
         traced = TracedNetworks(a, b, end_b.state, path, state_at, exact)
         difference = _largest_difference(traced, exact, moved)
     except (IsthmusError, RuntimeError, TypeError, AttributeError, KeyError, IndexError) as error:

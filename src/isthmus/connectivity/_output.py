@@ -1,4 +1,4 @@
-"""Which output of a network is scored, where it returns several."""
+"""The output of a network that is scored, where it returns several."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from isthmus.symmetry import Outputs, named_outputs
 
 __all__ = ["compared", "name_of_scored", "reader"]
 
-Read = Callable[[Any], Tensor]
+TakeOutput = Callable[[Any], Tensor]
 
 
-def reader(outputs: Outputs) -> Read | None:
-    """Return what takes the chosen output from all that a network returns; None where none was chosen.
+def reader(outputs: Outputs) -> TakeOutput | None:
+    """Return the function that picks the chosen output from all that a network returns; None where none was chosen.
 
-    What it returns raises:
+    That function raises:
         DataError: several tensors have that name.
         ModelError: it holds no floating numbers.
         SymmetryError: there is no such output.
@@ -41,8 +41,8 @@ def reader(outputs: Outputs) -> Read | None:
     return read
 
 
-def compared(read: Read | None, loss: Loss | None, model: nn.Module) -> Read:
-    """Return what takes the output in which two networks are compared: the scored one.
+def compared(read: TakeOutput | None, loss: Loss | None, model: nn.Module) -> TakeOutput:
+    """Return the function that picks the output in which two networks are compared: the scored one.
 
     A loss that the network computes itself reads what it reads, whatever was chosen.
     """

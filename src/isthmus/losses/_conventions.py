@@ -27,8 +27,8 @@ __all__ = ["CONVENTIONS", "Convention", "conventions_for"]
 
 _SEGMENTATION_IGNORED = 255
 
-View = Callable[[Mapping[str, Any]], Tensor | None]
-Rows = Callable[[Tensor, Batch], Scores | None]
+OutputView = Callable[[Mapping[str, Any]], Tensor | None]
+RowScores = Callable[[Tensor, Batch], Scores | None]
 Judged = Callable[[Tensor, Batch], tuple[Tensor, Tensor] | None]
 
 
@@ -48,8 +48,8 @@ class Convention:
 
     name: str
     unit: str
-    view: View
-    rows: Rows
+    view: OutputView
+    rows: RowScores
     kind: str = "other"
     judged: Judged = lambda tensor, batch: None
 

@@ -18,7 +18,7 @@ from isthmus.matching._layers import Layers, View
 from isthmus.matching._match import match
 from isthmus.matching._methods import METHODS, Found, Method, Methods, method_named
 from isthmus.matching._nested import Gain, couple, total_gain
-from isthmus.matching._objectives import Comparison, MomentObjective, Objective, Term, TermObjective
+from isthmus.matching._objectives import InnerProduct, MomentObjective, Objective, Term, TermObjective
 from isthmus.matching._problem import Problem
 from isthmus.matching._schedules import CoordinateDescent, Match, Schedule, SinglePass, Status, Then
 from isthmus.matching._solvers import (
@@ -35,7 +35,7 @@ from isthmus.matching._solvers import (
     assignment_solver,
 )
 from isthmus.matching._terms import (
-    Pair,
+    LayeredPair,
     activation_objective,
     covariance_objective,
     incoming_weight_objective,
@@ -51,7 +51,7 @@ __all__ = [
     "BalancedProcrustes",
     "ByClass",
     "Cluster",
-    "Comparison",
+    "InnerProduct",
     "CoordinateDescent",
     "Dimension",
     "DimensionTable",
@@ -68,7 +68,7 @@ __all__ = [
     "MomentObjective",
     "Objective",
     "OnStage",
-    "Pair",
+    "LayeredPair",
     "PlaneRotations",
     "Problem",
     "Procrustes",

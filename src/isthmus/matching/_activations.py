@@ -37,6 +37,7 @@ from isthmus.matching._schedules import CoordinateDescent, Match, Schedule, Sing
 from isthmus.matching._seen import Views
 from isthmus.matching._solvers import Solver, assignment_solver
 from isthmus.matching._terms import activation_objective, weight_objective
+from isthmus.matching._working import At
 from isthmus.moments import CrossMoment, Frame
 
 __all__ = ["ActivationMatching"]
@@ -45,8 +46,7 @@ _log = logging.getLogger(__name__)
 MOST_ROUNDS = 20
 """Rounds after which matching rows and units in turn gives up; the status says so."""
 
-Moments = dict[Cluster, list[CrossMoment]]
-At = Mapping[str, Coupling]
+JointMoments = dict[Cluster, list[CrossMoment]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class _Stand:
     """
 
     at: At
-    moments: Moments
+    moments: JointMoments
     objective: MomentObjective
     value: float
 
@@ -79,7 +79,7 @@ class ActivationMatching:
             matched in turn are permuted, whatever else may act on them.
 
     Attributes:
-        notes: what a reader should know; complete after :meth:`run`.
+        notes: remarks for the reader; complete after :meth:`run`.
     """
 
     problem: Problem
@@ -111,7 +111,7 @@ class ActivationMatching:
             _log.info(note)
         return match, found.objective
 
-    def objective(self, moments: Moments, views: Views) -> MomentObjective:
+    def objective(self, moments: JointMoments, views: Views) -> MomentObjective:
         """Return the objective of moments."""
         views = {c: listed for c, listed in views.items() if self._by_moments(c)}
         turned = [
@@ -127,7 +127,7 @@ class ActivationMatching:
             return True
         return len(cluster) == 1 and self.solver.of(cluster[0]).acts != "general"
 
-    def with_constant_units(self, at: At, moments: Moments) -> At:
+    def with_constant_units(self, at: At, moments: JointMoments) -> At:
         """Return the permutations with units that never vary paired by their weights."""
         constant = _constant_units(moments)
         weights = weight_objective(self.problem.pair)
@@ -183,7 +183,7 @@ class _Turns:
         return max(found, key=lambda pair: pair[0].value)
 
     def note(self, match: Match) -> str:
-        """Return what a reader should know."""
+        """Return a remark for the reader: that rows and units were matched in turn, in how many rounds and starts."""
         return (
             f"rows of activations are units of {', '.join(self._rows)}: rows and units were matched in turn, "
             f"{len(match.sweeps)} rounds, the best of {self._starts} starts"
@@ -197,7 +197,7 @@ class _Turns:
         sizes = self._matching.problem.layers.sizes
         yield {name: Permutation.identity(size) for name, size in sizes.items()}
 
-    def _climb(self, at: At, moments: Moments) -> tuple[_Stand, Match]:
+    def _climb(self, at: At, moments: JointMoments) -> tuple[_Stand, Match]:
         """Match class after class under the permutations of the others until nothing changes."""
         moments, sweeps, status = dict(moments), list[float](), Status.SWEEP_LIMIT
         work = self._matching

@@ -1,4 +1,4 @@
-"""The front door: two networks and, where a method needs it, data in; the relabelling of B out."""
+"""``align``: from two networks and, where a method needs them, data to the relabelling of B."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from isthmus.matching._classes import Symmetry
 from isthmus.matching._constant import CONSTANT_UNITS
 from isthmus.matching._methods import METHODS, Method, method_named, tied
 from isthmus.matching._objectives import Objective
-from isthmus.matching._problem import Problem
+from isthmus.matching._problem import Problem, no_data
 from isthmus.matching._schedules import Schedule
 from isthmus.states import digest_of
 from isthmus.symmetry import Couplings, Outputs, SymmetrySpec
@@ -131,10 +131,7 @@ def _chosen(method: str | Method | None, tie_outgoing: bool, *, data: bool) -> M
     """Return the method that was asked for, if its options and the data fit."""
     found = method_named(method if method is not None else "covariance" if data else "weights")
     if found.needs != "weights" and not data:
-        raise DataError(
-            f"method {found.name!r} compares activations: pass batches=..., or use method='weights' (on the command "
-            "line --data, or --method weights)."
-        )
+        raise no_data(f"method {found.name!r}")
     if not tie_outgoing:
         return found
     if found is not METHODS["covariance"]:
@@ -196,7 +193,7 @@ def _listed(symmetry: Symmetry) -> str | list[str]:
 
 
 def silent(stage: str, done: int, total: int) -> None:
-    """Tell nobody."""
+    """Ignore a stage: what ``on_stage`` is where the caller gave none."""
 
 
 def _costs(objective: Objective, at: Couplings) -> dict[str, tuple[float, float]]:

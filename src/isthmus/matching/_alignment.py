@@ -46,7 +46,7 @@ class Alignment:
         status: why the search stopped (:class:`Status`: ``"converged"``, ``"single pass"``, ``"sweep limit reached"``).
         costs: per group, the matched cost (mean squared distance per unit in the method's metric) before and
             after, where the method has one.
-        notes: what a reader should know, such as units that never vary.
+        notes: remarks for the reader, such as on units that never vary.
         settings: the options the alignment was made with.
         seed: seed of the generator.
         verification_error: largest relative change of B's outputs under this relabelling, measured in

@@ -83,7 +83,7 @@ class Sided:
 
     def depends(self, cluster: Cluster) -> frozenset[str]:
         """Return the groups whose moves can change what is best for a cluster: it may be among them."""
-        compared = (t.comparison.groups for t in self._objective.terms(cluster))
+        compared = (t.inner_product.groups for t in self._objective.terms(cluster))
         return frozenset(cluster).union(*compared)
 
     def rise(self, cluster: Cluster, at: At, changed: At, threshold: float) -> tuple[float, bool]:

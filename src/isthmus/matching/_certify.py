@@ -3,12 +3,12 @@ r"""The float64 optimum of an assignment whose gains are known only up to an err
 Let :math:`\tilde G` be the estimated gains with :math:`\lvert G_{ij} - \tilde G_{ij}\rvert \le r_i c_j`, let
 :math:`\pi` be optimal for them and :math:`u_i + v_j \ge \tilde G_{ij}` its duals. For a margin :math:`\mu` the
 *rivals* are the pairs outside :math:`\pi` with :math:`u_i + v_j - \tilde G_{ij} \le r_i c_j + \mu`; all others have a
-true slack above :math:`\mu`. Rivals form a graph on the rows: from a row to the one that has the column it covets. A
-better assignment moves along cycles. The gains of rivals on a cycle, and of those that may be better than their row's
-pair, are computed exactly, and the assignment is put right among them if need be; elsewhere the bounds serve. Then
-duals :math:`u + x, v + y` are sought that are tight on :math:`\pi` and feasible on all rivals whatever the true
-gains within their bounds. When :math:`-x_i - y_j \le \mu` they are feasible on all other pairs too, so :math:`\pi`
-is optimal for :math:`G`.
+true slack above :math:`\mu`. Rivals form a graph on the rows: :math:`(i, j)` is an edge from row :math:`i` to the row
+that :math:`\pi` pairs with column :math:`j`. A better assignment moves along cycles. The gains of rivals on a cycle,
+and of those that may be better than their row's pair, are computed exactly, and the assignment is put right among them
+if need be; elsewhere the bounds serve. Then duals :math:`u + x, v + y` are sought that are tight on :math:`\pi` and
+feasible on all rivals whatever the true gains within their bounds. When :math:`-x_i - y_j \le \mu` they are feasible on
+all other pairs too, so :math:`\pi` is optimal for :math:`G`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from torch import Tensor
 from isthmus.couplings import invert_permutation
 from isthmus.matching._pairs import kernels_for
 from isthmus.matching._products import rounding_of
-from isthmus.transport import Assignment
+from isthmus.transport import Assigned
 
 __all__ = ["ErrorBound", "certified"]
 
-Exact = Callable[[Tensor, Tensor], Tensor]
+ExactPairs = Callable[[Tensor, Tensor], Tensor]
 """Returns the float64 gains of pairs, given by their rows and their columns."""
 
 _MARGINS = (1.5, 6.0, 48.0)
@@ -45,7 +45,7 @@ _TIE = 2.0**-46
 
 @dataclass(frozen=True, eq=False)
 class ErrorBound:
-    """How far estimated gains can be from the true ones: ``rows[i] * columns[j]``, both float64."""
+    """Bounds on the distance of estimated gains from the true ones: ``rows[i] * columns[j]``, both float64."""
 
     rows: Tensor
     columns: Tensor
@@ -55,7 +55,7 @@ class ErrorBound:
         return self.rows * self.columns[columns]
 
 
-def certified(estimate: Tensor, found: Assignment, bound: ErrorBound, exact: Exact) -> Tensor | None:
+def certified(estimate: Tensor, found: Assigned, bound: ErrorBound, exact: ExactPairs) -> Tensor | None:
     """Return the column of each row in an assignment that is optimal for the true gains, or ``None`` if unproven.
 
     Args:
@@ -86,7 +86,7 @@ def _settled(
     columns: Tensor,
     duals: tuple[Tensor, Tensor],
     bound: ErrorBound,
-    exact: Exact,
+    exact: ExactPairs,
     rivals: tuple[Tensor, Tensor],
     margin: float,
 ) -> Tensor | None:

@@ -34,7 +34,7 @@ from isthmus.batches import Batches
 from isthmus.matching._objectives import Objective
 from isthmus.matching._problem import Problem
 from isthmus.matching._terms import (
-    Pair,
+    LayeredPair,
     incoming_weight_objective,
     layer_terms,
     uncovered_terms,
@@ -49,7 +49,7 @@ __all__ = ["Dimension", "DimensionTable", "dimension", "dimensions_of", "dimensi
 
 @dataclass(frozen=True)
 class Dimension:
-    """How many directions the units of one group fill, as one method sees them; no unit, NaN for a zero matrix.
+    """Number of directions that the units of one group fill, as one method sees them; no unit, NaN for a zero matrix.
 
     Attributes:
         uncentred: approximate dimension of ``S``.
@@ -180,11 +180,13 @@ def dimensions_of_both(
     return dimensions_of(problem, ranks=ranks), of_b, found
 
 
-_Seen = tuple[Mapping[str, InputStatistics], Mapping[str, Sequence[Moment]]]
+_Statistics = tuple[Mapping[str, InputStatistics], Mapping[str, Sequence[Moment]]]
 
 
-def _table(problem: Problem, state: Mapping[str, Tensor], seen: _Seen | None, ranks: bool) -> DimensionTable:
-    pair = Pair(problem.layers, state, state)
+def _table(
+    problem: Problem, state: Mapping[str, Tensor], seen: _Statistics | None, ranks: bool
+) -> DimensionTable:
+    pair = LayeredPair(problem.layers, state, state)
     methods = {
         "weights-incoming": _of_weights(incoming_weight_objective(pair), ranks),
         "weights": _of_weights(weight_objective(pair), ranks),
@@ -202,7 +204,9 @@ def _of_weights(objective: Objective, ranks: bool) -> dict[str, Dimension]:
     return {name: _measured(gram, _centred(gram), ranks) for name, gram in _grams(objective)}
 
 
-def _of_layers(pair: Pair, statistics: Mapping[str, InputStatistics], ranks: bool) -> dict[str, Dimension]:
+def _of_layers(
+    pair: LayeredPair, statistics: Mapping[str, InputStatistics], ranks: bool
+) -> dict[str, Dimension]:
     plain, centred = (
         dict(
             _grams(

@@ -1,10 +1,41 @@
-"""Which groups are matched together, and how they share the axes of a tensor.
+"""Clusters of groups that are matched together, and the cells into which they cut the axes of a tensor.
 
 Groups that are nested, such as the blocks of a GroupNorm and their members, or heads and the dimensions inside
 each, cannot be matched one after the other: which blocks belong together is only seen once their members are
 paired, and the other way round. They form a *cluster*. A *facet* is one axis of a tensor on which a cluster acts
 (with further axes where a group acts on a block only), and its *grids* cut that axis into cells: positions on which
 the same units of the same groups act.
+
+Example:
+    A flatten of three channels of two by two: channel ``u`` sits at positions ``4u`` to ``4u + 3`` of the next layer's
+    inputs. One cell for each unit, four copies:
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from isthmus.matching import Problem
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)).eval()
+    >>> [facet] = Problem(net, args=torch.zeros(1, 1, 2, 2)).layers.facets("3.weight", 1)
+    >>> facet.grids[0].positions.tolist()
+    [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+
+    A GroupNorm of two blocks of three: the blocks may change places, and so may the members within each. The three
+    groups are one cluster, the axis has six cells, and block 1 owns cells 3, 4 and 5, which are also the units of the
+    group of its members:
+
+    >>> net = nn.Sequential(nn.Linear(2, 6), nn.GroupNorm(2, 6), nn.Linear(6, 1)).eval()
+    >>> [facet] = Problem(net, args=torch.zeros(1, 2)).layers.facets("0.weight", 0)
+    >>> facet.cluster
+    ('0', '0#2[0]', '0#2[1]')
+    >>> {name: own.tolist() for name, own in facet.grids[0].members.items()}
+    {'0': [[0, 1, 2], [3, 4, 5]], '0#2[0]': [[0], [1], [2]], '0#2[1]': [[3], [4], [5]]}
+
+    The permutation ``[1, 0]`` of the blocks puts cells 3, 4, 5 at 0, 1, 2 and cells 0, 1, 2 at 3, 4, 5; then the ring
+    ``[1, 2, 0]`` of the members of block 0 orders what came there: 4, 5, 3.
+
+    >>> from isthmus.matching import Gain
+    >>> gain = Gain(torch.zeros(6, 6), facet.grids[0].members)
+    >>> gain.index({"0": torch.tensor([1, 0]), "0#2[0]": torch.tensor([1, 2, 0])}).tolist()
+    [4, 5, 3, 0, 1, 2]
 """
 
 from __future__ import annotations
@@ -25,7 +56,7 @@ __all__ = ["Cluster", "Facet", "Grid", "Structure", "facets_of"]
 Cluster = tuple[str, ...]
 """Names of groups that are matched together, outermost first; most groups are alone in theirs."""
 
-Pair = tuple[AxisGroup, Slot]
+Acting = tuple[AxisGroup, Slot]
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +203,7 @@ def facets_of(
         axis: [(spec.groups[name], slot) for name, slot in pairs if name in cluster]
         for axis, pairs in by_axis.items()
     }
-    drafts: list[tuple[tuple[int, ...], list[Pair]]] = []
+    drafts: list[tuple[tuple[int, ...], list[Acting]]] = []
     for axis, pairs in own.items():
         blocks = sorted({k for _, slot in pairs for k, _ in slot.block})
         outer = {name for group, _ in pairs for name, _ in group.within}
@@ -194,7 +225,7 @@ def facets_of(
 
 
 def _inside(
-    axes: tuple[int, ...], pairs: Sequence[Pair], other_axes: tuple[int, ...], other: Sequence[Pair]
+    axes: tuple[int, ...], pairs: Sequence[Acting], other_axes: tuple[int, ...], other: Sequence[Acting]
 ) -> bool:
     """Return whether a facet's groups all act on a larger facet too, which then says all that this one would."""
     return set(axes) < set(other_axes) and {g.name for g, _ in pairs} <= {g.name for g, _ in other}
@@ -216,7 +247,7 @@ def _flat_positions(slot: Slot, axes: Sequence[int], lengths: Sequence[int]) -> 
     return found
 
 
-def _grids(pairs: Sequence[Pair], axes: Sequence[int], lengths: Sequence[int]) -> list[Grid] | None:
+def _grids(pairs: Sequence[Acting], axes: Sequence[int], lengths: Sequence[int]) -> list[Grid] | None:
     """Cut axes into cells; ``None`` where the groups tear one another's cells apart."""
     placed = [(group, _flat_positions(slot, axes, lengths)) for group, slot in pairs]
     names = list(dict.fromkeys(group.name for group, _ in pairs))

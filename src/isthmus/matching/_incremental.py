@@ -22,19 +22,17 @@ from isthmus.matching._by_class import ByClass, Sided
 from isthmus.matching._certify import ErrorBound, certified
 from isthmus.matching._grids import Cluster, Structure
 from isthmus.matching._nested import Gain, best_change
-from isthmus.matching._objectives import Comparison, Term, TermObjective, independent
+from isthmus.matching._objectives import InnerProduct, Term, TermObjective, independent
 from isthmus.matching._parts import Part, parts_of
 from isthmus.matching._products import SHORT, add_product, blocks, product_error
 from isthmus.matching._solvers import Assignment, Solver, assignment_solver
 from isthmus.matching._sources import Order, device_of_source
-from isthmus.matching._working import Plain, Products, Working, working
+from isthmus.matching._working import At, Plain, Products, Working, working
 from isthmus.symmetry import Couplings
-from isthmus.transport import Assignment as Assigned
-from isthmus.transport import assign
+from isthmus.transport import Assigned, assign
 
 __all__ = ["Incremental"]
 
-At = Mapping[str, Coupling]
 _SMALL = 128
 """Units up to which a group's gains are kept in float64."""
 _ROOM = 2**27
@@ -72,8 +70,8 @@ class Incremental:
         return self._objective.structure
 
     @property
-    def compared(self) -> Sequence[Comparison]:
-        """What the value is about (see :class:`TermObjective`)."""
+    def compared(self) -> Sequence[InnerProduct]:
+        """The inner products that the value is a sum over (see :class:`TermObjective`)."""
         return self._objective.compared
 
     @property
@@ -83,7 +81,7 @@ class Incremental:
 
     def depends(self, cluster: Cluster) -> frozenset[str]:
         """Return the groups whose moves can change what is best for a cluster."""
-        groups = frozenset[str]().union(*(t.comparison.groups for t in self._objective.terms(cluster)))
+        groups = frozenset[str]().union(*(t.inner_product.groups for t in self._objective.terms(cluster)))
         return groups - frozenset(cluster) if self._keeper(cluster) else groups | frozenset(cluster)
 
     def change(
@@ -104,9 +102,9 @@ class Incremental:
         return self._objective.gains(cluster, at, all_terms=all_terms, of_term=self._of_term)
 
     def _of_term(self, term: Term, at: Couplings) -> list[Gain]:
-        if not _permuted(term.comparison, at):
+        if not _permuted(term.inner_product, at):
             return term.gains(at)
-        now = _state(term.comparison, at)
+        now = _state(term.inner_product, at)
         kept = self._terms.get(id(term))
         if kept is None or not _unchanged(kept[0], now):
             self._terms.pop(id(term), None)
@@ -137,19 +135,19 @@ class Incremental:
         """Return the matched squared distance per unit (see :class:`Objective`)."""
         return self._objective.cost(group, at, inner=self._inner_of)
 
-    def _measured(self, comparison: Comparison, at: Couplings) -> float:
-        if self._objective.measure is Comparison.inner:
-            return self._inner_of(comparison, at)
-        return self._objective.measure(comparison, at)
+    def _measured(self, inner_product: InnerProduct, at: Couplings) -> float:
+        if self._objective.measure is InnerProduct.inner:
+            return self._inner_of(inner_product, at)
+        return self._objective.measure(inner_product, at)
 
-    def _inner_of(self, comparison: Comparison, at: Couplings) -> float:
-        if not _permuted(comparison, at):
-            return comparison.inner(at)
-        now, kept = _state(comparison, at), self._inner.setdefault(id(comparison), [])
+    def _inner_of(self, inner_product: InnerProduct, at: Couplings) -> float:
+        if not _permuted(inner_product, at):
+            return inner_product.inner(at)
+        now, kept = _state(inner_product, at), self._inner.setdefault(id(inner_product), [])
         for state, value in kept:
             if _unchanged(state, now):
                 return value
-        kept.append((now, comparison.inner(at)))
+        kept.append((now, inner_product.inner(at)))
         del kept[:-2]
         return kept[-1][1]
 
@@ -177,12 +175,12 @@ class Incremental:
 
     def _covers(self, group: str, terms: Sequence[Term], by_term: Sequence[Sequence[Part]]) -> bool:
         """Return whether differences of the gains are differences of the value."""
-        if self._objective.measure is not Comparison.inner:
+        if self._objective.measure is not InnerProduct.inner:
             return False
         seen: dict[int, int] = {}
         for term, parts in zip(terms, by_term, strict=True):
             if term.scale is None:
-                seen[id(term.comparison)] = seen.get(id(term.comparison), 0) + len(parts)
+                seen[id(term.inner_product)] = seen.get(id(term.inner_product), 0) + len(parts)
         moved = {
             id(c): sum(any(g == group for pairs in m.values() for g, _ in pairs) for m in c.movers)
             for c in self._objective.compared
@@ -193,7 +191,7 @@ class Incremental:
 
 @dataclass(eq=False)
 class _Listed:
-    """A part, the groups that have to be matched before it counts in a single pass, and what is kept of it."""
+    """A part of a term, the groups matched before it counts in a single pass, and the gains kept of it."""
 
     part: Part
     neighbours: frozenset[str]
@@ -376,13 +374,13 @@ def _used(listed: Sequence[_Listed], at: Couplings, all_terms: bool) -> Sequence
     return independent(listed, at) or listed
 
 
-def _permuted(comparison: Comparison, at: Couplings) -> bool:
-    """Return whether all that moves a comparison are permutations, whose results are remembered."""
-    return all(isinstance(at[name], Permutation | Tensor) for name in comparison.groups if name in at)
+def _permuted(inner_product: InnerProduct, at: Couplings) -> bool:
+    """Return whether all that moves an inner product are permutations, whose results are remembered."""
+    return all(isinstance(at[name], Permutation | Tensor) for name in inner_product.groups if name in at)
 
 
-def _state(comparison: Comparison, at: Couplings) -> dict[str, Tensor]:
-    return {name: index_of(at[name]) for name in comparison.groups if name in at}
+def _state(inner_product: InnerProduct, at: Couplings) -> dict[str, Tensor]:
+    return {name: index_of(at[name]) for name in inner_product.groups if name in at}
 
 
 def _unchanged(one: Mapping, other: Mapping) -> bool:

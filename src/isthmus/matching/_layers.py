@@ -1,4 +1,4 @@
-"""How the layers of a network meet its groups: which slots act on a layer's weight, and where units are seen."""
+"""The layers of a network and its groups: the slots on each weight, and the places where units are seen."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _Pieces = list[tuple[Piece, list[Facet]]]
 
 @dataclass(frozen=True)
 class Layers:
-    """How the groups of a spec meet the sites of a traced network.
+    """The sites of a traced network, and the groups of a spec that act on them.
 
     Attributes:
         spec: the symmetries.

@@ -25,12 +25,12 @@ from isthmus.matching._terms import covariance_objective, incoming_weight_object
 __all__ = ["METHODS", "Found", "Method", "Methods", "method_named"]
 
 Needs = Literal["weights", "inputs", "activations"]
-"""What a method reads: weights alone; second moments of A's inputs (a pass of A); joint moments (a pass of both)."""
+"""The data of a method: weights alone; second moments of A's inputs (a pass of A); joint moments (a pass of both)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What a method found: the couplings, by which objective, and what a reader should know."""
+    """The result of a method: the match, the objective that it is by, and remarks for the reader."""
 
     match: Match
     objective: Objective

@@ -210,7 +210,7 @@ class _Nest:
         self.homes = [self._blocks_of(g) for g in self.unblocked]
 
     def _blocks_of(self, gain: Gain) -> list[int]:
-        """Return the blocks whose members a gain without the outer group is about: all, if it is about none."""
+        """Return the blocks in which a gain without the outer group has members: all blocks where it has none."""
         found = [
             i for i in range(self.size) if any(n in part[i] for part in self.inside for n in gain.members)
         ]

@@ -1,4 +1,4 @@
-r"""What is matched: objectives turn two networks into gain matrices.
+r"""Objectives: gain matrices of two networks, and the value of couplings.
 
 Every weight-based objective is a sum of inner products between a tensor of A and the relabelled tensor of B,
 seen along one axis on which a cluster of groups acts (:class:`Term`). Matching by weights takes A's own tensor;
@@ -20,11 +20,11 @@ from isthmus.couplings import Monomial, is_orthogonal
 from isthmus.matching._grids import Cluster, Facet, Grid, Structure
 from isthmus.matching._nested import Gain, total_gain
 from isthmus.matching._pairs import in_order, ordered, pair_products
-from isthmus.matching._sources import Source, device_of_source, pieces, read
+from isthmus.matching._sources import TensorSource, device_of_source, pieces, read
 from isthmus.symmetry import Couplings, Slot, Slots, carry_tensor
 
 __all__ = [
-    "Comparison",
+    "InnerProduct",
     "MomentObjective",
     "Objective",
     "Term",
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class Objective(Protocol):
-    """Turns two networks into gain matrices, and measures couplings of all groups."""
+    """A number to be maximised over the couplings of all groups, and its gain matrices."""
 
     @property
     def structure(self) -> Structure:
@@ -78,7 +78,7 @@ _WHOLE = 2**18
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class InnerProduct:
     r"""A few tensors of A against the same tensors of B, in one inner product :math:`\langle x, M y \rangle`.
 
     Attributes:
@@ -90,19 +90,24 @@ class Comparison:
         metric: applies :math:`M` to (relabelled) tensors of B; ``None`` for the identity.
         through: by tensor, the axes whose slots count in the gains; ``None`` for all slots. A layer is seen along the
             axis of its outputs alone.
+        among: the groups whose slots count in the gains; ``None`` for all that move a tensor. Blocks whose members lie
+            on another axis of a filter are not what moves it along the axis of their own.
         own: A's tensors without the metric, where there is one: what their norms are asked of.
     """
 
-    a: tuple[Tensor | Source, ...]
-    b: tuple[Tensor | Source, ...]
+    a: tuple[Tensor | TensorSource, ...]
+    b: tuple[Tensor | TensorSource, ...]
     movers: tuple[Slots, ...]
     norm_a: float | None = None
     metric: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] | None = None
     through: tuple[tuple[int, ...], ...] | None = None
-    own: tuple[Tensor | Source, ...] | None = None
+    among: frozenset[str] | None = None
+    own: tuple[Tensor | TensorSource, ...] | None = None
 
     def counted(self, group: str) -> list[list[Slot]]:
         """Return, by tensor, the slots of a group through which gains are gradients of the inner product."""
+        if self.among is not None and group not in self.among:
+            return [[] for _ in self.movers]
         return [
             [
                 slot
@@ -155,11 +160,11 @@ class Comparison:
         return sum(float(y.square().sum()) for y in self.moved(at))
 
 
-def _squared_norm(tensors: Iterable[Tensor | Source]) -> float:
+def _squared_norm(tensors: Iterable[Tensor | TensorSource]) -> float:
     return sum(_inner(x, x, {}, {}) for x in map(read, tensors))
 
 
-def _inner(a: Tensor | Source, b: Tensor | Source, movers: Slots, at: Couplings) -> float:
+def _inner(a: Tensor | TensorSource, b: Tensor | TensorSource, movers: Slots, at: Couplings) -> float:
     """Return the inner product of a tensor with another one relabelled."""
     a, b = read(a), read(b)
     if a.ndim == 0 or a.numel() <= _WHOLE:
@@ -182,31 +187,54 @@ def _moved_pieces(
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    r"""A comparison seen along a facet: its contribution to the gain of the cluster that acts there.
+    r"""An inner product seen along a facet: its contribution to the gain of the cluster that acts there.
 
     Attributes:
         facet: the cluster, and where it sits.
-        comparison: the tensors.
-        axes: the axes of each tensor that the facet cuts; tensors without take no part.
+        inner_product: the tensors.
+        axes: by tensor, the axes that the facet cuts. It may be shorter than the list of tensors: those at the end (a
+            bias, where a group acts on a block of the weight only) then add nothing to the gains.
         scale: ``None`` for inner products alone; or :math:`s_p \ge 0` of each position of the facet, shape
             ``(length,)``, for the pair cost :math:`s_p \lVert a_p - b_q \rVert^2`, whose gain is
             :math:`s_p (\langle a_p, b_q \rangle - \tfrac12 \lVert b_q \rVert^2)`. Such a term adds gains that are the
             gradient of no value (see :func:`isthmus.testing.check_gain_law`).
+
+    Example:
+        Three units of two weights each; B has A's units in a ring, unit 0 of B being unit 1 of A. Entry ``(i, j)`` of
+        the gains is the product of row ``i`` of A and row ``j`` of B:
+
+        >>> from isthmus.symmetry import IndexMap, Slot
+        >>> a = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
+        >>> b = a[[1, 2, 0]]
+        >>> weights = InnerProduct((a,), (b,), ({0: [("units", Slot("w", 0, IndexMap(3, 3)))]},))
+        >>> units = torch.arange(3)[:, None]
+        >>> term = Term(Facet(("units",), (0,), (Grid(units, {"units": units}),)), weights, ((0,),))
+        >>> term.gains({})[0].matrix.tolist()
+        [[0.0, 3.0, 1.0], [4.0, 6.0, 0.0], [6.0, 18.0, 3.0]]
+
+        The best is ``[2, 0, 1]``, of gain 1 + 4 + 18: at position 0 of A goes unit 2 of B. Once it has been applied,
+        gains are relative to it, so that the identity is best:
+
+        >>> found = {"units": torch.tensor([2, 0, 1])}
+        >>> weights.inner(found)
+        23.0
+        >>> term.gains(found)[0].matrix.tolist()
+        [[1.0, 0.0, 3.0], [0.0, 4.0, 6.0], [3.0, 6.0, 18.0]]
     """
 
     facet: Facet
-    comparison: Comparison
+    inner_product: InnerProduct
     axes: tuple[tuple[int, ...], ...]
     scale: Tensor | None = None
 
     @property
     def neighbours(self) -> frozenset[str]:
         """Groups that move the same tensors along other axes."""
-        return self.comparison.groups - self.facet.groups
+        return self.inner_product.groups - self.facet.groups
 
     def gains(self, at: Couplings) -> list[Gain]:
         """Return the gain matrices of the grids' cells when B's tensors have been moved."""
-        c, grids = self.comparison, self.facet.grids
+        c, grids = self.inner_product, self.facet.grids
         nothing = torch.zeros((), dtype=torch.float64, device=device_of_source(c.a[0]))
         found = [nothing for _ in grids]
         for axes, own, other, movers in zip(self.axes, c.a, c.b, c.movers, strict=False):
@@ -225,7 +253,15 @@ class Term:
 
 
 def cells_of(tensor: Tensor, axes: tuple[int, ...], positions: Tensor) -> Tensor:
-    """Return a tensor with one row per cell, shape ``(cells, copies, all other entries)``."""
+    """Return a tensor with one row per cell, shape ``(cells, copies, all other entries)``.
+
+    Example:
+        Two outputs read a flatten of two channels of three positions. Cell 1 holds the columns 3, 4 and 5:
+
+        >>> weight = torch.arange(12).reshape(2, 6)
+        >>> cells_of(weight, (1,), torch.tensor([[0, 1, 2], [3, 4, 5]]))[1].tolist()
+        [[3, 9], [4, 10], [5, 11]]
+    """
     front = tensor.movedim(axes, tuple(range(len(axes)))).flatten(0, len(axes) - 1)
     rows = front.flatten(1) if front.ndim > 1 else front[:, None]
     if positions.shape == (len(rows), 1) and torch.equal(positions[:, 0], torch.arange(len(rows))):
@@ -238,42 +274,42 @@ class _Dependent(Protocol):
     def neighbours(self) -> frozenset[str]: ...
 
 
-_Part = TypeVar("_Part", bound=_Dependent)
+_DependentT = TypeVar("_DependentT", bound=_Dependent)
 
 
-def independent(parts: Sequence[_Part], at: Couplings) -> list[_Part]:
+def independent(parts: Sequence[_DependentT], at: Couplings) -> list[_DependentT]:
     """Return the parts that depend on no group not matched yet: a single pass goes by these where there are any."""
     return [part for part in parts if part.neighbours <= at.keys()]
 
 
-Measure = Callable[[Comparison, Couplings], float]
+Measure = Callable[[InnerProduct, Couplings], float]
 
 
-def negative_cost(comparison: Comparison, at: Couplings) -> float:
+def negative_cost(inner_product: InnerProduct, at: Couplings) -> float:
     """Return minus half the squared distance: equal to the inner product up to what does not change."""
-    return -0.5 * comparison.cost(at)
+    return -0.5 * inner_product.cost(at)
 
 
 class TermObjective:
-    """A sum of terms.
+    """An objective that is a sum of terms.
 
     Args:
         structure: the groups.
         terms: all terms.
-        measure: value of a comparison under permutations (maximised): :meth:`Comparison.inner` where gains are
+        measure: value of an inner product under permutations (maximised): :meth:`InnerProduct.inner` where gains are
             all there is to a term, else :func:`negative_cost`. Terms with a scale add nothing to the value.
     """
 
     def __init__(
-        self, structure: Structure, terms: Iterable[Term], measure: Measure = Comparison.inner
+        self, structure: Structure, terms: Iterable[Term], measure: Measure = InnerProduct.inner
     ) -> None:
         self._structure, self._measure = structure, measure
         self._terms: dict[Cluster, list[Term]] = {c: [] for c in structure.clusters}
-        compared: dict[int, Comparison] = {}
+        compared: dict[int, InnerProduct] = {}
         for term in terms:
             self._terms[term.facet.cluster].append(term)
             if term.scale is None:
-                compared[id(term.comparison)] = term.comparison
+                compared[id(term.inner_product)] = term.inner_product
         self._compared = tuple(compared.values())
 
     @property
@@ -283,12 +319,12 @@ class TermObjective:
 
     @property
     def measure(self) -> Measure:
-        """The value of one comparison."""
+        """The value of one inner product."""
         return self._measure
 
     @property
-    def compared(self) -> Sequence[Comparison]:
-        """What the value is about: the comparisons of all terms without a scale, each once."""
+    def compared(self) -> Sequence[InnerProduct]:
+        """The inner products that the value is a sum over: those of all terms without a scale, each once."""
         return self._compared
 
     def with_costs(self) -> TermObjective:
@@ -325,16 +361,16 @@ class TermObjective:
         size = self._structure.sizes[group]
         return Gain(torch.zeros(size, size, dtype=torch.float64), {group: torch.arange(size)[:, None]})
 
-    def cost(self, group: str, at: Couplings, *, inner: Measure = Comparison.inner) -> float:
+    def cost(self, group: str, at: Couplings, *, inner: Measure = InnerProduct.inner) -> float:
         """Return the matched squared distance per unit, over the unscaled terms of the group's cluster.
 
         Args:
             group: which.
             at: by group.
-            inner: computes, or remembers, the inner product of a comparison.
+            inner: computes, or remembers, :meth:`InnerProduct.inner`.
         """
         terms = self._terms[self._structure.cluster_of[group]]
-        compared = {id(t.comparison): t.comparison for t in terms if t.scale is None}
+        compared = {id(t.inner_product): t.inner_product for t in terms if t.scale is None}
         return sum(c.cost(at, inner) for c in compared.values()) / max(self._structure.sizes[group], 1)
 
     def value(self, at: Couplings, groups: Iterable[str] | None = None) -> float:
@@ -446,7 +482,7 @@ class MomentObjective:
 
     @property
     def fallback(self) -> Objective:
-        """What matches the clusters whose activations are seen nowhere."""
+        """The objective of the clusters whose activations are seen nowhere."""
         return self._fallback
 
     def seen_value(self, at: Couplings) -> float:

@@ -28,7 +28,10 @@ def order_of(movers: Slots, at: Couplings) -> Order:
 
 
 def in_order(tensor: Tensor, movers: Slots, at: Couplings) -> tuple[Tensor, Order]:
-    """Return a tensor of B, and how its axes are still to be reordered: not at all where that does not say it all."""
+    """Return a tensor of B, and how its axes are still to be reordered.
+
+    Where a coupling is more than a permutation of whole axes, the tensor is carried at once and no axis is left.
+    """
     acting = [(at[group], slot) for pairs in movers.values() for group, slot in pairs if group in at]
     if any(slot.block or (isinstance(c, Coupling) and not isinstance(c, Permutation)) for c, slot in acting):
         return carry_tensor(tensor, movers, at), {}

@@ -14,9 +14,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from isthmus.matching._objectives import Comparison, Term, cells_of
+from isthmus.matching._objectives import InnerProduct, Term, cells_of
 from isthmus.matching._pairs import order_of, ordered, pair_products, slices
-from isthmus.matching._sources import PIECE, Order, Source, device_of_source, entries_of, pieces, read
+from isthmus.matching._sources import PIECE, Order, TensorSource, device_of_source, entries_of, pieces, read
 from isthmus.symmetry import Couplings, Slots
 
 __all__ = ["Part", "parts_of"]
@@ -33,10 +33,29 @@ class Part:
         positions: of the group's units on that axis, shape ``(units, copies)``.
         movers: by axis, the ``(group, slot)`` pairs that act on the other axes.
         scale: weight of each position of ``axis``, if the term has one (see :class:`Term`).
+
+    Example:
+        Two units of three inputs. As B lists them, the inputs are A's, and the gains are ``A Bᵀ``:
+
+        >>> from isthmus.symmetry import IndexMap, Slot
+        >>> w = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+        >>> part = Part(w, w, 0, torch.tensor([[0], [1]]), {1: [("inputs", Slot("w", 1, IndexMap(3, 3)))]})
+        >>> sum(x @ y.T for x, y in part.products({}, torch.float64)).tolist()
+        [[14.0, 32.0], [32.0, 77.0]]
+
+        When inputs 0 and 1 of B change places, two of three columns have moved, and only these are multiplied: the
+        gains change by ``A[:, [0, 1]] (B[:, [1, 0]] - B[:, [0, 1]])ᵀ``.
+
+        >>> order = part.order({"inputs": torch.tensor([1, 0, 2])})
+        >>> [(x, y)] = part.products(order, torch.float64, old={})
+        >>> x.tolist(), y.tolist(), (x @ y.T).tolist()
+        ([[1.0, 2.0], [4.0, 5.0]], [[1.0, -1.0], [1.0, -1.0]], [[-1.0, -1.0], [-1.0, -1.0]])
+        >>> sum(x @ y.T for x, y in part.products(order, torch.float64)).tolist()
+        [[13.0, 31.0], [31.0, 76.0]]
     """
 
-    a: Tensor | Source
-    b: Tensor | Source
+    a: Tensor | TensorSource
+    b: Tensor | TensorSource
     axis: int
     positions: Tensor
     movers: Slots
@@ -107,7 +126,7 @@ class Part:
             yield rows, self._rows(ordered(difference, rest), dtype)
 
     def offset(self) -> Tensor | None:
-        """Return what the gains of a scaled term have beyond the product, float64, shape ``(units, units)``."""
+        r"""Return the summand :math:`-\tfrac12 s_p \lVert b_q \rVert^2` of scaled gains, shape ``(units, units)``."""
         if self.scale is None:
             return None
         device = device_of_source(self.a)
@@ -116,7 +135,7 @@ class Part:
 
     @cached_property
     def norms(self) -> tuple[Tensor, Tensor]:
-        """Norms of the rows of A and of B or a little more, float64, on the CPU; no order changes them."""
+        """Upper bounds on the norms of the rows of A and of B, float64, on the CPU; they hold in every order."""
         return self._norms(read(self.a)), self._norms(read(self.b))
 
     def _norms(self, tensor: Tensor) -> Tensor:
@@ -157,8 +176,8 @@ def parts_of(terms: Iterable[Term], group: str, size: int) -> list[list[Part]] |
         if not torch.equal(grids[0].members[group], torch.arange(size)[:, None]):
             return None
         parts = [
-            _part(term.comparison, k, axes, group, term)
-            for k, (axes, _) in enumerate(zip(term.axes, term.comparison.a, strict=False))
+            _part(term.inner_product, k, axes, group, term)
+            for k, (axes, _) in enumerate(zip(term.axes, term.inner_product.a, strict=False))
         ]
         if any(part is None for part in parts):
             return None
@@ -166,14 +185,14 @@ def parts_of(terms: Iterable[Term], group: str, size: int) -> list[list[Part]] |
     return found
 
 
-def _part(comparison: Comparison, k: int, axes: tuple[int, ...], group: str, term: Term) -> Part | None:
-    movers = comparison.movers[k]
+def _part(inner_product: InnerProduct, k: int, axes: tuple[int, ...], group: str, term: Term) -> Part | None:
+    movers = inner_product.movers[k]
     acting = {axis for axis, pairs in movers.items() for name, _ in pairs if name == group}
     if len(axes) != 1 or acting != {axes[0]} or any(s.block for p in movers.values() for _, s in p):
         return None
     others = {axis: pairs for axis, pairs in movers.items() if axis != axes[0]}
     positions = term.facet.grids[0].positions
-    return Part(comparison.a[k], comparison.b[k], axes[0], positions, others, term.scale)
+    return Part(inner_product.a[k], inner_product.b[k], axes[0], positions, others, term.scale)
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

@@ -22,7 +22,7 @@ from isthmus.matching._classes import Symmetry, classes_of
 from isthmus.matching._grids import Cluster
 from isthmus.matching._layers import Layers
 from isthmus.matching._seen import Seen, seen_units
-from isthmus.matching._terms import Pair
+from isthmus.matching._terms import LayeredPair
 from isthmus.moments import (
     CrossMoment,
     CrossRequest,
@@ -51,7 +51,7 @@ from isthmus.symmetry import (
     verify,
 )
 
-__all__ = ["Problem", "example_of"]
+__all__ = ["Problem", "example_of", "no_data"]
 
 _EXAMPLES = 4
 """Examples of the first batch that discovery and verification run on."""
@@ -187,18 +187,18 @@ class Problem:
 
     @cached_property
     def layers(self) -> Layers:
-        """How the groups meet the layers."""
+        """The sites of the architecture, and which groups act on them."""
         parameters = tuple(name for name, _ in self.model_a.named_parameters())
         return Layers(self.spec, find_sites(self.traced), parameters, tensors_met(self.traced))
 
     @cached_property
-    def pair(self) -> Pair:
+    def pair(self) -> LayeredPair:
         """The layers and both states, as objectives compare them."""
-        return Pair(self.layers, self.state_a, self.state_b)
+        return LayeredPair(self.layers, self.state_a, self.state_b)
 
     @cached_property
     def runner(self) -> SiteRunner:
-        """Runs the architecture on the data and looks at its layers.
+        """The architecture, ready to be run on the data and watched at its sites.
 
         Raises:
             DataError: there are no data.
@@ -207,7 +207,7 @@ class Problem:
 
     @cached_property
     def seen(self) -> Seen:
-        """Where the units are seen."""
+        """The views of the units on the data: the places where their activations are seen."""
         sites = tuple(self.runner.sites.values())
         return seen_units(self.layers, sites, self.traced, self.state_a, self.example)
 
@@ -219,7 +219,7 @@ class Problem:
             DataError: there are none.
         """
         if self.data is None:
-            raise DataError("this method compares activations: pass batches=..., or use method='weights'.")
+            raise no_data("this method")
         return self.data
 
     # --- Statistics --------------------------------------------------------------------------------------------
@@ -293,6 +293,14 @@ class Problem:
         other = with_state(self.model_a, self.state_b)
         args, kwargs = self.example.args, self.example.kwargs
         return function_change(self.spec, at, other, args, kwargs, outputs=self.outputs)
+
+
+def no_data(who: str) -> DataError:
+    """Return the error of a method that needs data where there are none."""
+    return DataError(
+        f"{who} compares activations: pass batches=..., or use method='weights' (on the command line --data, or "
+        "--method weights)."
+    )
 
 
 def example_of(args: Any, kwargs: Mapping[str, Any] | None, data: Batches | None, model: nn.Module) -> Batch:

@@ -34,7 +34,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """What a schedule found.
+    """The result of a schedule.
 
     Attributes:
         couplings: by group.
@@ -61,7 +61,7 @@ class Match:
 
 
 class Schedule(Protocol):
-    """Runs an objective and a solver over the groups."""
+    """The order in which clusters are matched by an objective and a solver, and when to stop."""
 
     def run(
         self,
@@ -70,7 +70,15 @@ class Schedule(Protocol):
         start: Couplings | None,
         generator: torch.Generator,
     ) -> Match:
-        """Return couplings for all groups of the objective, and those of ``start`` for all others."""
+        """Return the match: couplings of all groups, their value over time, and why the schedule stopped.
+
+        Args:
+            objective: what is maximised.
+            solver: couples the units of one gain matrix.
+            start: couplings to start from; groups of the objective that are missing start as the schedule says, and
+                groups that the objective does not have are returned as they are.
+            generator: source of randomness.
+        """
         ...
 
 
@@ -209,7 +217,7 @@ class Then:
         start: Couplings | None,
         generator: torch.Generator,
     ) -> Match:
-        """Return what the second schedule finds."""
+        """Return the match of the second schedule, which starts from the couplings of the first."""
         found = self.first.run(objective, solver, start, generator)
         return self.second.run(objective, solver, found.couplings, generator)
 
@@ -221,5 +229,5 @@ def _settles(solver: Solver) -> bool:
 
 
 def started(start: Couplings | None) -> dict[str, Coupling]:
-    """Return what a schedule starts from as couplings; an index tensor stands for its permutation."""
+    """Return the start of a schedule as couplings; an index tensor stands for its permutation."""
     return {name: as_coupling(coupling) for name, coupling in (start or {}).items()}

@@ -36,7 +36,7 @@ class Seen:
         views: by cluster, where its units are channels, at trusted nodes.
         rows: by cluster, the groups whose units are rows of its views; those that the spec does not move begin with
             ``@``.
-        notes: what a reader should know.
+        notes: remarks for the reader.
     """
 
     layers: Layers
@@ -59,7 +59,7 @@ class Seen:
 
     @property
     def frame(self) -> Frame | None:
-        """What is known of the rows before anything is matched: None where no row is a unit."""
+        """The known relabelling of the rows before anything is matched: None where no row is a unit."""
         return Frame(self.layers.spec, {}) if any(self.rows.values()) else None
 
     def rows_of(self, views: Sequence[View]) -> list[str]:
@@ -127,7 +127,7 @@ def _followed(
     actions: Actions,
     example: Batch,
 ) -> set[str]:
-    """Return the nodes whose values, in A relabelled at random, are those of A relabelled."""
+    """Return the nodes whose values move as the spec says when A is relabelled at random."""
     spec = layers.spec
     generator = torch.Generator().manual_seed(0)
     permutations = {name: torch.randperm(g.size, generator=generator) for name, g in spec.groups.items()}

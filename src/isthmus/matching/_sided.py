@@ -17,7 +17,7 @@ from torch import Tensor
 
 from isthmus.errors import SymmetryError
 from isthmus.matching._grids import Cluster
-from isthmus.matching._objectives import Comparison, Term, independent
+from isthmus.matching._objectives import InnerProduct, Term, independent
 from isthmus.matching._solvers import Sides
 from isthmus.matching._sources import read
 from isthmus.symmetry import Couplings, Slot
@@ -40,40 +40,40 @@ def power_of(slot: Slot) -> int | None:
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """One comparison under couplings: A's tensors and B's as carried so far, with and without the metric.
+    """One inner product under couplings: A's tensors and B's as carried so far, with and without the metric.
 
     Attributes:
-        comparison: what is compared.
+        inner_product: what is compared.
         a: A's tensors with the metric.
         own: without it.
         b: B's tensors carried.
         weighted: the same with the metric.
     """
 
-    comparison: Comparison
+    inner_product: InnerProduct
     a: tuple[Tensor, ...]
     own: tuple[Tensor, ...]
     b: tuple[Tensor, ...]
     weighted: tuple[Tensor, ...]
 
     @classmethod
-    def under(cls, comparison: Comparison, at: Couplings) -> Compared:
-        """Return a comparison under couplings."""
-        a = tuple(read(x).double() for x in comparison.a)
-        own = a if comparison.own is None else tuple(read(x).double() for x in comparison.own)
-        b = comparison.moved(at)
-        return cls(comparison, a, own, b, b if comparison.metric is None else comparison.metric(b))
+    def under(cls, inner_product: InnerProduct, at: Couplings) -> Compared:
+        """Return an inner product under couplings."""
+        a = tuple(read(x).double() for x in inner_product.a)
+        own = a if inner_product.own is None else tuple(read(x).double() for x in inner_product.own)
+        b = inner_product.moved(at)
+        return cls(inner_product, a, own, b, b if inner_product.metric is None else inner_product.metric(b))
 
     def slots(self, group: str) -> list[tuple[int, Slot]]:
         """Return the slots of a group that count, each with its tensor's place, in the order of their positions."""
-        listed = [(k, slot) for k, slots in enumerate(self.comparison.counted(group)) for slot in slots]
+        listed = [(k, slot) for k, slots in enumerate(self.inner_product.counted(group)) for slot in slots]
         return sorted(listed, key=lambda pair: (pair[0], pair[1].axis, pair[1].index.offset))
 
 
 def compared_of(
     terms: Sequence[Term], at: Couplings, cluster: Cluster, *, all_terms: bool = True
 ) -> list[Compared]:
-    """Return what the terms of a cluster compare, each comparison once, under couplings.
+    """Return what the terms of a cluster compare, each once, under couplings.
 
     Args:
         terms: of the cluster; those with a scale are approximations that take no part.
@@ -85,7 +85,7 @@ def compared_of(
     if not all_terms:
         known = independent(used, {**at, **dict.fromkeys(cluster, torch.zeros(0))})
         used = known or used
-    listed = {id(t.comparison): t.comparison for t in used}
+    listed = {id(t.inner_product): t.inner_product for t in used}
     return [Compared.under(c, at) for c in listed.values()]
 
 

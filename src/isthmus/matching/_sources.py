@@ -1,7 +1,7 @@
 """Tensors that are read when they are needed, and large ones in pieces: no network need be in memory to be matched.
 
-A comparison names its tensors by *sources*. A tensor is its own source; one that lies in a file is read for as long as
-a sum takes. Sums over large tensors go piece by piece, so that no copy in float64 is larger than a piece.
+An inner product names its tensors by *sources*. A tensor is its own source; one that lies in a file is read for as
+long as a sum takes. Sums over large tensors go piece by piece, so that no copy in float64 is larger than a piece.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 
 __all__ = [
     "Order",
-    "Source",
     "Sources",
+    "TensorSource",
     "device_of_source",
     "entries_of",
     "narrowed",
@@ -34,7 +34,7 @@ PIECE = 2**23
 
 
 @runtime_checkable
-class Source(Protocol):
+class TensorSource(Protocol):
     """A tensor that is read when it is needed."""
 
     @property
@@ -56,21 +56,21 @@ class Source(Protocol):
 class Sources(Protocol):
     """A state that knows where its tensors lie."""
 
-    def stored(self, name: str) -> Source:
+    def stored(self, name: str) -> TensorSource:
         """Return where a tensor lies."""
         ...
 
 
-def source_of(state: Mapping[str, Tensor], name: str) -> Tensor | Source:
+def source_of(state: Mapping[str, Tensor], name: str) -> Tensor | TensorSource:
     """Return a tensor of a state, unread where the state reads when it is asked."""
     return state.stored(name) if isinstance(state, Sources) else state[name]
 
 
 @dataclass(frozen=True, eq=False)
-class _Segment:
+class _SegmentSource:
     """A segment of a tensor, read with the whole."""
 
-    source: Source
+    source: TensorSource
     cut: tuple[int, int, int]
 
     @property
@@ -89,24 +89,24 @@ class _Segment:
         return self.source.read().narrow(*self.cut)
 
 
-def narrowed(source: Tensor | Source, cut: tuple[int, int, int] | None) -> Tensor | Source:
+def narrowed(source: Tensor | TensorSource, cut: tuple[int, int, int] | None) -> Tensor | TensorSource:
     """Return a segment of a source: axis, where it begins, and its length; the whole for None."""
     if cut is None:
         return source
-    return source.narrow(*cut) if isinstance(source, Tensor) else _Segment(source, cut)
+    return source.narrow(*cut) if isinstance(source, Tensor) else _SegmentSource(source, cut)
 
 
-def read(source: Tensor | Source) -> Tensor:
+def read(source: Tensor | TensorSource) -> Tensor:
     """Return the tensor of a source."""
     return source if isinstance(source, Tensor) else source.read()
 
 
-def device_of_source(source: Tensor | Source) -> torch.device:
+def device_of_source(source: Tensor | TensorSource) -> torch.device:
     """Return where a tensor is once it is read."""
     return source.device if isinstance(source, Tensor) else torch.device("cpu")
 
 
-def entries_of(source: Tensor | Source) -> int:
+def entries_of(source: Tensor | TensorSource) -> int:
     """Return the number of entries, without reading."""
     return math.prod(source.shape)
 

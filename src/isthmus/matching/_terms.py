@@ -1,4 +1,4 @@
-"""What methods compare: the terms of two networks' parameters and layers, and the objectives made of them.
+"""Terms of two networks' parameters and layers, and the objectives made of them.
 
 =====================  ==================================================================
 objective              gain matrix (rows: units of A, columns: units of B)
@@ -15,16 +15,17 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from isthmus.layers import Site, affine_layer, matrix_of, tensor_of
-from isthmus.matching._grids import Cluster
+from isthmus.matching._grids import Cluster, Facet
 from isthmus.matching._layers import Layers, View
 from isthmus.matching._nested import Gain
 from isthmus.matching._objectives import (
-    Comparison,
+    InnerProduct,
     MomentObjective,
     Term,
     TermObjective,
@@ -34,9 +35,10 @@ from isthmus.matching._objectives import (
 from isthmus.matching._pieces import Piece
 from isthmus.matching._sources import narrowed, read, source_of
 from isthmus.moments import CrossMoment, InputStatistics
+from isthmus.symmetry import Slot
 
 __all__ = [
-    "Pair",
+    "LayeredPair",
     "activation_objective",
     "covariance_objective",
     "incoming_weight_objective",
@@ -47,7 +49,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Pair:
+class LayeredPair:
     """Two networks of one architecture: their layers and states."""
 
     layers: Layers
@@ -55,24 +57,38 @@ class Pair:
     state_b: Mapping[str, Tensor]
 
     def plain(
-        self, tensor: str, piece: Piece, count: float = 1.0, through: tuple[int, ...] | None = None
-    ) -> Comparison:
-        """Compare a piece of a parameter in the identity metric, divided by ``count``, seen along some axes or all."""
+        self,
+        tensor: str,
+        piece: Piece,
+        count: float = 1.0,
+        through: tuple[int, ...] | None = None,
+        among: frozenset[str] | None = None,
+    ) -> InnerProduct:
+        """Compare a piece of a parameter in the identity metric, divided by ``count``.
+
+        Args:
+            tensor: name of the parameter.
+            piece: which part of it.
+            count: divides the metric.
+            through: axes whose slots count in the gains; all if None.
+            among: groups whose slots count; all if None.
+        """
         seen = None if through is None else (through,)
         own, other = (narrowed(source_of(state, tensor), piece.cut) for state in (self.state_a, self.state_b))
         movers = (piece.table,)
         if count == 1.0:
-            return Comparison((own,), (other,), movers, through=seen)
+            return InnerProduct((own,), (other,), movers, through=seen, among=among)
         whole = read(own).double()
         norm = float(whole.square().sum()) / count
-        return Comparison(
+        return InnerProduct(
             (whole / count,),
             (other,),
             movers,
             norm,
             lambda moved: tuple(x / count for x in moved),
             seen,
-            (own,),
+            among=among,
+            own=(own,),
         )
 
     def plain_terms(self, tensor: str, axis: int | None = None) -> list[Term]:
@@ -81,21 +97,79 @@ class Pair:
         for piece, listed in self.layers.pieces(tensor):
             facets = [f for f in listed if axis is None or f.axes[0] == axis]
             if facets:
-                comparison = self.plain(tensor, piece, through=None if axis is None else (axis,))
-                terms += [Term(facet, comparison, (facet.axes,)) for facet in facets]
+                inner_product = self.plain(tensor, piece, through=None if axis is None else (axis,))
+                terms += [Term(facet, inner_product, (facet.axes,)) for facet in facets]
+        return terms
+
+    def plain_terms_by_axes(
+        self, tensor: str, piece: Piece, facets: Sequence[Facet], *, averaged: bool = False
+    ) -> list[Term]:
+        """Return the terms of facets in the identity metric, with an inner product of its own for each set of axes.
+
+        So a group that acts on several facets counts on each, and gains stay the gradients of what is compared.
+
+        Args:
+            tensor: name of the parameter.
+            piece: which part of it.
+            facets: of that part.
+            averaged: whether to divide by the number of entries of one position of the first axis.
+        """
+        by_axes: dict[tuple[int, ...], list[Facet]] = {}
+        for facet in facets:
+            by_axes.setdefault(facet.axes, []).append(facet)
+        terms: list[Term] = []
+        for axes, listed in by_axes.items():
+            count = math.prod(piece.shape) / piece.shape[axes[0]] if averaged else 1.0
+            among = frozenset[str]().union(*(facet.groups for facet in listed))
+            inner_product = self.plain(tensor, piece, count, axes, among)
+            terms += [Term(facet, inner_product, (axes,)) for facet in listed]
+        return terms
+
+    def incoming_terms(self, tensor: str) -> list[Term]:
+        """Return the terms of a parameter that no layer reads, for the objective that knows incoming weights alone.
+
+        All facets count, since what the parameter is to a group is not known. Only where a slot would count on two
+        facets (the blocks of a grouped transposed convolution, whose inputs and outputs lie on two axes of the filter),
+        and roles are known, the facets along which units are held do.
+        """
+        terms: list[Term] = []
+        for piece, facets in self.layers.pieces(tensor):
+            if _counted_twice(piece, facets):
+                held = [facet for facet in facets if _holds(piece, facet)]
+                terms += self.plain_terms_by_axes(tensor, piece, held or facets)
+            else:
+                whole = self.plain(tensor, piece)
+                terms += [Term(facet, whole, (facet.axes,)) for facet in facets]
         return terms
 
     def objective(self, terms: Sequence[Term], *, costs: bool = False) -> TermObjective:
         """Return the sum of terms, valued by inner products or, with ``costs``, by squared distances."""
-        return TermObjective(self.layers.structure, terms, negative_cost if costs else Comparison.inner)
+        return TermObjective(self.layers.structure, terms, negative_cost if costs else InnerProduct.inner)
 
 
-def weight_objective(pair: Pair) -> TermObjective:
+def _counted_twice(piece: Piece, facets: Sequence[Facet]) -> bool:
+    """Return whether some slot of a group lies on the axes of two facets on which the group acts."""
+    return any(
+        name in one.groups and name in other.groups
+        for one, other in combinations(facets, 2)
+        for axis in set(one.axes).intersection(other.axes)
+        for name, _ in piece.table[axis]
+    )
+
+
+def _holds(piece: Piece, facet: Facet) -> bool:
+    """Return whether the first axis of a facet holds units of some group that acts there."""
+    return any(
+        slot.role in ("holds", "both") for name, slot in piece.table[facet.axes[0]] if name in facet.groups
+    )
+
+
+def weight_objective(pair: LayeredPair) -> TermObjective:
     """Build full weight matching: every parameter a group moves counts, incoming, bias and outgoing."""
     return pair.objective([t for name in pair.layers.parameters for t in pair.plain_terms(name)])
 
 
-def incoming_weight_objective(pair: Pair) -> TermObjective:
+def incoming_weight_objective(pair: LayeredPair) -> TermObjective:
     """Build the paper's naive weight matching: incoming weights alone, no bias.
 
     Weights that no layer reads (embeddings, stacked experts) count too: what they are to a group is not known.
@@ -106,7 +180,7 @@ def incoming_weight_objective(pair: Pair) -> TermObjective:
     terms = [t for name, axis in incoming for t in pair.plain_terms(name, axis)]
     for name in layers.parameters:
         if name not in layers.covered and len(source_of(pair.state_a, name).shape) > 1:
-            terms += pair.plain_terms(name)
+            terms += pair.incoming_terms(name)
     found = {name for t in terms for name in t.facet.groups}
     rest = {c for c in layers.structure.clusters if not found.issuperset(c)}
     everything = [t for name in layers.parameters for t in pair.plain_terms(name)]
@@ -116,7 +190,7 @@ def incoming_weight_objective(pair: Pair) -> TermObjective:
 
 
 def covariance_objective(
-    pair: Pair, statistics: Mapping[str, InputStatistics], *, tie_outgoing: bool = False
+    pair: LayeredPair, statistics: Mapping[str, InputStatistics], *, tie_outgoing: bool = False
 ) -> TermObjective:
     r"""Build weight matching in the metric of the layer's input second moment.
 
@@ -143,7 +217,9 @@ def covariance_objective(
     return pair.objective(terms + uncovered_terms(pair), costs=True)
 
 
-def layer_terms(pair: Pair, site: Site, statistics: InputStatistics, *, centred: bool = False) -> list[Term]:
+def layer_terms(
+    pair: LayeredPair, site: Site, statistics: InputStatistics, *, centred: bool = False
+) -> list[Term]:
     """Compare a folded layer, weight and bias, in the second moment of what flows into A's layer.
 
     With the bias as one more input of constant one, the moment is ``[[Σ, μ], [μᵀ, 1]]``.
@@ -154,15 +230,15 @@ def layer_terms(pair: Pair, site: Site, statistics: InputStatistics, *, centred:
         statistics: of what flows into A's layer.
         centred: take the covariance for ``Σ``; the bias then plays no part.
     """
-    comparison = _in_metric(pair, site, statistics, centred)
+    inner_product = _in_metric(pair, site, statistics, centred)
     return [
         # Where a group acts on a block of inputs only, its outputs cannot be read off the bias.
-        Term(facet, comparison, (facet.axes, (0,)) if len(facet.axes) == 1 else (facet.axes,))
+        Term(facet, inner_product, (facet.axes, (0,)) if len(facet.axes) == 1 else (facet.axes,))
         for facet in pair.layers.facets(site.weight, site.out_axis)
     ]
 
 
-def _in_metric(pair: Pair, site: Site, statistics: InputStatistics, centred: bool) -> Comparison:
+def _in_metric(pair: LayeredPair, site: Site, statistics: InputStatistics, centred: bool) -> InnerProduct:
     weight_a, bias_a = affine_layer(pair.state_a, site)
     weight_b, bias_b = affine_layer(pair.state_b, site)
     mean = statistics.mean.to(weight_a.device)
@@ -187,45 +263,48 @@ def _in_metric(pair: Pair, site: Site, statistics: InputStatistics, centred: boo
     if bias_a is not None and bias_b is not None and not centred:
         own, other = (weight_a, bias_a), (weight_b, bias_b)
     a = metric(own)
-    movers = pair.layers.table.get(site.weight, {})
+    table = pair.layers.table.get(site.weight, {})
+    movers = {
+        axis: _folded(pair, site, slots) if axis == site.out_axis else slots for axis, slots in table.items()
+    }
     rows = {0: [(g, replace(s, axis=0, block=())) for g, s in movers.get(site.out_axis, ())]}
     norm = sum(float((x * y).sum()) for x, y in zip(a, own, strict=True))
     through = ((site.out_axis,), (0,))[: len(own)]
-    return Comparison(a, other, (movers, rows)[: len(own)], norm, metric, through, own)
+    return InnerProduct(a, other, (movers, rows)[: len(own)], norm, metric, through, own=own)
 
 
-def _outgoing_terms(pair: Pair, site: Site, statistics: InputStatistics) -> list[Term]:
+def _folded(pair: LayeredPair, site: Site, slots: Sequence[tuple[str, Slot]]) -> list[tuple[str, Slot]]:
+    """Return the slots of a layer's outputs with its norm folded in: factors that the gain took, the layer takes."""
+    gain = None if site.norm is None else site.norm.weight
+    powers = {g: s.power for g, s in pair.layers.table.get(gain or "", {}).get(0, ())}
+    return [(g, replace(s, power=powers[g]) if g in powers else s) for g, s in slots]
+
+
+def _outgoing_terms(pair: LayeredPair, site: Site, statistics: InputStatistics) -> list[Term]:
     """Return the terms of the groups that flow into a site, each unit weighted by its mean square."""
     weight_a, _ = affine_layer(pair.state_a, site)
     weight_b, _ = affine_layer(pair.state_b, site)
     movers = (pair.layers.table.get(site.weight, {}),)
-    comparison = Comparison((weight_a,), (weight_b,), movers, float(weight_a.square().sum()))
+    inner_product = InnerProduct((weight_a,), (weight_b,), movers, float(weight_a.square().sum()))
     energy = statistics.second_moment_diagonal.reshape(weight_a.shape[site.in_axis], -1).mean(1)
     return [
-        Term(facet, comparison, (facet.axes,), energy)
+        Term(facet, inner_product, (facet.axes,), energy)
         for facet in pair.layers.facets(site.weight, site.in_axis)
         if len(facet.axes) == 1
     ]
 
 
-def uncovered_terms(pair: Pair) -> list[Term]:
+def uncovered_terms(pair: LayeredPair) -> list[Term]:
     """Return terms for parameters that no layer reads, averaged over their other entries."""
     terms: list[Term] = []
     for name in (n for n in pair.layers.parameters if n not in pair.layers.covered):
         for piece, facets in pair.layers.pieces(name):
-            compared: dict[
-                tuple[int, ...], Comparison
-            ] = {}  # one for each axis, whatever number of clusters it has
-            for facet in facets:
-                if facet.axes not in compared:
-                    others = math.prod(piece.shape) / piece.shape[facet.axes[0]]
-                    compared[facet.axes] = pair.plain(name, piece, others, facet.axes)
-                terms.append(Term(facet, compared[facet.axes], (facet.axes,)))
+            terms += pair.plain_terms_by_axes(name, piece, facets, averaged=True)
     return terms
 
 
 def activation_objective(
-    pair: Pair,
+    pair: LayeredPair,
     moments: Mapping[Cluster, Sequence[CrossMoment]],
     *,
     correlation: bool,

@@ -1,4 +1,4 @@
-"""Objectives as schedules work with them: what changes best, by how much the value rises, and who depends on whom."""
+"""The protocol between schedules and objectives: best change of a cluster, rise of the value, dependence."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ Products = Literal["float64", "float32", "bfloat16"]
 """Precision of the products of large groups; what is found is optimal for the float64 gains in any case."""
 
 At = Mapping[str, Coupling]
+"""Where all groups are during a search: couplings by group, no index tensors."""
 
 
 class Working(Protocol):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from isthmus import matching
 from isthmus.batches import Batches, reusable
 from isthmus.errors import DataError, IsthmusWarning, ModelError, ShapeError
-from isthmus.evaluation import Relabelling, check_frame, combine_states
-from isthmus.moments import Refresh, averaged_buffers, averaged_statistics, some_layers
+from isthmus.evaluation import Relabels, check_frame, combine_states
+from isthmus.moments import Refresh, averaged_buffers, averaged_statistics, buffers_note, statistics_note
 from isthmus.paths import Recompute, Straight, recompute_of
 from isthmus.replica import with_state
 from isthmus.states import State, equal_states, state_of
@@ -32,15 +32,15 @@ STRANGERS = 0.05
 CHANCE = 4.0
 """Added to :data:`STRANGERS` for smaller ones, over the root of the number of entries."""
 MOST_STRANGE = 0.25
-Source = nn.Module | Mapping[str, Tensor]
+ModelOrState = nn.Module | Mapping[str, Tensor]
 
 
 def merge(
-    models: Sequence[Source],
+    models: Sequence[ModelOrState],
     weights: Sequence[float] | None = None,
     *,
     align: str | None = None,
-    alignments: Sequence[Relabelling | None] | None = None,
+    alignments: Sequence[Relabels | None] | None = None,
     batches: Batches | None = None,
     args: Any = None,
     kwargs: Mapping[str, Any] | None = None,
@@ -88,8 +88,7 @@ def merge(
         >>> merge([{"w": torch.tensor([0.0])}, {"w": torch.tensor([4.0])}], [3, 1])["w"]
         tensor([1.])
     """
-    if len(models) < 2:
-        raise DataError(f"Merging needs two networks or more, found {len(models)}.")
+    require_several(len(models), "networks")
     shares = normalised(weights, len(models))
     states = [state_of(source, f"model {k}") for k, source in enumerate(models)]
     architecture = model if model is not None else next((m for m in models if isinstance(m, nn.Module)), None)
@@ -107,7 +106,9 @@ def merge(
     moved = alignments or [None] * (len(states) - 1)
     for note in (
         None if alone else _statistics_note(merged, recompute, architecture),
-        None if alone or callable(refresh) else _buffers_note(averaged_buffers(architecture, states)),
+        None
+        if alone or callable(refresh)
+        else buffers_note(averaged_buffers(architecture, states), merged=True),
         None if alone else strangers_note([_similarity(states[0], s) for s in states[1:]], shares, moved),
     ):
         if note is not None:
@@ -124,35 +125,21 @@ def _is_one_network(states: Sequence[State], shares: Sequence[float]) -> bool:
 
 
 def _statistics_note(state: State, recompute: Recompute | None, architecture: nn.Module | None) -> str | None:
-    """Return what to know of running statistics that are averages of several networks', or None."""
+    """Return a note on running statistics that are averages of several networks', or None."""
     subject = state if architecture is None else architecture
     averaged = state.keys() if recompute is None else recompute.leaves(state.keys())
     layers = averaged_statistics(subject, averaged)
-    if not layers:
-        return None
-    return (
-        f"The merged running statistics ({some_layers(layers)}) are the average of the networks', which is "
-        "wrong for the merged weights: the result may be near chance. Recompute them: pass batches=... of training "
-        'data (and model=..., the architecture, where only states are merged) with refresh="auto", or a function '
-        "(on the command line --data)."
+    how = (
+        "pass batches=... of training data (and model=..., the architecture, where only states are merged) with "
+        'refresh="auto", or a function (on the command line --data).'
     )
-
-
-def _buffers_note(names: Sequence[str]) -> str | None:
-    """Return what to know of other buffers that are averages of several networks', or None."""
-    if not names:
-        return None
-    return (
-        f"The merged buffers ({some_layers(names)}) are the average of the networks'. Where the network computes them "
-        "from its weights or its data (spectral normalisation, a norm of its own), that is wrong for the merged "
-        "weights. In Python, refresh= takes a function of the merged state that recomputes them."
-    )
+    return statistics_note(layers, how, merged=True)
 
 
 def strangers_note(
     similarities: Sequence[Similarity], shares: Sequence[float], moved: Sequence[object]
 ) -> str | None:
-    """Return what to know of networks that are averaged though their weights have nothing in common, or None.
+    """Return a note on networks that are averaged though their weights have nothing in common, or None.
 
     Args:
         similarities: of each network after the first to the first.
@@ -177,7 +164,7 @@ def strangers_note(
 
 
 class Similarity:
-    """How much the weights of two networks have in common: over all tensors with two axes or more, as one vector.
+    """Similarity of the weights of two networks: the cosine over all tensors with two axes or more, as one vector.
 
     It is the cosine of the differences between neighbouring rows: what all rows share, such as a mean or the pixels
     that no image uses, does not depend on which unit is which, and is no common start.
@@ -216,6 +203,38 @@ def _similarity(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Si
     return found
 
 
+def require_several(count: int, what: str) -> None:
+    """Raise unless there are two or more to be merged.
+
+    Args:
+        count: how many there are.
+        what: they are, in the plural.
+
+    Raises:
+        DataError: there are fewer than two.
+    """
+    if count < 2:
+        raise DataError(f"Merging needs two {what} or more, found {count}.")
+
+
+def require_alignments(found: int, count: int, what: str) -> None:
+    """Raise unless there is one alignment for each network after the first.
+
+    Args:
+        found: number of alignments.
+        count: number of networks.
+        what: a message calls one of them.
+
+    Raises:
+        ShapeError: the numbers do not fit.
+    """
+    if found != count - 1:
+        raise ShapeError(
+            f"Merging {count} {what}s: expected {count - 1} alignments, one for each {what} after the first, found "
+            f"{found}."
+        )
+
+
 def normalised(weights: Sequence[float] | None, count: int) -> list[float]:
     """Return weights that sum to 1."""
     values = [1.0] * count if weights is None else [float(w) for w in weights]
@@ -246,13 +265,13 @@ def averaging(shares: Sequence[float]) -> Callable[[list[Tensor]], Tensor]:
 
 
 def _align_all(
-    models: Sequence[Source],
+    models: Sequence[ModelOrState],
     architecture: nn.Module | None,
     method: str,
     batches: Batches | None,
     args: Any,
     kwargs: Mapping[str, Any] | None,
-) -> list[Relabelling]:
+) -> list[Relabels]:
     """Align every network to the first, which is loaded into a copy of the architecture if it is a state."""
     if architecture is None:
         raise ModelError(
@@ -269,12 +288,8 @@ def _align_all(
     ]
 
 
-def _relabelled(states: Sequence[State], alignments: Sequence[Relabelling | None]) -> list[State]:
-    if len(alignments) != len(states) - 1:
-        raise ShapeError(
-            f"Merging {len(states)} networks: expected {len(states) - 1} alignments, one for each network "
-            f"after the first, found {len(alignments)}."
-        )
+def _relabelled(states: Sequence[State], alignments: Sequence[Relabels | None]) -> list[State]:
+    require_alignments(len(alignments), len(states), "network")
     moved = [states[0]]
     for k, (state, alignment) in enumerate(zip(states[1:], alignments, strict=True), start=1):
         moved.append(state if alignment is None else state_of(alignment.apply(state), f"aligned model {k}"))

@@ -1,11 +1,13 @@
 """Statistics of activations: streaming, mergeable moments, taken at the layers of a network."""
 
-from isthmus.layers import BatchNorm as BatchNorm  # kept for code that imports these five from here
-from isthmus.layers import Convolution as Convolution
-from isthmus.layers import Site as Site
-from isthmus.layers import find_sites as find_sites
-from isthmus.layers import input_rows as input_rows
 from isthmus.moments._accumulators import CONSTANT_TOLERANCE, CrossMoment, Moment
+from isthmus.moments._averages import (
+    averaged_buffers,
+    averaged_statistics,
+    buffers_note,
+    some_layers,
+    statistics_note,
+)
 from isthmus.moments._channels import ChannelMoment
 from isthmus.moments._collect import (
     CrossRequest,
@@ -21,12 +23,9 @@ from isthmus.moments._collect import (
 )
 from isthmus.moments._normalisation import (
     Refresh,
-    averaged_buffers,
-    averaged_statistics,
     chosen_refresh,
     keeps_running_statistics,
     refresh_batchnorm,
-    some_layers,
     statistics_names,
 )
 from isthmus.moments._rows import Actions, Frame, Tap
@@ -50,6 +49,7 @@ __all__ = [
     "UnitRequest",
     "averaged_buffers",
     "averaged_statistics",
+    "buffers_note",
     "chosen_refresh",
     "collected",
     "cross_moments",
@@ -58,5 +58,6 @@ __all__ = [
     "refresh_batchnorm",
     "some_layers",
     "statistics_names",
+    "statistics_note",
     "unit_moments",
 ]

@@ -33,7 +33,7 @@ __all__ = [
     "unit_moments",
 ]
 
-_Key = TypeVar("_Key", bound=Hashable)
+_NameT = TypeVar("_NameT", bound=Hashable)
 MAX_FEATURES = 2304
 """Widest row for which the full second moment is kept (float64: 42 MB); wider ones keep a sample of rows."""
 SAMPLE_ROWS = 4096
@@ -102,7 +102,7 @@ class InputStatistics:
 
 
 class Request(Protocol):
-    """What is collected in a pass over the data, and its state while the pass runs."""
+    """A statistic that is collected in a pass over the data, and its state while the pass runs."""
 
     reads_b: bool
     """Whether network B is run too."""
@@ -112,7 +112,7 @@ class Request(Protocol):
         ...
 
     def see(self, site: Site, activation: Tensor, *, inflow: bool, of_b: bool) -> None:
-        """Look at what flows into a site or comes out of it."""
+        """Add a value that flows into a site or comes out of it."""
         ...
 
     def end(self) -> None:
@@ -120,7 +120,7 @@ class Request(Protocol):
         ...
 
     def result(self) -> Any:
-        """Return what was collected."""
+        """Return the statistic."""
         ...
 
 
@@ -335,9 +335,9 @@ def cross_moments(
     state_a: Mapping[str, Tensor],
     state_b: Mapping[str, Tensor],
     batches: Batches,
-    taps: Mapping[_Key, Sequence[Tap]],
+    taps: Mapping[_NameT, Sequence[Tap]],
     frame: Frame | None = None,
-) -> dict[_Key, list[CrossMoment]]:
+) -> dict[_NameT, list[CrossMoment]]:
     """Collect, in one pass over the data, the joint moments of two networks' units at every tap.
 
     Rows are paired as they come, unless a ``frame`` says that some of them are units which B may list in another
@@ -361,7 +361,7 @@ def cross_moments(
 
 
 def unit_moments(
-    runner: SiteRunner, state: Mapping[str, Tensor], batches: Batches, taps: Mapping[_Key, Sequence[Tap]]
-) -> dict[_Key, list[Moment]]:
+    runner: SiteRunner, state: Mapping[str, Tensor], batches: Batches, taps: Mapping[_NameT, Sequence[Tap]]
+) -> dict[_NameT, list[Moment]]:
     """Collect, in one pass over the data, the moments of one network's units at every tap."""
     return collected(runner, batches, [UnitRequest(taps)], state)[0]

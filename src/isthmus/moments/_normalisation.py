@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,33 +11,30 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.batches import Batches, iterate
-from isthmus.errors import DataError, printable
+from isthmus.errors import DataError
 from isthmus.evaluation import bind
-from isthmus.replica import Replica, storage_key
-from isthmus.states import State, equal_entries, with_versions_of
+from isthmus.replica import Replica
+from isthmus.states import State, with_versions_of
 
 __all__ = [
     "Refresh",
-    "averaged_buffers",
-    "averaged_statistics",
     "chosen_refresh",
     "keeps_running_statistics",
     "refresh_batchnorm",
-    "some_layers",
     "statistics_names",
 ]
 
 Refresh = str | Callable[..., Mapping[str, Tensor]] | None
-"""What is done to a mixed state before it is run: ``"batchnorm"``, a function of the state (told ``t`` and ``ends`` if
+"""The work on a mixed state before it is run: ``"batchnorm"``, a function of the state (told ``t`` and ``ends`` if
 it has parameters of these names), nothing (``None`` or ``"none"``), or ``"auto"``: ``"batchnorm"`` where there are data
 and layers whose statistics can be recomputed."""
 
-_BatchNorm = nn.modules.batchnorm._BatchNorm
+_AnyBatchNorm = nn.modules.batchnorm._BatchNorm
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass
-class _Layer:
+class _RunningLayer:
     """A BatchNorm layer: its names in the model, and sums over its calls, float64, ``(channels,)``."""
 
     paths: list[str]
@@ -146,72 +142,16 @@ def statistics_names(model: nn.Module) -> list[str]:
     return [_join(path, leaf) for path in paths for leaf in _STATISTICS]
 
 
-def averaged_statistics(
-    model_or_state: nn.Module | Mapping[str, Tensor], averaged: Collection[str]
-) -> list[str]:
-    """Return the layers whose running statistics are an average of several networks'.
-
-    Args:
-        model_or_state: the architecture; or a state, where tensors named ``running_mean`` tell.
-        averaged: names of all tensors that are. Layers of other kinds than BatchNorm (InstanceNorm with running
-            statistics, frozen or home-made batch normalisation) are among them even where statistics are recomputed.
-    """
-    if isinstance(model_or_state, nn.Module):
-        named = model_or_state.named_modules()
-        layers = [path for path, module in named if getattr(module, "running_mean", None) is not None]
-    else:
-        layers = [name.rpartition(".")[0] for name in model_or_state if name.endswith("running_mean")]
-    return [layer for layer in layers if _join(layer, "running_mean") in averaged]
-
-
-def averaged_buffers(model: nn.Module | None, states: Sequence[Mapping[str, Tensor]]) -> list[str]:
-    """Return the buffers, statistics of normalisation apart, that an average of several networks averages too.
-
-    A layer may compute them from its weights (the singular vectors of spectral normalisation) or from data, and then
-    their average is not what it would compute.
-
-    Args:
-        model: the architecture. Without it, only the vectors of spectral normalisation are known, by their names.
-        states: of the networks, relabelled alike.
-    """
-    first, *others = states
-    if model is None:
-        names = [n for n in first if _is_singular_vector(n, first)]
-    else:
-        held = {storage_key(p) for p in model.parameters()}
-        layers = {path for path, m in model.named_modules() if getattr(m, "running_mean", None) is not None}
-        names = [
-            name
-            for name, buffer in model.named_buffers()
-            if (buffer.is_floating_point() or buffer.is_complex())
-            and name in first
-            and name.rpartition(".")[0] not in layers
-            and storage_key(buffer) not in held
-        ]
-    return [n for n in names if any(not equal_entries(first[n], o[n].to(first[n].device)) for o in others)]
-
-
-def _is_singular_vector(name: str, state: Mapping[str, Tensor]) -> bool:
-    old = name[-2:] in ("_u", "_v") and f"{name[:-2]}_orig" in state
-    return old or re.search(r"\bparametrizations\..+\.\d+\._[uv]$", name) is not None
-
-
-def some_layers(layers: Sequence[str], limit: int = 3) -> str:
-    """Return the names of the first layers, and how many more there are, for a message."""
-    more = f" and {len(layers) - limit} more" if len(layers) > limit else ""
-    return ", ".join(printable(name) or "the network itself" for name in layers[:limit]) + more
-
-
-def _tracking_layers(model: nn.Module) -> dict[_BatchNorm, _Layer]:
-    found: dict[_BatchNorm, _Layer] = {}
+def _tracking_layers(model: nn.Module) -> dict[_AnyBatchNorm, _RunningLayer]:
+    found: dict[_AnyBatchNorm, _RunningLayer] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            found.setdefault(module, _Layer([])).paths.append(path)
+        if isinstance(module, _AnyBatchNorm) and module.running_mean is not None:
+            found.setdefault(module, _RunningLayer([])).paths.append(path)
     return found
 
 
 @contextmanager
-def _batch_statistics(model: nn.Module, layers: Mapping[_BatchNorm, _Layer]) -> Iterator[None]:
+def _batch_statistics(model: nn.Module, layers: Mapping[_AnyBatchNorm, _RunningLayer]) -> Iterator[None]:
     """Let the layers, and nothing else, normalise by batch statistics and report them; undone at the end."""
     modes = [(module, module.training) for module in model.modules()]
     momenta = [(layer, layer.momentum) for layer in layers]

@@ -1,4 +1,4 @@
-"""Which rows of an activation are the same rows in both networks.
+"""Rows of an activation that are the same rows in both networks.
 
 The activation that flows into a layer has an axis of channels; everything else counts as rows: examples, positions,
 tokens. Some of these may be units themselves: learned latents, members of an ensemble, pooled tokens. Two networks list
@@ -64,7 +64,7 @@ class Tap:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """What is known of the relabelling of B while the moments of a pair are taken.
+    """The part of the relabelling of B that is known while the moments of a pair are taken.
 
     Attributes:
         spec: the groups.
@@ -82,7 +82,7 @@ class Frame:
 
 
 class Actions:
-    """How groups move the activations at the sites of a traced network.
+    """The slots through which groups move the activations at the sites of a traced network.
 
     Args:
         traced: the network, for inputs of certain shapes.
@@ -107,7 +107,7 @@ class Actions:
         """Groups of the spec that the network's own symmetries lack: where they act on activations is not known."""
 
     def movers(self, node: str) -> Movers | None:
-        """Return what moves the value of a node, ``None`` if that is not known."""
+        """Return the groups and slots that move the value of a node, ``None`` if they are not known."""
         return self._movers[node] if node in self._known else None
 
     def on_rows(self, site: Site, tap: Tap) -> list[str]:

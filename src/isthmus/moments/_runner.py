@@ -1,4 +1,4 @@
-"""Running a network over data and looking at what flows through its sites."""
+"""Running a network over data and watching its sites."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ __all__ = [
     "whole",
 ]
 
-Place = tuple[str, int]
+TensorAxis = tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -107,18 +107,18 @@ def flattened(layout: Layout, positions: int) -> Layout:
     )
 
 
-def rows(layer: str, *, bias: bool = True, axis: int = 0) -> tuple[Place, ...]:
+def rows(layer: str, *, bias: bool = True, axis: int = 0) -> tuple[TensorAxis, ...]:
     """Return the output places of a linear or convolution layer (``axis=1`` for a transposed convolution)."""
     weight = (f"{layer}.weight", axis)
     return (weight, (f"{layer}.bias", 0)) if bias else (weight,)
 
 
-def columns(layer: str, *, axis: int = 1) -> tuple[Place, ...]:
+def columns(layer: str, *, axis: int = 1) -> tuple[TensorAxis, ...]:
     """Return the input place of a linear or convolution layer (``axis=0`` for a transposed convolution)."""
     return ((f"{layer}.weight", axis),)
 
 
-def norm(layer: str, *, statistics: bool = True) -> tuple[Place, ...]:
+def norm(layer: str, *, statistics: bool = True) -> tuple[TensorAxis, ...]:
     """Return the places of a norm: gain and bias and, for BatchNorm, its running statistics."""
     names = ("weight", "bias", "running_mean", "running_var") if statistics else ("weight", "bias")
     return tuple((f"{layer}.{name}", 0) for name in names)
@@ -131,7 +131,7 @@ class Ledger:
         self._sizes: dict[str, int] = {}
         self._slots: dict[str, list[ReferenceSlot]] = {}
 
-    def move(self, layout: Layout, *places: Iterable[Place]) -> None:
+    def move(self, layout: Layout, *places: Iterable[TensorAxis]) -> None:
         """Write down that an axis with this layout moves all these places."""
         for segment in layout:
             self._sizes[segment.group] = segment.size

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from isthmus.errors import ModelError
 from isthmus.networks._plain import scaled
-from isthmus.networks._reference import Place, ReferenceGroup, ReferenceSlot, columns, norm, rows
+from isthmus.networks._reference import ReferenceGroup, ReferenceSlot, TensorAxis, columns, norm, rows
 
 __all__ = ["shufflenet", "shufflenet_reference"]
 
@@ -47,7 +47,7 @@ def _shuffled(left: Tensor, right: Tensor) -> Tensor:
     return both.transpose(1, 2).reshape(batch, 2 * channels, height, width)
 
 
-class _Unit(nn.Module):
+class _ShuffleUnit(nn.Module):
     """Work on the second half of the channels (figure 3 c)."""
 
     def __init__(self, half: int) -> None:
@@ -80,7 +80,9 @@ class _ShuffleNet(nn.Module):
             nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
         )
         stages = [
-            nn.Sequential(_DownUnit(inputs, outputs // 2), *(_Unit(outputs // 2) for _ in range(units - 1)))
+            nn.Sequential(
+                _DownUnit(inputs, outputs // 2), *(_ShuffleUnit(outputs // 2) for _ in range(units - 1))
+            )
             for (inputs, outputs), units in zip(pairwise(widths[:-1]), repeats, strict=True)
         ]
         self.stages = nn.Sequential(*stages)
@@ -151,11 +153,11 @@ def shufflenet_reference(width: float = 1.0, repeats: Sequence[int] = (4, 8, 4))
 class _Made:
     """Channels that one layer makes: where the layer keeps them, and where each of them stands at present."""
 
-    places: tuple[Place, ...]
+    places: tuple[TensorAxis, ...]
     at: Mapping[int, int]
 
 
-def _layer(name: str) -> tuple[Place, ...]:
+def _layer(name: str) -> tuple[TensorAxis, ...]:
     return (*rows(f"{name}.0", bias=False), *norm(f"{name}.1"))
 
 
@@ -165,7 +167,9 @@ def _inside(branch: str, half: int) -> ReferenceGroup:
     return ReferenceGroup(branch, half, tuple(ReferenceSlot(*place) for place in places))
 
 
-def _read(made: Sequence[_Made], readers: Sequence[Place], name: str, first: int) -> list[ReferenceGroup]:
+def _read(
+    made: Sequence[_Made], readers: Sequence[TensorAxis], name: str, first: int
+) -> list[ReferenceGroup]:
     """Return one group for every layer of which some channels stand at position ``first`` or later."""
     groups: list[ReferenceGroup] = []
     for source in made:
@@ -176,5 +180,5 @@ def _read(made: Sequence[_Made], readers: Sequence[Place], name: str, first: int
     return groups
 
 
-def _slots(places: Sequence[Place], positions: Sequence[int]) -> list[ReferenceSlot]:
+def _slots(places: Sequence[TensorAxis], positions: Sequence[int]) -> list[ReferenceSlot]:
     return [ReferenceSlot(*place, positions[0], positions[1] - positions[0]) for place in places]

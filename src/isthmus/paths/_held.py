@@ -93,8 +93,8 @@ def watched(
 
 
 @dataclass
-class _Call:
-    """What a module read and returned, kept so that tensors can be told apart by identity."""
+class _ModuleCall:
+    """The inputs and outputs of one call of a module, kept so that tensors can be told apart by identity."""
 
     path: str
     module: nn.Module
@@ -153,15 +153,17 @@ def held_layers(
     return tuple(found)
 
 
-def _calls(replica: Replica, state: Mapping[str, Tensor], batch: Batch) -> tuple[list[_Call], list[Any]]:
+def _calls(
+    replica: Replica, state: Mapping[str, Tensor], batch: Batch
+) -> tuple[list[_ModuleCall], list[Any]]:
     """Run the network once; return the calls of its layers in order, and what it returned."""
     run = bind(replica, state, read=lambda found: found)
     run.prepare(batch)
-    calls: list[_Call] = []
+    calls: list[_ModuleCall] = []
 
     def note(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], found: Any) -> None:
-            calls.append(_Call(path, module, args[0] if args else None, found))
+            calls.append(_ModuleCall(path, module, args[0] if args else None, found))
 
         return hook
 
@@ -176,7 +178,7 @@ def _calls(replica: Replica, state: Mapping[str, Tensor], batch: Batch) -> tuple
     return calls, [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
-def _default(calls: Sequence[_Call], output: Sequence[Any]) -> list[str]:
+def _default(calls: Sequence[_ModuleCall], output: Sequence[Any]) -> list[str]:
     """Return the modules that hold hidden channels, once each, in the order of their calls."""
     behind = {id(call.source): call for call in reversed(calls) if isinstance(call.module, _NORMS)}
     wanted: list[str] = []
@@ -192,7 +194,7 @@ def _default(calls: Sequence[_Call], output: Sequence[Any]) -> list[str]:
 
 
 def _uncovered(
-    modules: Mapping[str, nn.Module], calls: Sequence[_Call], state: Mapping[str, Tensor]
+    modules: Mapping[str, nn.Module], calls: Sequence[_ModuleCall], state: Mapping[str, Tensor]
 ) -> list[str]:
     """Return complaints about weights that are applied where no layer's output is seen."""
     called = {call.path for call in calls}
@@ -220,7 +222,7 @@ def _shared(model: nn.Module) -> set[str]:
 
 
 def _reason(
-    module: nn.Module, path: str, calls: Sequence[_Call], state: Mapping[str, Tensor], shared: set[str]
+    module: nn.Module, path: str, calls: Sequence[_ModuleCall], state: Mapping[str, Tensor], shared: set[str]
 ) -> str | None:
     """Return why a module cannot be held, or None if it can.
 

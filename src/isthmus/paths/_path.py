@@ -1,4 +1,4 @@
-"""What a path is, and the straight one."""
+"""The protocol of paths, and the straight path."""
 
 from __future__ import annotations
 

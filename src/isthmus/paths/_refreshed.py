@@ -63,7 +63,7 @@ class Recompute:
 
     @cached_property
     def told(self) -> tuple[str, ...]:
-        """What the function asks for besides the state."""
+        """Names of the arguments that the function asks for besides the state."""
         try:
             listed = list(inspect.signature(self.function).parameters.values())[1:]
         except (TypeError, ValueError):  # built in, without a signature

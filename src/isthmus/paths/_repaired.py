@@ -25,14 +25,14 @@ from isthmus.states import State, with_versions_of
 
 __all__ = ["Repaired"]
 
-Moments = dict[HeldLayer, ChannelMoment]
+LayerMoments = dict[HeldLayer, ChannelMoment]
 Affine = tuple[Tensor, Tensor]
 """Factor and shift of each channel of a layer's output, float64, shape ``(channels,)``."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What the channels of a layer shall have.
+    """The mean and the standard deviation that every channel of a layer is to have.
 
     Attributes:
         mean: of each channel, float64, shape ``(channels,)``.
@@ -57,7 +57,7 @@ class Goal:
 
     @property
     def nearest(self) -> float:
-        """How near to the goal a state can be expected to come, in units of the spread."""
+        """Distance to the goal that a state can be expected to reach, in units of the spread."""
         return max(_GIVEN_UP, 8 * self.eps, _FAR * self.floor / self.spread)
 
 
@@ -190,7 +190,7 @@ class Repaired:
     def _enough(self, goals: Iterable[Goal]) -> float:
         return self._tolerance or max(_TOLERANCE, *(8 * goal.eps for goal in goals))
 
-    def _measured(self, state: Mapping[str, Tensor], where: str) -> Moments:
+    def _measured(self, state: Mapping[str, Tensor], where: str) -> LayerMoments:
         """Return the moments of all layers' outputs over the data."""
         return self._swept(state, where, None, 0.0)
 
@@ -211,8 +211,8 @@ class Repaired:
         where: str,
         goals: Mapping[HeldLayer, Goal] | None,
         t: float,
-    ) -> Moments:
-        found: Moments = {}
+    ) -> LayerMoments:
+        found: LayerMoments = {}
 
         def see(layer: HeldLayer, output: Tensor) -> Tensor | None:
             moment = ChannelMoment.of(output, layer.axis)

@@ -97,7 +97,7 @@ class _Counter:
         )
 
 
-class _Bounded(TorchDispatchMode):
+class _SizesFirst(TorchDispatchMode):
     """Works out the size of large results before they are made."""
 
     def __init__(self, counter: _Counter) -> None:
@@ -156,7 +156,7 @@ def parameters_on_meta(folder: Path, file: LazyState) -> Iterator[None]:
         register_module_module_registration_hook(count),
     ]
     try:
-        with _Bounded(counter):
+        with _SizesFirst(counter):
             yield
     finally:
         for handle in handles:

@@ -14,7 +14,7 @@ from isthmus.files import read_json
 from isthmus.pretrained._bounds import parameters_on_meta, require_countable
 from isthmus.pretrained._lazy import LazyState
 from isthmus.pretrained._libraries import library_of
-from isthmus.pretrained._library import Described
+from isthmus.pretrained._library import FolderFacts
 from isthmus.pretrained._links import require_inside, roots_of
 
 __all__ = ["build", "describe", "read_config"]
@@ -44,7 +44,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     return found
 
 
-def describe(folder: Path, *, architecture: str | None = None, trust_remote_code: bool = False) -> Described:
+def describe(
+    folder: Path, *, architecture: str | None = None, trust_remote_code: bool = False
+) -> FolderFacts:
     """Read what a folder's configuration says of its network, and check that it can be built.
 
     Args:
@@ -70,10 +72,10 @@ def describe(folder: Path, *, architecture: str | None = None, trust_remote_code
     native = library.native(folder, name)
     if native is None and (refusal := library.unknown(folder, raw, name, trust_remote_code)):
         raise ModelError(refusal)
-    return Described(folder, raw, name, native, library)
+    return FolderFacts(folder, raw, name, native, library)
 
 
-def build(described: Described, file: LazyState) -> tuple[nn.Module, dict[str, Tensor]]:
+def build(described: FolderFacts, file: LazyState) -> tuple[nn.Module, dict[str, Tensor]]:
     """Build a folder's network in evaluation mode, in float32 on the meta device.
 
     Buffers that are not stored (rotary frequencies, masks) are computed by the network's constructor; their

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from isthmus.errors import printable
 from isthmus.matching import Alignment
 
-__all__ = ["Source", "merge_card", "relabelled_card"]
+__all__ = ["Contribution", "merge_card", "relabelled_card"]
 
 _SHOWN = 20
 """Names of tensors listed in a card."""
 
 
 @dataclass(frozen=True)
-class Source:
+class Contribution:
     """A model that went into another: its title, share, alignment (unless it stayed as it was), and what loads it."""
 
     title: str
@@ -37,7 +37,7 @@ def _code(text: object) -> str:
     return f"`{printable(text).replace('`', chr(39))}`"
 
 
-def merge_card(sources: Sequence[Source], left_out: Sequence[str], unknown: Sequence[str] = ()) -> str:
+def merge_card(sources: Sequence[Contribution], left_out: Sequence[str], unknown: Sequence[str] = ()) -> str:
     """Return the card of a weighted average.
 
     Args:
@@ -54,7 +54,7 @@ def merge_card(sources: Sequence[Source], left_out: Sequence[str], unknown: Sequ
     return "\n".join(lines) + "\n"
 
 
-def relabelled_card(source: Source, left_out: Sequence[str], unknown: Sequence[str] = ()) -> str:
+def relabelled_card(source: Contribution, left_out: Sequence[str], unknown: Sequence[str] = ()) -> str:
     """Return the card of a relabelled model (see :func:`merge_card`)."""
     lines = [*_front([source], "relabelled"), "# Relabelled model", ""]
     lines += [
@@ -65,7 +65,7 @@ def relabelled_card(source: Source, left_out: Sequence[str], unknown: Sequence[s
     return "\n".join(lines) + "\n"
 
 
-def _front(sources: Sequence[Source], tag: str) -> list[str]:
+def _front(sources: Sequence[Contribution], tag: str) -> list[str]:
     """Return the front matter that the hub reads; names are quoted as JSON, which YAML reads alike."""
     titles = [
         f"- {json.dumps(printable(title), ensure_ascii=False)}"
@@ -88,7 +88,7 @@ def _how(alignment: Alignment | None) -> str:
     return "no" if alignment is None else f"yes, by the method {_text(repr(alignment.method))}"
 
 
-def _alignments(sources: Sequence[Source]) -> list[str]:
+def _alignments(sources: Sequence[Contribution]) -> list[str]:
     lines: list[str] = []
     for source in sources:
         found = source.alignment

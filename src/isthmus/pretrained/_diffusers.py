@@ -13,7 +13,7 @@ from isthmus.errors import CheckpointError, MissingExtraError, ModelError, Outpu
 from isthmus.pretrained._diffusers_examples import example_for
 from isthmus.pretrained._latents import with_latents
 from isthmus.pretrained._lazy import DIFFUSERS_WEIGHTS
-from isthmus.pretrained._library import Described
+from isthmus.pretrained._library import FolderFacts
 
 __all__ = ["Diffusers"]
 
@@ -64,7 +64,7 @@ class Diffusers:
             "install a version of diffusers that knows it; code that lies in such a folder is not run."
         )
 
-    def construct(self, described: Described) -> nn.Module:
+    def construct(self, described: FolderFacts) -> nn.Module:
         """Build the network that a configuration describes, as ``from_pretrained`` does."""
         return with_latents(described.native.from_config(dict(described.config)))
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from isthmus.merging import Similarity, strangers_note
+from isthmus.moments import averaged_statistics, statistics_note
 
 __all__ = ["doubts_of_average"]
 
-_RUNNING = ("running_mean", "running_var")
-"""How the names of batch normalisation's statistics end."""
+_HOW = "run the network on training data: isthmus.merge(..., batches=...), or --model and --data."
 
 
 def doubts_of_average(
     names: Iterable[str], similarities: Sequence[Similarity], shares: Sequence[float], moved: Sequence[object]
 ) -> list[str]:
-    """Return what to know of an average that was made without running the network; nothing for a single one.
+    """Return notes on an average that was made without running the network; none for a single one.
 
     Args:
         names: of the tensors.
@@ -25,12 +25,6 @@ def doubts_of_average(
     """
     if sum(share > 0 for share in shares) < 2:
         return []
-    found: list[str] = []
-    if any(name.endswith(_RUNNING) for name in names):
-        found.append(
-            "the running statistics of batch normalisation are averages of the networks' own, which is wrong for the "
-            "merged weights: the result may be near chance. Recompute them on training data, with the network: "
-            "isthmus.merge(..., batches=...), or --model and --data."
-        )
+    statistics = statistics_note(averaged_statistics(list(names)), _HOW, merged=True)
     strangers = strangers_note(similarities, shares, moved)
-    return found if strangers is None else [*found, strangers]
+    return [note for note in (statistics, strangers) if note is not None]

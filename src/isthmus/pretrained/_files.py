@@ -23,7 +23,7 @@ from isthmus.checkpoints import (
 from isthmus.errors import DataError, IsthmusWarning, printable
 from isthmus.evaluation import combine_states
 from isthmus.files import atomic_path, refuse_overwriting
-from isthmus.merging import Similarity, averaging, normalised
+from isthmus.merging import Similarity, averaging, normalised, require_several
 from isthmus.pretrained._doubts import doubts_of_average
 from isthmus.pretrained._lazy import DTYPES, LazyState
 from isthmus.pretrained._shards import PlannedTensor, write_file
@@ -43,7 +43,7 @@ class MergedFile:
         path: the file.
         tensors: number of tensors.
         nbytes: size of the tensors in bytes.
-        notes: what a reader should know: what was done to names, and what the average may lack.
+        notes: remarks for the reader: what was done to names, and what the average may lack.
     """
 
     path: Path
@@ -81,8 +81,7 @@ def merge_files(
         DataError: fewer than two files, or unusable weights.
         OutputError: ``out`` cannot be written, or is an input; nothing half-written is left.
     """
-    if len(paths) < 2:
-        raise DataError(f"Merging needs two checkpoints or more, found {len(paths)}.")
+    require_several(len(paths), "checkpoints")
     shares, target = normalised(weights, len(paths)), Path(out)
     check_format(target)
     refuse_overwriting(target, [split_key(path)[0] for path in paths])
@@ -137,7 +136,7 @@ def _compared(mean: Mean, similarities: Sequence[Similarity]) -> Mean:
 
 
 @dataclass(frozen=True, eq=False)
-class _Source:
+class _NamedCheckpoint:
     """A checkpoint under the names of the first one.
 
     Attributes:
@@ -165,7 +164,7 @@ class _Source:
         return self.state[own][start:stop] if self.state[own].ndim else self.state[own]
 
 
-def _opened(path: str | os.PathLike[str], first: _Source | None) -> _Source:
+def _opened(path: str | os.PathLike[str], first: _NamedCheckpoint | None) -> _NamedCheckpoint:
     target, key = split_key(path)
     wanted = None if first is None else first.shapes
     if key is None and (os.path.isdir(target) or target.suffix.lower() in (".safetensors", ".json")):
@@ -174,16 +173,16 @@ def _opened(path: str | os.PathLike[str], first: _Source | None) -> _Source:
         if wanted is not None:
             lazy, note = lazy.like(wanted, where)
         names = {n: n for n in lazy}
-        return _Source(
+        return _NamedCheckpoint(
             where, lazy, names, lazy.shapes(), metadata, versions, (f"{where}: {note}",) if note else ()
         )
     found = read_checkpoint(path, like=wanted)
     shapes = {n: torch.empty(t.shape, dtype=t.dtype, device="meta") for n, t in found.state.items()}
     own, title = {n: n for n in found.state}, printable(os.fspath(path))
-    return _Source(title, found.state, own, shapes, {}, versions_of(found.state), found.notes)
+    return _NamedCheckpoint(title, found.state, own, shapes, {}, versions_of(found.state), found.notes)
 
 
-def _averaged(sources: Sequence[_Source], tensor: PlannedTensor, mean: Mean) -> Iterator[Tensor]:
+def _averaged(sources: Sequence[_NamedCheckpoint], tensor: PlannedTensor, mean: Mean) -> Iterator[Tensor]:
     """Yield the average of one tensor in blocks of rows."""
     length = tensor.shape[0] if tensor.shape else 1
     entries = max(1, tensor.nbytes // tensor.dtype.itemsize)
@@ -194,7 +193,7 @@ def _averaged(sources: Sequence[_Source], tensor: PlannedTensor, mean: Mean) -> 
 
 
 def _merged_whole(
-    sources: Sequence[_Source],
+    sources: Sequence[_NamedCheckpoint],
     planned: Sequence[PlannedTensor],
     told: Callable[[PlannedTensor], Iterator[Tensor]],
     mean: Mean,

@@ -12,11 +12,11 @@ from torch import nn
 from isthmus.batches import Batch
 from isthmus.pretrained._lazy import WeightNames
 
-__all__ = ["Described", "Library"]
+__all__ = ["FolderFacts", "Library"]
 
 
 @dataclass(frozen=True)
-class Described:
+class FolderFacts:
     """What a folder's configuration says of its network.
 
     Attributes:
@@ -67,7 +67,7 @@ class Library(Protocol):
         """Say why a class that the library does not have is refused; empty if its code is trusted and can be run."""
         ...
 
-    def construct(self, described: Described) -> nn.Module:
+    def construct(self, described: FolderFacts) -> nn.Module:
         """Build the network that a configuration describes."""
         ...
 

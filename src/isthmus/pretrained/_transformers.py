@@ -12,7 +12,7 @@ from isthmus.batches import Batch
 from isthmus.errors import CheckpointError, MissingExtraError, ModelError, printable
 from isthmus.pretrained._examples import example_for
 from isthmus.pretrained._lazy import TRANSFORMERS_WEIGHTS
-from isthmus.pretrained._library import Described
+from isthmus.pretrained._library import FolderFacts
 
 __all__ = ["Transformers"]
 
@@ -63,7 +63,7 @@ class Transformers:
             "a version of transformers that knows it."
         )
 
-    def construct(self, described: Described) -> nn.Module:
+    def construct(self, described: FolderFacts) -> nn.Module:
         """Build the network that a configuration describes."""
         if described.native is None:
             return _remote(described.folder, described.config, described.name)

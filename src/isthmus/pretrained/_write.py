@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from isthmus.errors import CheckpointError, DataError, IsthmusWarning, ShapeError, printable
+from isthmus.errors import CheckpointError, IsthmusWarning, printable
 from isthmus.evaluation import combine_states
 from isthmus.files import refuse_overwriting
 from isthmus.matching import Alignment
-from isthmus.merging import Similarity, averaging, normalised
-from isthmus.pretrained._card import Source, merge_card, relabelled_card
+from isthmus.merging import Similarity, averaging, normalised, require_alignments, require_several
+from isthmus.pretrained._card import Contribution, merge_card, relabelled_card
 from isthmus.pretrained._doubts import doubts_of_average
 from isthmus.pretrained._extras import extras_of
 from isthmus.pretrained._folder import free_target, output_folder
@@ -32,9 +32,9 @@ from isthmus.pretrained._shards import (
 from isthmus.states import check_same_architecture
 from isthmus.symmetry import Reordering
 
-__all__ = ["Progress", "Written", "apply", "merge"]
+__all__ = ["OnBytes", "Written", "apply", "merge"]
 
-Progress = Callable[[str, int, int], None]
+OnBytes = Callable[[str, int, int], None]
 """Called with the name of the tensor, the bytes written so far, and all bytes to write."""
 
 _ALIGNMENTS = "isthmus"
@@ -72,7 +72,7 @@ def apply(
     out: str | os.PathLike[str],
     *,
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
-    on_progress: Progress | None = None,
+    on_progress: OnBytes | None = None,
 ) -> Written:
     """Write a model with its units relabelled, as a folder that ``from_pretrained`` loads.
 
@@ -102,7 +102,7 @@ def apply(
     def moved(tensor: PlannedTensor) -> Iterator[Tensor]:
         return blocks(model.file, tensor.key, moves.get(tensor.key, STILL))
 
-    source = Source(model.title, alignment=alignment, library=model.library.name)
+    source = Contribution(model.title, alignment=alignment, library=model.library.name)
     return _write(
         model, moved, Path(out), limit, [alignment], lambda *left: relabelled_card(source, *left), on_progress
     )
@@ -115,7 +115,7 @@ def merge(
     *,
     alignments: Sequence[Alignment | None] | None = None,
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
-    on_progress: Progress | None = None,
+    on_progress: OnBytes | None = None,
 ) -> Written:
     """Write the weighted average of models, as a folder that ``from_pretrained`` loads.
 
@@ -143,15 +143,10 @@ def merge(
         IsthmusWarning: networks without a common start were averaged without relabelling, running statistics were
             averaged, or an alignment is of another state of the network.
     """
-    if len(models) < 2:
-        raise DataError(f"Merging needs two models or more, found {len(models)}.")
+    require_several(len(models), "models")
     limit = parse_size(max_shard_size)
     used = [None, *(alignments if alignments is not None else [None] * (len(models) - 1))]
-    if len(used) != len(models):
-        raise ShapeError(
-            f"Merging {len(models)} models: expected {len(models) - 1} alignments, one for each model after the "
-            f"first, found {len(used) - 1}."
-        )
+    require_alignments(len(used) - 1, len(models), "model")
     free_target(out)
     refuse_overwriting(out, [model.path for model in models], folder=True)
     for model, alignment in zip(models, used, strict=True):
@@ -180,7 +175,9 @@ def merge(
             return blocks(first.file, tensor.key, STILL)
         return _averaged(models, moves, names[0], shares, similarities)
 
-    sources = [Source(m.title, w, a, m.library.name) for m, w, a in zip(models, shares, used, strict=True)]
+    sources = [
+        Contribution(m.title, w, a, m.library.name) for m, w, a in zip(models, shares, used, strict=True)
+    ]
     written = _write(
         first,
         averaged,
@@ -232,7 +229,7 @@ def _write(
     limit: int,
     alignments: Sequence[Alignment],
     card: Callable[[Sequence[str], Sequence[str]], str],
-    on_progress: Progress | None,
+    on_progress: OnBytes | None,
 ) -> Written:
     """Write a folder like ``base`` with other values; its configuration comes last, so half is never whole."""
     planned = [

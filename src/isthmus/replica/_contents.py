@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from isthmus.replica._walk import MACHINERY, children
 
-__all__ = ["Place", "contents", "differing", "put_back", "same_values", "take_away"]
+__all__ = ["AttributePlace", "contents", "differing", "put_back", "same_values", "take_away"]
 
-Place = tuple[str, str]
+AttributePlace = tuple[str, str]
 """A module's path and one of its attributes, or a buffer that is not saved."""
 Leaves = dict[str, Any]
 _HOOKS = tuple(
@@ -23,11 +23,11 @@ _HOOKS = tuple(
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
-def contents(model: nn.Module) -> dict[Place, Leaves]:
+def contents(model: nn.Module) -> dict[AttributePlace, Leaves]:
     """Return, for every attribute of every module, its numbers, texts and tensors (cloned) by their path."""
     registered = {id(t) for t in model.parameters()} | {id(m) for m in model.modules()}
     registered |= {id(t) for _, t in _saved_buffers(model)}
-    found: dict[Place, Leaves] = {}
+    found: dict[AttributePlace, Leaves] = {}
     for prefix, module in model.named_modules():
         for attribute, value in _own(module):
             found[prefix, attribute] = _leaves(value, registered)
@@ -66,9 +66,11 @@ def _leaves(value: Any, skip: set[int]) -> Leaves:
     return found
 
 
-def differing(one: Mapping[Place, Leaves], two: Mapping[Place, Leaves]) -> dict[Place, str]:
+def differing(
+    one: Mapping[AttributePlace, Leaves], two: Mapping[AttributePlace, Leaves]
+) -> dict[AttributePlace, str]:
     """Return the places whose values differ, each with words on the first difference."""
-    found: dict[Place, str] = {}
+    found: dict[AttributePlace, str] = {}
     for place in dict.fromkeys((*one, *two)):
         first, second = one.get(place, {}), two.get(place, {})
         for step in dict.fromkeys((*first, *second)):
@@ -87,7 +89,7 @@ def same_values(one: Any, two: Any) -> bool:
     return type(one) is type(two) and bool(one == two or (one != one and two != two))
 
 
-def _words(place: Place, step: str, one: Any, two: Any) -> str:
+def _words(place: AttributePlace, step: str, one: Any, two: Any) -> str:
     name = ".".join(p for p in place if p) + step
     if isinstance(one, Tensor) and isinstance(two, Tensor) and one.shape == two.shape:
         return f"the tensor {name!r}"
@@ -118,7 +120,7 @@ def take_away(module: nn.Module, attribute: str, way: str) -> Callable[[], None]
     return undo
 
 
-def put_back(model: nn.Module, pristine: nn.Module, places: Mapping[Place, str]) -> None:
+def put_back(model: nn.Module, pristine: nn.Module, places: Mapping[AttributePlace, str]) -> None:
     """Give attributes the values they have in a copy of the module; its registered tensors stand for the model's.
 
     Hooks that the copy does not have are removed: a module that notes that it has put them on would do so again.

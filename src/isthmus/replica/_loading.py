@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from isthmus.replica._contents import Place, take_away
+from isthmus.replica._contents import AttributePlace, take_away
 from isthmus.replica._copying import private_copy
 from isthmus.replica._states import refuse_torn, saved, sharing
 from isthmus.replica._walk import hidden_tensors
@@ -38,7 +38,7 @@ def rebuild(model: nn.Module) -> None:
             module.training = mode
 
 
-def empty(model: nn.Module, caches: Mapping[Place, str]) -> None:
+def empty(model: nn.Module, caches: Mapping[AttributePlace, str]) -> None:
     """Take caches, as an examination found them, away from a module of that architecture, in place."""
     modules = dict(model.named_modules())
     held = {(h.module, h.attribute) for h in hidden_tensors(model)}
@@ -48,7 +48,7 @@ def empty(model: nn.Module, caches: Mapping[Place, str]) -> None:
 
 
 def with_state(
-    model: _Module, state: Mapping[str, Tensor], caches: Mapping[Place, str] | None = None
+    model: _Module, state: Mapping[str, Tensor], caches: Mapping[AttributePlace, str] | None = None
 ) -> _Module:
     """Return a private copy of a module that holds a state, with what it keeps in evaluation made anew.
 

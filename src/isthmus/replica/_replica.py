@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from isthmus.errors import CheckpointError, ModelError
-from isthmus.replica._contents import Place, contents, differing, put_back, take_away
+from isthmus.replica._contents import AttributePlace, contents, differing, put_back, take_away
 from isthmus.replica._copying import Cast, private_copy
 from isthmus.replica._loading import empty, rebuild
 from isthmus.replica._outputs import differ, other_inputs, output_leaves
@@ -78,11 +78,11 @@ class Replica:
     def _copy(self, cast: Cast | None) -> None:
         self.module = private_copy(self.source, cast)
         self._cast, self.examined = cast, False
-        self._ways: dict[Place, str] = {}
-        self._left: dict[Place, str] = {}
+        self._ways: dict[AttributePlace, str] = {}
+        self._left: dict[AttributePlace, str] = {}
         self._pristine: nn.Module | None = None
         self._filled: Stamp | None = None
-        self.caches: dict[Place, str] = {}
+        self.caches: dict[AttributePlace, str] = {}
         self.memory: tuple[str, ...] = ()
         self.writes = False
 
@@ -233,14 +233,14 @@ class Replica:
         self.examined = True
         self.fill(state)
 
-    def computed(self) -> set[Place]:
+    def computed(self) -> set[AttributePlace]:
         """Return the attributes, of an examined copy, that ``train()`` and ``eval()`` compute from weights."""
         self.fill(self.own_state())
         before = contents(self.module)
         self.poison()
         return set(differing(before, contents(self.module)))
 
-    def written(self) -> set[Place]:
+    def written(self) -> set[AttributePlace]:
         """Return the attributes, of an examined copy, that runs fill or change."""
         return {*self._ways, *self._left}
 
@@ -261,7 +261,7 @@ class Replica:
     def _find_caches(self, suspects: list[Hidden], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Take attributes away, those of one class and name together, and see whether they come back from weights."""
         modules = dict(self.module.named_modules())
-        kinds: dict[tuple[type, str], list[Place]] = {}
+        kinds: dict[tuple[type, str], list[AttributePlace]] = {}
         self.rebuild()
         same = {id(h.tensor) for h in hidden_tensors(self.module)}
         for hidden in (h for h in suspects if id(h.tensor) in same):  # the others are made anew anyway
@@ -273,7 +273,9 @@ class Replica:
                     self._ways.update(dict.fromkeys(places, way))
                     break
 
-    def _settles(self, left: Mapping[Place, str], before: Any, after: Any, args: Any, kwargs: Any) -> bool:
+    def _settles(
+        self, left: Mapping[AttributePlace, str], before: Any, after: Any, args: Any, kwargs: Any
+    ) -> bool:
         """Tell whether a run leaves nothing but flags and numbers which another run, on other inputs, leaves alone."""
         values = (v for seen in (before, after) for place in left for v in seen.get(place, {}).values())
         if any(isinstance(v, Tensor) for v in values):
@@ -287,13 +289,13 @@ class Replica:
         again = contents(self.module)
         return not differing({p: after.get(p, {}) for p in left}, {p: again.get(p, {}) for p in left})
 
-    def _way_back(self, place: Place) -> str:
+    def _way_back(self, place: AttributePlace) -> str:
         module = self.source.get_submodule(place[0])
         return "clear" if place[1] in module._buffers or place[1] in vars(module) else "delete"
 
     def _of_inputs(
-        self, left: Mapping[Place, str], state: Any, after: Any, args: Any, kwargs: Any
-    ) -> set[Place]:
+        self, left: Mapping[AttributePlace, str], state: Any, after: Any, args: Any, kwargs: Any
+    ) -> set[AttributePlace]:
         """Return what a run leaves behind that other inputs leave with other values."""
         if not left:
             return set()
@@ -309,7 +311,7 @@ class Replica:
             place for place in left if differing({place: after.get(place, {})}, {place: other.get(place, {})})
         }
 
-    def _comes_back(self, places: Mapping[Place, None], way: str, args: Any, kwargs: Any) -> bool:
+    def _comes_back(self, places: Mapping[AttributePlace, None], way: str, args: Any, kwargs: Any) -> bool:
         modules = dict(self.module.named_modules())
         undone = [undo for p, a in places if (undo := take_away(modules[p], a, way)) is not None]
         if not undone:
@@ -370,7 +372,7 @@ class _OnDevice:
         torch.cuda.set_rng_state(state, self._device)
 
 
-def _joined(place: Place) -> str:
+def _joined(place: AttributePlace) -> str:
     return ".".join(part for part in place if part)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["cost_picture", "descent_picture", "dimension_picture"]
 
-Rows = Mapping[str, Mapping[str, float]]  # method -> group -> value
+GroupValues = Mapping[str, Mapping[str, float]]  # method -> group -> value
 
 
 def cost_picture(record: Record) -> Picture | None:
@@ -118,7 +118,12 @@ def _descent(record: Record, traces: Mapping[str, list[float]]) -> Callable[[Fig
 
 
 def _rows_drawer(
-    title: str, x: str, record: Record, rows: Rows, scale: Literal["linear", "log"], mark: float | None = None
+    title: str,
+    x: str,
+    record: Record,
+    rows: GroupValues,
+    scale: Literal["linear", "log"],
+    mark: float | None = None,
 ) -> Callable[[Figure], None]:
     """Return a drawer of a dot chart: one row per group, one marker per method, set slightly apart."""
     groups = [group["name"] for group in record["symmetry"]["groups"]]
@@ -167,7 +172,7 @@ def _height(record: Record) -> float:
     return 1.8 + max(1.0, groups * max(0.16, min(0.55, 12 / max(groups, 1))))
 
 
-def _means(rows: Rows, unit: str) -> str:
+def _means(rows: GroupValues, unit: str) -> str:
     """Say the mean over groups per method, for a reader who cannot see the dots."""
     parts = [f"{label(name)} {sum(v.values()) / len(v):.3g}{unit}" for name, v in rows.items() if v]
     return f"Mean over groups: {', '.join(parts)}."

@@ -36,7 +36,7 @@ _BETWEEN = {3: (2.0, 3.0, 4.0, 5.0, 6.0, 8.0), 10: (2.0, 3.0, 5.0), 100: (2.0, 5
 _LONG: dict[str, Any] = {"handlelength": 3.2}
 """Legends show a whole period of the longest dashes."""
 
-Curve = Sequence[tuple[float, float, float | None]]
+PlottedCurve = Sequence[tuple[float, float, float | None]]
 """Places ``x``, means and standard errors (``None`` for a single pair)."""
 
 
@@ -55,7 +55,7 @@ class CurvePanel:
 
     title: str
     y: str
-    curves: Mapping[str, Curve]
+    curves: Mapping[str, PlottedCurve]
     notes: Mapping[str, str]
     logarithmic: bool = True
 

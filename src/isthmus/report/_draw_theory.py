@@ -10,7 +10,7 @@ import numpy as np
 
 from isthmus.errors import DataError
 from isthmus.report._extras import load_extra
-from isthmus.report._theory_axes import Account, Data, Drawer
+from isthmus.report._theory_axes import Account, Drawer, TheoryValues
 from isthmus.report._theory_clouds import (
     approximate_dimension_panels,
     dimension_panels,
@@ -34,7 +34,7 @@ __all__ = ["THEORY_PICTURES", "TheoryPicture", "draw_theory"]
 
 _WIDTH, _HEIGHT, _DOTS = 4.8, 4.5, 100
 
-_PANELS: Mapping[str, Callable[[Data], Account]] = {
+_PANELS: Mapping[str, Callable[[TheoryValues], Account]] = {
     "width": width_panels,
     "rate": rate_panels,
     "rates": rates_panels,
@@ -64,7 +64,7 @@ class TheoryPicture:
     alt: str
 
 
-def draw_theory(kind: str, data: Data) -> TheoryPicture:
+def draw_theory(kind: str, data: TheoryValues) -> TheoryPicture:
     """Draw one of the figures of the theory.
 
     Args:

@@ -22,6 +22,7 @@ from isthmus.report._format import label
 from isthmus.report._study_summary import (
     Correlation,
     PlaceMean,
+    Row,
     endpoints_mean,
     exponent,
     rank_correlation,
@@ -30,9 +31,8 @@ from isthmus.report._study_summary import (
     swept_columns,
 )
 
-__all__ = ["Combination", "Rate", "Sweep", "correlations", "sweep_of", "write_study_figures"]
+__all__ = ["Combination", "Rate", "StudyLayout", "correlations", "sweep_of", "write_study_figures"]
 
-Row = Mapping[str, Any]
 
 Rate = Callable[[Sequence[float], float], float]
 """From widths and a dimension to the exponent of the squared transport distance."""
@@ -123,7 +123,7 @@ class Combination:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class StudyLayout:
     """How the rows of a study are laid out.
 
     Attributes:
@@ -139,7 +139,7 @@ class Sweep:
     combinations: Sequence[Combination]
 
 
-def sweep_of(rows: Sequence[Row]) -> Sweep:
+def sweep_of(rows: Sequence[Row]) -> StudyLayout:
     """Return what the rows of a study are drawn and listed against: the first swept number."""
     swept = swept_columns(rows)
     x = next((c for c in swept if c in _AXES), "learning_rate")
@@ -152,7 +152,7 @@ def sweep_of(rows: Sequence[Row]) -> Sweep:
         )
         for chosen, part in _split(rows, others).items()
     ]
-    return Sweep(x, x in swept, others, combinations)
+    return StudyLayout(x, x in swept, others, combinations)
 
 
 def correlations(rows: Sequence[Row], x: str, column: str) -> list[dict[str, Any]]:

@@ -8,16 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from isthmus.errors import DataError, OutputError
+from isthmus.errors import DataError
 from isthmus.files import atomic_path
 from isthmus.report._extras import load_extra
 from isthmus.report._format import label, number, percent, with_error
 from isthmus.report._study_figures import Rate, write_study_figures
+from isthmus.report._study_summary import Row
 from isthmus.report._study_table import BarrierTable, Spread, barrier_tables
+from isthmus.report._write import unwritable
 
 __all__ = ["write_study_report"]
 
-Row = Mapping[str, Any]
 
 _CAPTIONS = {
     "midpoint": "Loss at the middle of the line. The dotted line is the mean of the endpoints.",
@@ -63,9 +64,7 @@ def write_study_report(
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(
-            f"Writing the report to {target}: {error.strerror or error}. Choose a folder that can be written."
-        ) from error
+        raise unwritable(target, error) from error
     jinja2 = load_extra("jinja2")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("isthmus.report", "templates"),

@@ -22,6 +22,7 @@ __all__ = [
 ]
 
 Row = Mapping[str, Any]
+"""One row of a study, as :func:`isthmus.study.read_rows` returns them."""
 
 SWEEPABLE = (
     "learning_rate",

@@ -11,10 +11,9 @@ import numpy as np
 
 from isthmus.errors import DataError
 from isthmus.report._study_figures import sweep_of
+from isthmus.report._study_summary import Row
 
 __all__ = ["BarrierTable", "PlaceRow", "Spread", "barrier_tables"]
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Account",
-    "Data",
+    "TheoryValues",
     "Drawer",
     "guide",
     "legend",
@@ -28,7 +28,7 @@ __all__ = [
     "ticks",
 ]
 
-Data = Mapping[str, Any]
+TheoryValues = Mapping[str, Any]
 Drawer = Callable[["Axes"], None]
 Account = tuple[str, list[Drawer]]
 """One sentence on what a figure shows, and its panels."""

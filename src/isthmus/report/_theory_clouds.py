@@ -10,8 +10,8 @@ import numpy as np
 from isthmus.report._panels import look_of, tidy
 from isthmus.report._theory_axes import (
     Account,
-    Data,
     Drawer,
+    TheoryValues,
     guide,
     legend,
     line,
@@ -38,7 +38,7 @@ __all__ = [
 _LEVEL_OF_ONE = 1.0
 
 
-def width_panels(data: Data) -> Account:
+def width_panels(data: TheoryValues) -> Account:
     """Widths against the error allowed (one hidden layer) and against depth."""
     curves, m0, eps = data["against_epsilon"], data["input_dimension"], data["epsilon"]
     names = (
@@ -84,7 +84,7 @@ def width_panels(data: Data) -> Account:
     return alt, [against_error, against_depth]
 
 
-def level_of(tower: Data) -> float:
+def level_of(tower: TheoryValues) -> float:
     """Return how often log10 must be taken to reach 1, linear in between (a super-logarithm)."""
     level, value = float(tower["height"]), float(tower["value"])
     while value > _LEVEL_OF_ONE:
@@ -92,7 +92,7 @@ def level_of(tower: Data) -> float:
     return level + value - 1
 
 
-def _tower_text(tower: Data) -> str:
+def _tower_text(tower: TheoryValues) -> str:
     """Write a tower of powers of ten as mathematics."""
     value = float(tower["value"])
     power = math.floor(math.log10(value)) if value > 0 else 0
@@ -102,7 +102,7 @@ def _tower_text(tower: Data) -> str:
     return f"${text}$"
 
 
-def rate_panels(data: Data) -> Account:
+def rate_panels(data: TheoryValues) -> Account:
     """Return the panels of one law: the measured mean with its bounds, and local slopes."""
     sizes, d, fit = data["sizes"], data["dimension"], data["fit"]
     names = [
@@ -164,16 +164,16 @@ def rate_panels(data: Data) -> Account:
     return alt, [curve, slopes] if fit is not None else [curve]
 
 
-def _law(data: Data) -> str:
+def _law(data: TheoryValues) -> str:
     if data["law"] == "low-dim":
         return f"{data['signal']} signal axes of {data['dimension']}, noise {data['noise']:g}"
     return f"{'Gaussian' if data['law'] == 'gaussian' else 'Uniform'}, {data['dimension']} dimensions"
 
 
-def rates_panels(data: Data) -> Account:
+def rates_panels(data: TheoryValues) -> Account:
     """Several rate records: one panel each, measured between the bounds, per dimension."""
 
-    def panel(record: Data) -> Drawer:
+    def panel(record: TheoryValues) -> Drawer:
         return rate_panels({**record, "fit": None})[1][0]
 
     texts = [_law(record) for record in data["records"]]
@@ -181,7 +181,7 @@ def rates_panels(data: Data) -> Account:
     return alt, [panel(record) for record in data["records"]]
 
 
-def two_regimes_panels(data: Data) -> Account:
+def two_regimes_panels(data: TheoryValues) -> Account:
     """Rate records of one low-dimensional law with several noises: distances, and local slopes."""
     records = data["records"]
     sizes, k, d = records[0]["sizes"], records[0]["signal"], records[0]["dimension"]
@@ -226,7 +226,7 @@ def two_regimes_panels(data: Data) -> Account:
     return f"With {k} signal axes of {d} the last local slopes are {last}.", [curve, slopes]
 
 
-def dimension_panels(data: Data) -> Account:
+def dimension_panels(data: TheoryValues) -> Account:
     """Layers of a network: rate curves of their neurons, and dimensions."""
     layers = data["layers"]
 
@@ -269,7 +269,7 @@ def dimension_panels(data: Data) -> Account:
     return f"Calibrated Wasserstein dimension of each layer's neurons: {parts}.", [curves, dimensions]
 
 
-def approximate_dimension_panels(data: Data) -> Account:
+def approximate_dimension_panels(data: TheoryValues) -> Account:
     """Networks of one width trained differently: approximate dimensions against the barrier."""
     rows = sorted(data["networks"], key=lambda r: r["barrier"])
     names = {"naive": "weights", "covariance": "covariance-weighted", "activations": "activations"}

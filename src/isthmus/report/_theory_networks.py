@@ -10,8 +10,8 @@ import numpy as np
 from isthmus.report._panels import look_of, tidy
 from isthmus.report._theory_axes import (
     Account,
-    Data,
     Drawer,
+    TheoryValues,
     guide,
     legend,
     line,
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-def certificate_panels(data: Data) -> Account:
+def certificate_panels(data: TheoryValues) -> Account:
     """Certificates of one pair with several numbers of segments: envelopes over the measured line."""
     rows = sorted(data["certificates"], key=lambda r: r["segments"])
     finest = rows[-1]
@@ -95,12 +95,12 @@ def certificate_panels(data: Data) -> Account:
     return alt, panels
 
 
-def certificate_ratio_panels(data: Data) -> Account:
+def certificate_ratio_panels(data: TheoryValues) -> Account:
     """Rows of a certificate benchmark: by how much the bounds exceed the truth, against the number of segments."""
     names = list(dict.fromkeys(row["network"] for row in data["rows"]))
     counts = sorted({r["segments"] for r in data["rows"]})
 
-    def panel(title: str, value: Callable[[Data], float | None]) -> Drawer:
+    def panel(title: str, value: Callable[[TheoryValues], float | None]) -> Drawer:
         def draw(axes: Axes) -> None:
             for i, name in enumerate(names):
                 rows = [r for r in data["rows"] if r["network"] == name]
@@ -113,7 +113,7 @@ def certificate_ratio_panels(data: Data) -> Account:
 
         return draw
 
-    def barrier_excess(row: Data) -> float | None:
+    def barrier_excess(row: TheoryValues) -> float | None:
         return row["barrier_bound"] / row["barrier_grid"] - 1 if row["barrier_grid"] > 0 else None
 
     worst = max(r["ratio"] for r in data["rows"] if r["segments"] == counts[-1])
@@ -124,7 +124,7 @@ def certificate_ratio_panels(data: Data) -> Account:
     ]
 
 
-def certificate_cost_panels(data: Data) -> Account:
+def certificate_cost_panels(data: TheoryValues) -> Account:
     """Costs of a certificate benchmark: time and memory against width."""
     rows = data["costs"]
     widths = [r["width"] for r in rows]
@@ -151,7 +151,7 @@ def certificate_cost_panels(data: Data) -> Account:
     return alt, [time, memory]
 
 
-def mean_field_panels(data: Data) -> Account:
+def mean_field_panels(data: TheoryValues) -> Account:
     """Mean-field pairs: error and distance against N, the floor of the step, the least sufficient width."""
     widths = data["widths"]
     means = {key: np.array(data[key]).mean(1) for key in ("sup_error", "w2", "bound", "unmatched")}
@@ -221,7 +221,7 @@ def mean_field_panels(data: Data) -> Account:
     return alt, [error, distance, least] if data["n_min"] else [error, distance]
 
 
-def dropout_panels(data: Data) -> Account:
+def dropout_panels(data: TheoryValues) -> Account:
     """Dropout errors and the error on the line over width."""
     widths, slopes = data["widths"], data["slopes"]
     names = {
@@ -262,7 +262,7 @@ def dropout_panels(data: Data) -> Account:
     return alt, [against_width, against_line]
 
 
-def independence_panels(data: Data) -> Account:
+def independence_panels(data: TheoryValues) -> Account:
     """Trained layers: distance between two networks against random halves of their pooled neurons."""
     rows = data["layers"]
     names = list(dict.fromkeys(r["layer"] for r in rows))
@@ -306,7 +306,7 @@ def independence_panels(data: Data) -> Account:
     return alt, [ratios, distances]
 
 
-def bounds_panels(data: Data) -> Account:
+def bounds_panels(data: TheoryValues) -> Account:
     """Networks: measured error and barrier against every bound."""
     rows = data["networks"]
     error = {
@@ -355,7 +355,7 @@ def bounds_panels(data: Data) -> Account:
     return f"Bounds over the measured error with 64 segments: {parts}.", panels
 
 
-def chord_panels(data: Data) -> Account:
+def chord_panels(data: TheoryValues) -> Account:
     """Loss on lines between networks of several widths, aligned and not."""
     lines = data["lines"]
 

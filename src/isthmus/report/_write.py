@@ -17,7 +17,7 @@ from isthmus.report._page import page
 from isthmus.report._panels import Picture, png, render, tile
 from isthmus.report._record import Record, StoredRelabelling, check_arrays, check_record
 
-__all__ = ["write_report"]
+__all__ = ["unwritable", "write_report"]
 
 
 def write_report(
@@ -90,8 +90,13 @@ def _write_together(folder: Path, files: Mapping[str, tuple[str, bytes]]) -> dic
             for part, path in ready:
                 part.replace(path)
     except OSError as error:
-        raise OutputError(
-            f"Writing the report to {folder}: {error.strerror or error}. "
-            "No file was left half-written. Choose a folder that can be written and has space."
-        ) from error
+        raise unwritable(folder, error) from error
     return paths
+
+
+def unwritable(folder: Path, error: OSError) -> OutputError:
+    """Return the error of a report that cannot be written to a folder."""
+    return OutputError(
+        f"Writing the report to {folder}: {error.strerror or error}. No file was left half-written. "
+        "Choose a folder that can be written and has space."
+    )

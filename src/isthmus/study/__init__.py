@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from isthmus.study._estimate import Estimate, estimate_study
     from isthmus.study._executors import AbstractExecutor, InProcess, Job, LocalProcesses, OnRay, Outcome
     from isthmus.study._export import export_study, read_rows, read_run
-    from isthmus.study._plan import NetworkRef, Plan, Unit
+    from isthmus.study._plan import NetworkRef, StudyPlan, Unit
     from isthmus.study._rate import transport_exponent
     from isthmus.study._runner import Progress, StudyStatus, make_plan, run_study, study_status
     from isthmus.study._sinks import AbstractSink, Scalar, TensorBoard, WeightsAndBiases
@@ -95,7 +95,7 @@ __all__ = [
     "MeasureConfig",
     "Variant",
     "make_plan",
-    "Plan",
+    "StudyPlan",
     "Unit",
     "NetworkRef",
     "check_device",
@@ -138,7 +138,7 @@ _ENGINE = {
     "_estimate": ("Estimate", "estimate_study"),
     "_executors": ("AbstractExecutor", "InProcess", "Job", "LocalProcesses", "OnRay", "Outcome"),
     "_export": ("export_study", "read_rows", "read_run"),
-    "_plan": ("NetworkRef", "Plan", "Unit"),
+    "_plan": ("NetworkRef", "StudyPlan", "Unit"),
     "_rate": ("transport_exponent",),
     "_runner": ("Progress", "StudyStatus", "make_plan", "run_study", "study_status"),
     "_sinks": ("AbstractSink", "Scalar", "TensorBoard", "WeightsAndBiases"),

@@ -9,7 +9,7 @@ import datetime
 import math
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from isthmus.matching import (
     Alignment,
     DimensionTable,
     Method,
+    OnStage,
     Problem,
     dimensions_of_both,
     method_named,
@@ -37,10 +38,7 @@ from isthmus.moments import CrossMoment, CrossRequest, Frame, Tap, chosen_refres
 from isthmus.symmetry import SymmetrySpec, Verification
 from isthmus.transport import assign
 
-__all__ = ["Comparison", "OnStage", "compare"]
-
-OnStage = Callable[[str, int, int], Any]
-"""Called with what is being done, how many steps are done and how many there are."""
+__all__ = ["Comparison", "compare"]
 
 _EXAMPLES = 8
 _LARGEST_PICTURE = 1024

@@ -22,7 +22,7 @@ from isthmus.training import (
     Optimiser,
     Precision,
     PrecisionSetting,
-    Schedule,
+    RateSchedule,
     read_normalise,
 )
 
@@ -147,7 +147,7 @@ class TrainingConfig(_Strict):
     epochs: int = Field(default=50, ge=0)
     warmup_steps: int = Field(default=10, ge=0)
     warmup_from: float = Field(default=1e-6, ge=0)
-    schedule: Schedule = "cosine"
+    schedule: RateSchedule = "cosine"
     weight_decay: float = Field(default=0.0, ge=0)
     precision: PrecisionSetting = "float32"
     initialisation: Initialisation = "lecun_normal"

@@ -9,7 +9,7 @@ from typing import Any
 
 from isthmus.errors import StudyError
 from isthmus.study._config import StudyConfig
-from isthmus.study._plan import Plan
+from isthmus.study._plan import StudyPlan
 from isthmus.study._store import Store
 
 __all__ = ["check_continuation"]
@@ -53,7 +53,7 @@ def check_continuation(study: StudyConfig, folder: str | Path) -> None:
         )
 
 
-def _recorded(store: Store, plan: Plan) -> Iterator[tuple[Key, str]]:
+def _recorded(store: Store, plan: StudyPlan) -> Iterator[tuple[Key, str]]:
     """Yield what is done of a plan, whatever version of the code did it, with words for it."""
     for unit in plan.units:
         if store.find(unit).status != "done":

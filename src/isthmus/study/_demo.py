@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from isthmus.errors import ModelError
-from isthmus.study._compare import Comparison, OnStage, compare
+from isthmus.matching import OnStage
+from isthmus.study._compare import Comparison, compare
 from isthmus.training import (
     Dataset,
     EpochRecord,

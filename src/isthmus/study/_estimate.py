@@ -16,7 +16,7 @@ from isthmus.study._continuation import check_continuation
 from isthmus.study._device import check_device
 from isthmus.study._evidence import weigh
 from isthmus.study._measure import build_network, load_split, symmetries_of
-from isthmus.study._plan import NetworkFacts, Plan, Unit
+from isthmus.study._plan import NetworkFacts, StudyPlan, Unit
 from isthmus.study._runner import make_plan
 from isthmus.study._store import Store
 from isthmus.study._threads import torch_threads
@@ -134,7 +134,9 @@ def estimate_study(
     )
 
 
-def _work(units: Iterable[Unit], plan: Plan, read: Callable[[str, str], Described], device: str) -> float:
+def _work(
+    units: Iterable[Unit], plan: StudyPlan, read: Callable[[str, str], Described], device: str
+) -> float:
     """Return the seconds of work of units: passes over the data, examples of a pass, seconds of an example."""
     speeds: dict[str, _Speed] = {}
     total: list[float] = []
@@ -166,7 +168,7 @@ class _Enough(Exception):
     """The training that is timed has taken long enough."""
 
 
-def _measure(network: NetworkConfig, data: Described, plan: Plan, device: str) -> _Speed:
+def _measure(network: NetworkConfig, data: Described, plan: StudyPlan, device: str) -> _Speed:
     """Time the training of a network, and its tracing.
 
     A perceptron of the usual size stands for all of them, since small ones are over before a clock can tell; of other

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isthmus.errors import CheckpointError
-from isthmus.study._plan import NetworkRef, Plan, Unit
-from isthmus.study._records import Found
+from isthmus.study._plan import NetworkRef, StudyPlan, Unit
+from isthmus.study._records import UnitRecord
 from isthmus.study._store import Store
 
 __all__ = ["Evidence", "checked_network", "digests_of", "refs_of", "unproven_note", "weigh"]
@@ -27,7 +27,7 @@ class Evidence:
     faults: Mapping[str, str]
 
 
-def weigh(store: Store, plan: Plan) -> Evidence:
+def weigh(store: Store, plan: StudyPlan) -> Evidence:
     """Read every record and every network of a study, and return what they prove.
 
     A unit is done if its record is sealed and of this unit, the networks that it trained are there, and the networks
@@ -49,7 +49,7 @@ def weigh(store: Store, plan: Plan) -> Evidence:
     return Evidence(frozenset(done), faults)
 
 
-def _fault_of_networks(unit: Unit, found: Found, store: Store, networks: dict[str, str]) -> str | None:
+def _fault_of_networks(unit: Unit, found: UnitRecord, store: Store, networks: dict[str, str]) -> str | None:
     """Compare the networks that a record names with those there are; keep what training made."""
     assert found.record is not None
     named = found.record.get("networks")

@@ -11,7 +11,7 @@ from typing import Any
 from isthmus.errors import CheckpointError, MissingExtraError, StudyError
 from isthmus.files import atomic_path
 from isthmus.study._evidence import unproven_note
-from isthmus.study._plan import Plan, Unit
+from isthmus.study._plan import StudyPlan, Unit
 from isthmus.study._records import DIGEST, MEASURED
 from isthmus.study._store import TIMES, Store, read_json, write_json
 
@@ -45,9 +45,7 @@ def export_study(folder: str | Path, out: str | Path | None = None) -> tuple[Pat
         MissingExtraError: pyarrow is not installed.
         OutputError: a file cannot be written.
     """
-    rows = collect_rows(folder)
-    if not rows:
-        raise StudyError(f"{folder}: no pair has been measured yet. Run the study further.")
+    rows = _some(collect_rows(folder), folder)
     pa, parquet, csv = _arrow("pyarrow"), _arrow("pyarrow.parquet"), _arrow("pyarrow.csv")
     target = Path(folder if out is None else out)
     paths = target / RECORDS, target / "records.csv", target / RUN
@@ -153,6 +151,11 @@ def read_rows(folder: str | Path) -> list[dict[str, Any]]:
         rows = _read_table(path)
     else:
         raise StudyError(f"{folder}: holds neither {RECORDS} nor a study. Run one, or give a results folder.")
+    return _some(rows, folder)
+
+
+def _some(rows: list[dict[str, Any]], folder: str | Path) -> list[dict[str, Any]]:
+    """Return rows, if there are any."""
     if not rows:
         raise StudyError(f"{folder}: no pair has been measured yet. Run the study further.")
     return rows
@@ -264,7 +267,9 @@ def _trained_loss(record: Mapping[str, Any] | None, index: int) -> float | None:
     return history[-1]["loss"] if history else None
 
 
-def _dimensions_of(plan: Plan, done: Mapping[str, dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
+def _dimensions_of(
+    plan: StudyPlan, done: Mapping[str, dict[str, Any]]
+) -> dict[tuple[str, int], dict[str, Any]]:
     return {
         (unit.content["of"]["unit"], unit.content["of"]["index"]): done[unit.address]["result"]["methods"]
         for unit in plan.units

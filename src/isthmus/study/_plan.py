@@ -13,7 +13,7 @@ from isthmus.matching import METHODS
 from isthmus.study._config import StudyConfig, Variant
 from isthmus.training import Precision
 
-__all__ = ["NetworkFacts", "NetworkRef", "Plan", "Unit", "address_of", "name_of", "plan_study"]
+__all__ = ["NetworkFacts", "NetworkRef", "StudyPlan", "Unit", "address_of", "name_of", "plan_study"]
 
 PROTOCOL = 1
 """Raised whenever a change of the code changes what a unit of the same content gives."""
@@ -91,7 +91,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """All units of a study, in an order in which none precedes what it needs.
 
     Attributes:
@@ -113,7 +113,7 @@ class Plan:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+    def from_dict(cls, values: Mapping[str, Any]) -> StudyPlan:
         """Read what :meth:`to_dict` gave."""
         units = tuple(Unit.from_dict(u) for u in values["units"])
         return cls(values["study"], units, values.get("precision", "float32"))
@@ -127,7 +127,7 @@ def address_of(content: Mapping[str, Any]) -> str:
 
 def plan_study(
     study: StudyConfig, digest: Digest, facts: Callable[[Variant], NetworkFacts], precision: Precision
-) -> Plan:
+) -> StudyPlan:
     """Cut a study into units.
 
     Args:
@@ -150,7 +150,7 @@ def plan_study(
         for variant in members:
             for unit in _measurements(study, variant, network, places, digest):
                 units[unit.address] = unit
-    return Plan(study.name, tuple(_sorted(units.values())), precision)
+    return StudyPlan(study.name, tuple(_sorted(units.values())), precision)
 
 
 def _groups(variants: Iterable[Variant]) -> list[list[Variant]]:

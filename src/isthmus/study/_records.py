@@ -13,7 +13,7 @@ from typing import Any
 
 from isthmus.study._plan import Unit, address_of
 
-__all__ = ["DIGEST", "MEASURED", "Found", "examine", "seal", "sealed"]
+__all__ = ["DIGEST", "MEASURED", "UnitRecord", "examine", "seal", "sealed"]
 
 DIGEST = "digest"
 
@@ -42,7 +42,7 @@ _TAKEN = ("threads", "device", "versions", "source")
 
 
 @dataclass(frozen=True)
-class Found:
+class UnitRecord:
     """What lies under a unit's name.
 
     Attributes:
@@ -84,7 +84,7 @@ def _address(values: Any) -> str | None:
         return None
 
 
-def examine(record: Any, unit: Unit) -> Found:
+def examine(record: Any, unit: Unit) -> UnitRecord:
     """Return whether what lies under a unit's name is its record.
 
     Args:
@@ -92,27 +92,27 @@ def examine(record: Any, unit: Unit) -> Found:
         unit: of which it should be.
     """
     if record is None:
-        return Found(None)
+        return UnitRecord(None)
     if not isinstance(record, dict):
-        return Found(None, f"expected a record, found {type(record).__name__}")
+        return UnitRecord(None, f"expected a record, found {type(record).__name__}")
     of = record.get("address")
     if of != unit.address or record.get("kind") != unit.kind or _address(record.get("content")) != of:
         whose = "of no unit" if of is None else "of another unit, or changed"
-        return Found(None, f"it is {whose}")
+        return UnitRecord(None, f"it is {whose}")
     if record.get("status") == "failed":
         # Nothing is made of it but a message, and the unit is tried again.
         words = record.get("traceback")
         text = words if isinstance(words, str) and words.strip() else "no reason is recorded"
-        return Found({**record, "traceback": text}, proven=True)
+        return UnitRecord({**record, "traceback": text}, proven=True)
     if record.get("status") != "done" or any(key not in record for key in _TAKEN):
-        return Found(None, "it is incomplete")
+        return UnitRecord(None, "it is incomplete")
     if DIGEST in record and not sealed(record):
-        return Found(None, "its digest does not fit: it was changed or damaged")
+        return UnitRecord(None, "its digest does not fit: it was changed or damaged")
     if not _fits(record, unit):
-        return Found(None, "it holds no result of such a unit")
+        return UnitRecord(None, "it holds no result of such a unit")
     if DIGEST not in record:
-        return Found(record, "it carries no digest: it was made by an earlier version")
-    return Found(record, proven=True)
+        return UnitRecord(record, "it carries no digest: it was made by an earlier version")
+    return UnitRecord(record, proven=True)
 
 
 def _fits(record: Mapping[str, Any], unit: Unit) -> bool:

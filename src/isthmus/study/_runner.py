@@ -19,7 +19,7 @@ from isthmus.study._device import check_device
 from isthmus.study._evidence import Evidence, unproven_note, weigh
 from isthmus.study._executors import AbstractExecutor, InProcess, Job, Outcome
 from isthmus.study._measure import build_network, load_split
-from isthmus.study._plan import NetworkFacts, Plan, Unit, name_of, plan_study
+from isthmus.study._plan import NetworkFacts, StudyPlan, Unit, name_of, plan_study
 from isthmus.study._sinks import AbstractSink, scalars_of
 from isthmus.study._store import Store
 from isthmus.training import (
@@ -92,7 +92,7 @@ class StudyStatus:
         return {**vars(self), "finished": self.finished}
 
 
-Read = Callable[[str, str], Described]
+Describe = Callable[[str, str], Described]
 
 
 def make_plan(
@@ -100,8 +100,8 @@ def make_plan(
     data_dir: str | Path | None,
     *,
     precision: Precision | None = None,
-    read: Read | None = None,
-) -> Plan:
+    read: Describe | None = None,
+) -> StudyPlan:
     """Return the units of a study; reads the data, whose digests are part of the addresses.
 
     Args:
@@ -118,12 +118,12 @@ def make_plan(
 
 
 def _planned(
-    study: StudyConfig, data_dir: str | Path | None, precision: Precision | None, read: Read | None = None
-) -> tuple[Plan, list[tuple[Variant, NetworkFacts]]]:
+    study: StudyConfig, data_dir: str | Path | None, precision: Precision | None, read: Describe | None = None
+) -> tuple[StudyPlan, list[tuple[Variant, NetworkFacts]]]:
     """Return the plan, and what is known about the networks of each architecture in it."""
     where = None if data_dir is None else str(data_dir)
     known: list[tuple[Variant, NetworkFacts]] = []
-    found_in: Read = (lambda name, split: load_split(name, where, split)) if read is None else read
+    found_in: Describe = (lambda name, split: load_split(name, where, split)) if read is None else read
 
     def facts(variant: Variant) -> NetworkFacts:
         data = found_in(variant.data.name, "train")
@@ -225,7 +225,7 @@ def run_study(
     return replace(study_status(store.folder), notes=tuple(dict.fromkeys(notes)))
 
 
-def _told(store: Store, plan: Plan, evidence: Evidence) -> list[str]:
+def _told(store: Store, plan: StudyPlan, evidence: Evidence) -> list[str]:
     """Say which units are made anew, and why: in the events, the log and what is returned."""
     labels = {u.address: u.label for u in plan.units}
     notes = [f"made anew: {labels[a]}: {fault}" for a, fault in evidence.faults.items()]
@@ -288,7 +288,7 @@ class _Loop:
     def __init__(
         self,
         store: Store,
-        plan: Plan,
+        plan: StudyPlan,
         executor: AbstractExecutor,
         on_progress: Callable[[Progress], Any] | None,
         sinks: Sequence[AbstractSink],

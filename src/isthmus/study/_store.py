@@ -23,8 +23,8 @@ from typing import Any
 
 from isthmus.errors import CheckpointError, OutputError, StudyError
 from isthmus.files import atomic_path
-from isthmus.study._plan import NetworkRef, Plan, Unit, address_of
-from isthmus.study._records import DIGEST, Found, examine, seal, sealed
+from isthmus.study._plan import NetworkRef, StudyPlan, Unit, address_of
+from isthmus.study._records import DIGEST, UnitRecord, examine, seal, sealed
 
 __all__ = ["TIMES", "Store", "read_json", "write_json"]
 
@@ -55,7 +55,7 @@ class Store:
                 "Choose another with --out."
             ) from error
 
-    def write_plan(self, plan: Plan, text: str) -> None:
+    def write_plan(self, plan: StudyPlan, text: str) -> None:
         """Keep the plan and the study it came from."""
         write_json(self.folder / "plan.json", seal(plan.to_dict()))
         with atomic_path(self.folder / "study.yaml") as temporary:
@@ -66,7 +66,7 @@ class Store:
         """Whether a study was begun here."""
         return (self.folder / "plan.json").is_file()
 
-    def plan(self) -> Plan:
+    def plan(self) -> StudyPlan:
         """Return the plan of the last run.
 
         Raises:
@@ -87,15 +87,15 @@ class Store:
             )
         return plan
 
-    def find(self, unit: Unit) -> Found:
+    def find(self, unit: Unit) -> UnitRecord:
         """Return what lies under a unit's name, checked (see :mod:`isthmus.study._records`)."""
         path = self.folder / "units" / f"{unit.address}.json"
         if not path.exists():
-            return Found(None)
+            return UnitRecord(None)
         try:
             return examine(read_json(path, _MOST_RECORD), unit)
         except CheckpointError as error:
-            return Found(None, str(error.__cause__ or error))
+            return UnitRecord(None, str(error.__cause__ or error))
 
     def record_of(self, unit: Unit) -> dict[str, Any] | None:
         """Return the record of a unit, or ``None`` if there is none.
@@ -200,10 +200,10 @@ def read_json(path: Path, most: int = _MOST_RECORD) -> Any:
         ) from error
 
 
-def _plan_of(values: Any) -> Plan | None:
+def _plan_of(values: Any) -> StudyPlan | None:
     """Return the plan, if it is one whose units are what their addresses say."""
     try:
-        plan = Plan.from_dict(values)
+        plan = StudyPlan.from_dict(values)
         whole = (DIGEST not in values or sealed(values)) and all(
             address_of(unit.content) == unit.address for unit in plan.units
         )

@@ -93,7 +93,7 @@ def read_yaml(text: str, source: str) -> tuple[Any, dict[KeyPath, int]]:
         loader = yaml.SafeLoader(text)
         try:
             root = loader.get_single_node()
-            return _Builder(yaml, loader, source).build_all(root)
+            return _PlainBuilder(yaml, loader, source).build_all(root)
         finally:
             loader.dispose()
     except yaml.reader.ReaderError as error:
@@ -148,7 +148,7 @@ def _measure(yaml: Any, text: str, source: str) -> None:
             )
 
 
-class _Builder:
+class _PlainBuilder:
     """Makes plain values of nodes, by a list of what is allowed."""
 
     def __init__(self, yaml: Any, loader: Any, source: str) -> None:

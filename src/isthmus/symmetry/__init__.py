@@ -1,5 +1,6 @@
 """Symmetry of networks: discover which axes move together, verify it by running, apply it to a state."""
 
+from isthmus.symmetry._acts import Acts
 from isthmus.symmetry._apply import (
     Couplings,
     Reordering,
@@ -11,18 +12,20 @@ from isthmus.symmetry._apply import (
     reordering,
 )
 from isthmus.symmetry._discover import Outputs, activation_name, discover, discover_from_trace
+from isthmus.symmetry._elements import random_element
 from isthmus.symmetry._operation import Operation, rule
 from isthmus.symmetry._outputs import NamedOutputs, named_outputs
 from isthmus.symmetry._permutation_spec import PermutationSpec
 from isthmus.symmetry._relabelling import Relabelling
 from isthmus.symmetry._runner import DoublePrecision, noisy_input, output_change, perturbation
-from isthmus.symmetry._slots import AxisGroup, IndexMap, PinnedAxis, Slot
+from isthmus.symmetry._slots import AxisGroup, IndexMap, Limit, PinnedAxis, Slot
 from isthmus.symmetry._spec import SymmetrySpec
 from isthmus.symmetry._trace import Trace, bound_arguments, module_of, operator_of, trace
 from isthmus.symmetry._values import Value
 from isthmus.symmetry._verify import (
     Runs,
     Verification,
+    drawn_elements,
     drawn_relabellings,
     function_change,
     verification_of,
@@ -30,10 +33,12 @@ from isthmus.symmetry._verify import (
 )
 
 __all__ = [
+    "Acts",
     "AxisGroup",
     "Couplings",
     "DoublePrecision",
     "IndexMap",
+    "Limit",
     "NamedOutputs",
     "Operation",
     "Outputs",
@@ -56,6 +61,7 @@ __all__ = [
     "check_permutations",
     "discover",
     "discover_from_trace",
+    "drawn_elements",
     "drawn_relabellings",
     "function_change",
     "module_of",
@@ -64,6 +70,7 @@ __all__ = [
     "operator_of",
     "output_change",
     "perturbation",
+    "random_element",
     "reordering",
     "rule",
     "trace",

@@ -186,23 +186,37 @@ _ALLOWED: Mapping[str, tuple[tuple[type, ...], str]] = {
 
 def _carried(tensor: Tensor, slot: Slot, coupling: Coupling, group: str) -> Tensor:
     """Return a tensor of which the units of one slot were carried by any coupling."""
-    if slot.role == "scales" and isinstance(
-        coupling, Monomial
-    ):  # factors pass through what multiplies one by one
-        coupling = Permutation.known(coupling.index)
+    coupling, readers = _acting(slot, coupling, group)
+    inside = _open_grid(tensor, slot, None)
+    part, where = tensor[inside], slot.index.positions()
+    units = part.index_select(slot.axis, where.flatten().to(part.device)).unflatten(slot.axis, where.shape)
+    carry = coupling.carry_readers if readers else coupling.carry
+    moved = carry(units, slot.axis).flatten(slot.axis, slot.axis + 1)
+    part = part.index_copy(slot.axis, where.flatten().to(part.device), moved.to(part.dtype))
+    return torch.index_put(tensor, inside, part)
+
+
+def _acting(slot: Slot, coupling: Coupling, group: str) -> tuple[Coupling, bool]:
+    """Return what acts on a slot, and whether it acts as on what reads the units.
+
+    The power of a slot says it where it is known; elsewhere its role does.
+    """
+    if isinstance(coupling, Monomial) and slot.power is not None:
+        return Monomial(coupling.index, coupling.factors**slot.power), False
+    if slot.power in (1, -1):
+        return coupling, slot.power < 0
+    if slot.role == "scales" and isinstance(coupling, Monomial):
+        # factors pass through what multiplies one by one
+        return Permutation.known(coupling.index), False
     allowed, which = _ALLOWED.get(slot.role, ((), ""))
+    if slot.power == 0:
+        allowed, which = (Permutation, Monomial), "keeps the size of"
     if allowed and not isinstance(coupling, allowed):
         listed = " or a ".join(kind.__name__ for kind in allowed)
         raise SymmetryError(
             f"group {group!r}: slot {slot} {which} its units, so only a {listed} can act on it, found {coupling!r}."
         )
-    inside = _open_grid(tensor, slot, None)
-    part, where = tensor[inside], slot.index.positions()
-    units = part.index_select(slot.axis, where.flatten().to(part.device)).unflatten(slot.axis, where.shape)
-    carry = coupling.carry_readers if slot.role == "reads" else coupling.carry
-    moved = carry(units, slot.axis).flatten(slot.axis, slot.axis + 1)
-    part = part.index_copy(slot.axis, where.flatten().to(part.device), moved.to(part.dtype))
-    return torch.index_put(tensor, inside, part)
+    return coupling, slot.role == "reads"
 
 
 def as_couplings(spec: SymmetrySpec, permutations: Couplings) -> dict[str, Coupling]:

@@ -6,14 +6,16 @@ or pins labels, each of which only removes permutations, and an operator it does
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from isthmus.errors import SymmetryError
 from isthmus.symmetry import _axes, _rules
 from isthmus.symmetry._axes import Pin
+from isthmus.symmetry._classes import with_acts
 from isthmus.symmetry._collect import Label, collect
 from isthmus.symmetry._cut_parameters import Segments, cut_parameters, in_segments, unread_parameters
 from isthmus.symmetry._nesting import outer_atoms, used_atoms
@@ -37,6 +39,8 @@ def discover(
     kwargs: Mapping[str, Any] | None = None,
     *,
     outputs: Outputs = None,
+    ones: Iterable[str] = (),
+    zeros: Iterable[str] = (),
 ) -> SymmetrySpec:
     r"""Find which axes of which parameters can be permuted together without changing the function.
 
@@ -50,9 +54,13 @@ def discover(
         kwargs: example keyword inputs.
         outputs: names or positions of the outputs that must be preserved, default all. Choose ``"logits"``
             for a model that also returns hidden states, which would pin the residual stream.
+        ones: parameters that hold nothing but ones and stay so: gains of norms after folding
+            (:func:`isthmus.fold`), which then allow rotations. No weight is looked at, so this is taken on trust, and
+            seen by :func:`isthmus.verify`.
+        zeros: parameters that hold nothing but zeros and stay so: biases of norms after folding.
 
     Returns:
-        The groups, what is pinned and why. Print it to read it.
+        The groups, what may act on their units, what is pinned and why. Print it to read it.
 
     Raises:
         ModelError: the model cannot be traced, is in training mode or random.
@@ -65,11 +73,16 @@ def discover(
         >>> print(spec.groups["0"])
         0: 8 units in 0.weight[0], 0.bias[0], 2.weight[1]
     """
-    return discover_from_trace(trace(model, args, kwargs), outputs=outputs)
+    return discover_from_trace(trace(model, args, kwargs), outputs=outputs, ones=ones, zeros=zeros)
 
 
 def discover_from_trace(
-    traced: Trace, *, outputs: Outputs = None, watched: Sequence[str] = ()
+    traced: Trace,
+    *,
+    outputs: Outputs = None,
+    watched: Sequence[str] = (),
+    ones: Iterable[str] = (),
+    zeros: Iterable[str] = (),
 ) -> SymmetrySpec:
     """Find the symmetries of an already traced model (see :func:`discover`).
 
@@ -78,7 +91,19 @@ def discover_from_trace(
         outputs: what must be preserved.
         watched: nodes of the graph whose values are listed too, as if they were tensors of the state, under
             :func:`activation_name`: how the groups move activations of the traced shapes.
+        ones: parameters known to hold nothing but ones (see :func:`discover`).
+        zeros: parameters known to hold nothing but zeros.
+
+    Raises:
+        SymmetryError: ``outputs``, ``ones`` or ``zeros`` name nothing that there is.
     """
+    known = {name for way in (traced, *traced.others) for name in way.tensors.values()}
+    ones, zeros = frozenset(ones), frozenset(zeros)
+    for name in (*ones, *zeros):
+        if name not in known:
+            raise SymmetryError(
+                f"the network has no tensor {name!r} that could be known to be ones or zeros."
+            )
     chosen = traced.select_outputs(outputs)
     labels, interpreter = _segmented(traced)
     for way in (traced, *traced.others):
@@ -106,7 +131,9 @@ def discover_from_trace(
     # the watched values are joined first: what nests is read off the final labels
     nesting = outer_atoms([*values_in(list(labels.values())), *interpreter.all_values()], interpreter.steps)
     found = collect(labels, names, nesting, None if outputs is None else tuple(chosen))
-    return with_roles(replace(found, experiments=tuple(interpreter.experiments)), traced)
+    found = with_roles(replace(found, experiments=tuple(interpreter.experiments)), traced)
+    outer = {o for outers in nesting.values() for o in outers}
+    return with_acts(found, traced, interpreter.values, outer, ones=ones, zeros=zeros)
 
 
 def _pin_value(given: Any, why: Pin) -> None:

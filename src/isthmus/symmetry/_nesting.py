@@ -14,6 +14,35 @@ Operators that give every entry back with its coordinates, or compute it from en
 satisfy the second condition by themselves. One that brings entries to other positions of an axis (a flip, a look-up
 by numbers) mixes along it, even though each entry comes from a single one. Whether the units of ``o`` can move plays
 no role: dimensions of heads that are pinned (by slopes that differ, say) still move inside each head.
+
+Example:
+    Six units are looked at as two blocks ``o`` of three members ``d``: unit 4 has coordinate 1 in both. The sum over
+    the members mixes along ``d`` and keeps ``o``, so members move inside each block by themselves:
+
+    >>> import torch, isthmus
+    >>> class Net(torch.nn.Module):
+    ...     def __init__(self, summed):
+    ...         super().__init__()
+    ...         self.summed, self.inner = summed, torch.nn.Linear(2, 6)
+    ...         self.outer = torch.nn.Linear(2 if summed == 2 else 3, 1)
+    ...
+    ...     def forward(self, x):
+    ...         return self.outer(self.inner(x).tanh().view(-1, 2, 3).square().sum(self.summed))
+    >>> for group in isthmus.discover(Net(summed=2).eval(), torch.zeros(1, 2)).groups.values():
+    ...     print(group.name, group.within, group.slots[0].index.positions().tolist())
+    inner () [[0, 1, 2], [3, 4, 5]]
+    inner#2[0] (('inner', 0),) [[0], [1], [2]]
+    inner#2[1] (('inner', 1),) [[3], [4], [5]]
+
+    The sum over the blocks mixes units 1 and 4, which have the same coordinate in ``d`` and others in ``o``: the second
+    condition fails for ``d`` inside ``o``. It holds the other way round, so blocks move inside each member:
+
+    >>> for group in isthmus.discover(Net(summed=1).eval(), torch.zeros(1, 2)).groups.values():
+    ...     print(group.name, group.within, group.slots[0].index.positions().tolist())
+    inner#2 () [[0, 3], [1, 4], [2, 5]]
+    inner[0] (('inner#2', 0),) [[0], [3]]
+    inner[1] (('inner#2', 1),) [[1], [4]]
+    inner[2] (('inner#2', 2),) [[2], [5]]
 """
 
 from __future__ import annotations

@@ -12,9 +12,20 @@ from torch import Tensor
 
 from isthmus.couplings import validate_permutation
 from isthmus.errors import SymmetryError
+from isthmus.symmetry._acts import Acts
 from isthmus.symmetry._overlaps import distinct_positions
 
-__all__ = ["AxisGroup", "IndexMap", "PinnedAxis", "Role", "Slot", "group_from_json", "slot_to_json", "whole"]
+__all__ = [
+    "AxisGroup",
+    "IndexMap",
+    "Limit",
+    "PinnedAxis",
+    "Role",
+    "Slot",
+    "group_from_json",
+    "group_to_json",
+    "whole",
+]
 
 Role = Literal["holds", "reads", "both", "scales", ""]
 _ROLES: tuple[Role, ...] = get_args(Role)
@@ -124,6 +135,9 @@ class Slot:
         role: whether the tensor ``"holds"`` the units (a weight that computes them, a bias), ``"reads"`` them (a weight
             that they flow into), does ``"both"`` (a tied embedding), or ``"scales"`` them one by one (a gain, a
             depthwise filter); empty where that is not known.
+        power: how the tensor changes when the group's class (:attr:`AxisGroup.acts`) is more than permutations: factors
+            of the units are raised to this power, and matrices act as on what holds the units (1) or as on what reads
+            them (-1); 0 for a tensor that only changes its order, ``None`` where nothing but permutations may act.
     """
 
     tensor: str
@@ -131,12 +145,35 @@ class Slot:
     index: IndexMap = field(compare=False)
     block: tuple[tuple[int, IndexMap], ...] = field(default=(), compare=False)
     role: Role = field(default="", compare=False)
+    power: int | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         """Return ``tensor[axis]`` and, unless it is the whole axis, the index map and the block."""
         part = "" if self.index.is_whole else f" ({self.index})"
         where = ", ".join(f"[{axis}] {','.join(map(str, _where(index)))}" for axis, index in self.block)
         return f"{self.tensor}[{self.axis}]{part}" + (f" at {where}" if where else "")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What would act on the units of a group, were it not for an operator.
+
+    Attributes:
+        acts: the class without it.
+        operator: its name.
+        modules: paths of the modules that call it, empty for the model itself.
+    """
+
+    acts: Acts
+    operator: str
+    modules: tuple[str, ...] = ("",)
+
+    def __str__(self) -> str:
+        """Return the class and the operator in words."""
+        named = [m for m in self.modules if m]
+        more = f" and {len(named) - 1} more" if len(named) > 1 else ""
+        where = f" in {named[0]}{more}" if named else ""
+        return f"{self.acts.words}, were it not for {self.operator.removeprefix('aten.')}{where}"
 
 
 @dataclass(frozen=True)
@@ -153,6 +190,8 @@ class AxisGroup:
         slots: where they sit.
         within: ``(name of the outer group, its unit)`` pairs, outermost first, for a nested group.
         family: common name of the nested groups that stand for one another when outer units move.
+        acts: the largest class of couplings that may act on the units.
+        limits: the larger classes that single operators prevent.
 
     Raises:
         SymmetryError: a slot has another number of units than the group.
@@ -163,6 +202,8 @@ class AxisGroup:
     slots: tuple[Slot, ...]
     within: tuple[tuple[str, int], ...] = ()
     family: str = ""
+    acts: Acts = Acts.PERMUTATION
+    limits: tuple[Limit, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the slots against the group's size."""
@@ -207,12 +248,32 @@ def _where(index: IndexMap) -> list[int]:
     return index.positions().reshape(-1).tolist()
 
 
-def slot_to_json(slot: Slot) -> dict[str, Any]:
+def group_to_json(group: AxisGroup) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "name": group.name,
+        "size": group.size,
+        "slots": [_slot_to_json(s) for s in group.slots],
+    }
+    if group.family:
+        data |= {"within": [list(w) for w in group.within], "family": group.family}
+    if group.acts is not Acts.PERMUTATION:
+        data["acts"] = str(group.acts)
+    if group.limits:
+        data["limits"] = [
+            {"acts": str(limit.acts), "operator": limit.operator, "modules": list(limit.modules)}
+            for limit in group.limits
+        ]
+    return data
+
+
+def _slot_to_json(slot: Slot) -> dict[str, Any]:
     data = {"tensor": slot.tensor, "axis": slot.axis, **_index_to_json(slot.index)}
     if slot.block:
         data["block"] = [{"axis": axis, **_index_to_json(index)} for axis, index in slot.block]
     if slot.role:
         data["role"] = slot.role
+    if slot.power is not None:
+        data["power"] = slot.power
     return data
 
 
@@ -244,6 +305,16 @@ def group_from_json(data: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
             raise SymmetryError(
                 f"not a symmetry spec in JSON: expected a role of {', '.join(map(repr, _ROLES))}, found {role!r}."
             )
-        slots.append(Slot(s["tensor"], whole(s["axis"]), _index_from_json(s, shape, size), block, role))
+        index, power = _index_from_json(s, shape, size), s.get("power")
+        if power is not None and type(power) is not int:
+            raise SymmetryError(
+                f"not a symmetry spec in JSON: expected a whole number as the power of a slot, found {power!r}."
+            )
+        slots.append(Slot(s["tensor"], whole(s["axis"]), index, block, role, power))
     within = tuple((str(name), whole(unit)) for name, unit in data.get("within", ()))
-    return AxisGroup(str(data["name"]), size, tuple(slots), within, str(data.get("family", "")))
+    limits = tuple(
+        Limit(Acts(limit["acts"]), str(limit["operator"]), tuple(str(m) for m in limit["modules"]))
+        for limit in data.get("limits", ())
+    )
+    family, acts = str(data.get("family", "")), Acts(data.get("acts", Acts.PERMUTATION))
+    return AxisGroup(str(data["name"]), size, tuple(slots), within, family, acts, limits)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from isthmus.couplings import Coupling, Permutation, validate_permutation
 from isthmus.errors import SymmetryError
+from isthmus.symmetry._acts import Acts
 from isthmus.symmetry._nested import nested_composition, nested_inverse
 from isthmus.symmetry._overlaps import check_overlaps
 from isthmus.symmetry._permutation_spec import AxesToPerm, PermToAxes, PermutationSpec, axes_of_permutations
@@ -21,7 +22,7 @@ from isthmus.symmetry._slots import (
     PinnedAxis,
     Slot,
     group_from_json,
-    slot_to_json,
+    group_to_json,
     whole,
 )
 
@@ -70,6 +71,11 @@ class SymmetrySpec:
                             f"but {slot.tensor!r} has shape {shape}."
                         )
         check_overlaps(self.groups)
+
+    @property
+    def larger(self) -> tuple[str, ...]:
+        """Names of the groups on whose units more than permutations may act."""
+        return tuple(name for name, group in self.groups.items() if group.acts is not Acts.PERMUTATION)
 
     @property
     def fraction_moved(self) -> float:
@@ -154,15 +160,7 @@ class SymmetrySpec:
         """Return the spec as JSON text (see :meth:`from_json`)."""
         data = {
             "format": _FORMAT,
-            "groups": [
-                {
-                    "name": g.name,
-                    "size": g.size,
-                    "slots": [slot_to_json(s) for s in g.slots],
-                    **({"within": [list(w) for w in g.within], "family": g.family} if g.family else {}),
-                }
-                for g in self.groups.values()
-            ],
+            "groups": [group_to_json(g) for g in self.groups.values()],
             "pinned": [vars(p) for p in self.pinned],
             "shapes": {k: list(v) for k, v in self.shapes.items()},
             "outputs": None if self.outputs is None else list(self.outputs),
@@ -251,11 +249,15 @@ class SymmetrySpec:
         ]
         width = max([5, *(len(n) for n in self.groups)])
         roles = any(slot.role for group in self.groups.values() for slot in group.slots)
-        lines.append(f"{'group':<{width}}  units  {'role    ' if roles else ''}moves")
+        classes = max((len(g.acts.words) for g in self.groups.values()), default=0) if self.larger else 0
+        acts = f"{'acts':<{classes}}  " if classes else ""
+        lines.append(f"{'group':<{width}}  units  {acts}{'role    ' if roles else ''}moves")
         for name, group in self.groups.items():
+            own = f"{group.acts.words:<{classes}}  " if classes else ""
             for k, slot in enumerate(group.slots):
-                head = f"{name:<{width}}  {group.size:>5}" if k == 0 else " " * (width + 7)
-                lines.append(f"{head}  {slot.role:<6}  {slot}" if roles else f"{head}  {slot}")
+                head = f"{name:<{width}}  {group.size:>5}  {own}" if k == 0 else " " * (width + 9 + len(own))
+                lines.append(f"{head}{slot.role:<6}  {slot}" if roles else f"{head}{slot}")
+            lines += [f"{' ' * (width + 9)}({limit})" for limit in group.limits]
         if self.experiments:
             lines += ["", f"passed by experiment, not by a rule: {', '.join(self.experiments)}"]
         if self.pinned:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from isthmus.symmetry._contractions import Contraction, contraction_of
 from isthmus.symmetry._listed import (
     CONVOLUTIONS,
     COPIES,
@@ -150,16 +151,12 @@ class _Walk:
             **dict.fromkeys(NORMS, self._norm),
             **dict.fromkeys(RECURRENT, self._recurrent),
             **dict.fromkeys(CONVOLUTIONS, self._convolution),
-            **dict.fromkeys(SUMS, self._product),
+            **dict.fromkeys((*SUMS, "linear", "bilinear", "einsum", "outer", "ger"), self._sum_of_products),
             **dict.fromkeys(("cat", "concat", "stack"), self._joined),
             **dict.fromkeys(("embedding", "index_select"), self._looked_up),
             "prelu": self._norm,
             "_weight_norm": self._normalised_weight,
             "repeat": self._repeated,
-            "linear": self._linear,
-            "bilinear": self._bilinear,
-            "einsum": self._einsum,
-            **dict.fromkeys(("outer", "ger"), self._outer),
             "scaled_dot_product_attention": self._attention,
         }
 
@@ -307,28 +304,9 @@ class _Walk:
 
     # Sums of products
 
-    def _contracted(
-        self,
-        node: fx.Node,
-        operands: Sequence[tuple[fx.Node, Sequence[Any]]],
-        out: Sequence[Any],
-        *,
-        layer: bool = False,
-        mixed: Sequence[Any] = (),
-    ) -> Origins:
-        """Sum products of operands over the letters that the result lacks.
-
-        Args:
-            node: the operator.
-            operands: each with the letters of its axes.
-            out: letters of the result.
-            layer: whether the second operand is the weight of a layer, which the first one flows into.
-            mixed: letters along which something else happens too.
-        """
-        full: dict[Any, int] = {}
-        for n, letters in operands:
-            for letter, size in zip(letters, shape_of(n), strict=True):
-                full[letter] = max(full.get(letter, 1), size)
+    def _contracted(self, node: fx.Node, form: Contraction) -> Origins:
+        """Sum products of operands over the letters that the result lacks."""
+        full, operands, out = form.sizes(), form.operands, form.out
         made: dict[Any, set[Along]] = {letter: set() for letter in out}
         for k, (n, letters) in enumerate(operands):
             for axis, letter in enumerate(letters):
@@ -338,17 +316,21 @@ class _Walk:
                     for j, (o, other) in enumerate(operands)
                     if j != k and letter in other and shape_of(o)[other.index(letter)] == full[letter]
                 ]
-                if letter in mixed or list(letters).count(letter) > 1 or shape_of(n)[axis] != full[letter]:
+                if (
+                    letter in form.mixed
+                    or list(letters).count(letter) > 1
+                    or shape_of(n)[axis] != full[letter]
+                ):
                     self._say(alongs, "unknown")
                     alongs = alongs & {DATA} if shape_of(n)[axis] == full[letter] else NOTHING
                 elif letter not in made:
-                    self._summed(alongs, k, n, others, layer=layer)
+                    self._summed(alongs, k, n, others, layer=form.layer)
                 elif others:
                     single = len(others) == 1 and others[0][1] in self._data and bool(others[0][2])
                     if node in self._data:
                         self._say(alongs, "scales" if single else "unknown")
                     alongs = bent(alongs)
-                elif node in self._data or (layer and k == 1):
+                elif node in self._data or (form.layer and k == 1):
                     self._say(alongs, "holds")
                 if letter in made:
                     made[letter] |= alongs
@@ -392,71 +374,20 @@ class _Walk:
             found[place] = found[place] | alongs
         return tuple(found)
 
-    def _linear(self, node: fx.Node) -> Origins:
-        bound = bound_arguments(node)
-        rows = len(shape_of(bound["input"])) - 1
-        outer = list(range(rows))
-        weight = ["o", "i"][2 - len(shape_of(bound["weight"])) :]
-        operands = [(bound["input"], [*outer, "i"]), (bound["weight"], weight)]
-        made = self._contracted(node, operands, [*outer, *weight[:-1]], layer=True)
-        return self._shifted(node, bound.get("bias"), made)
-
-    def _bilinear(self, node: fx.Node) -> Origins:
-        bound = bound_arguments(node)
-        outer = list(range(len(shape_of(bound["input1"])) - 1))
-        operands = [
-            (bound["input1"], [*outer, "i"]),
-            (bound["weight"], ["o", "i", "j"]),
-            (bound["input2"], [*outer, "j"]),
-        ]
-        made = self._contracted(node, operands, [*outer, "o"])
-        return self._shifted(node, bound.get("bias"), made)
-
-    def _product(self, node: fx.Node) -> Origins | None:
-        bound = bound_arguments(node)
-        name = operator_of(node).removeprefix("aten.")
-        left, right = (bound[n] for n in SUMS[name])
-        ranks = [len(shape_of(n)) for n in (left, right)]
-        letters = [
-            [*range(-ranks[0], -2), *(["r"] if ranks[0] > 1 else []), "i"],
-            [*range(-ranks[1], -2), "i", *(["c"] if ranks[1] > 1 else [])],
-        ]
-        outer = list(range(-max(ranks), -2))
-        out = [*outer, *(["r"] if ranks[0] > 1 else []), *(["c"] if ranks[1] > 1 else [])]
-        made = self._contracted(node, [(left, letters[0]), (right, letters[1])], out)
-        return self._shifted(node, bound["self"], made) if name in ("addmm", "baddbmm") else made
-
-    def _outer(self, node: fx.Node) -> Origins:
-        bound = bound_arguments(node)
-        return self._contracted(node, [(bound["self"], "r"), (bound["vec2"], "c")], "rc")
-
-    def _einsum(self, node: fx.Node) -> Origins | None:
-        equation, tensors = str(node.args[0]).replace(" ", ""), list(node.args[1])  # pyright: ignore
-        left, arrow, right = equation.partition("->")
-        terms = left.split(",")
-        if not arrow:
-            counts = left.replace("...", "").replace(",", "")
-            right = ("..." if "..." in left else "") + "".join(
-                sorted(c for c in set(counts) if counts.count(c) == 1)
-            )
-        spans = [
-            len(shape_of(n)) - len(term.replace("...", "")) if "..." in term else 0
-            for n, term in zip(tensors, terms, strict=True)
-        ]
-        operands = [(n, _letters(term, span)) for n, term, span in zip(tensors, terms, spans, strict=True)]
-        return self._contracted(node, operands, _letters(right, max(spans)))
+    def _sum_of_products(self, node: fx.Node) -> Origins | None:
+        form = contraction_of(node)
+        if form is None:
+            return None
+        made = self._contracted(node, form)
+        return self._shifted(node, form.bias, made)
 
     def _attention(self, node: fx.Node) -> Origins | None:
-        bound = bound_arguments(node)
-        query, key, value = bound["query"], bound["key"], bound["value"]
-        if isinstance(bound.get("attn_mask"), fx.Node):
-            self._say_all(bound["attn_mask"], "unknown")
-        ranks = [len(shape_of(n)) for n in (query, key, value)]
-        if len(set(ranks)) > 1 or not any(n in self._data for n in (query, key, value)):
+        form, mask = contraction_of(node), bound_arguments(node).get("attn_mask")
+        if isinstance(mask, fx.Node):
+            self._say_all(mask, "unknown")
+        if form is None or not any(n in self._data for n, _ in form.operands):
             return None
-        outer = list(range(ranks[0] - 2))
-        operands = [(query, [*outer, "l", "d"]), (key, [*outer, "s", "d"]), (value, [*outer, "s", "v"])]
-        return self._contracted(node, operands, [*outer, "l", "v"], mixed=("s",))
+        return self._contracted(node, form)
 
     # Layers
 
@@ -544,9 +475,3 @@ def _varies(node: fx.Node, shape: Sequence[int], place: int) -> bool:
     """Return whether an operand has entries of its own along an axis of the result."""
     axis = place - len(shape) + len(shape_of(node))
     return axis >= 0 and shape_of(node)[axis] == shape[place]
-
-
-def _letters(term: str, span: int) -> list[Any]:
-    """Return the letters of an operand of ``einsum``; axes under dots are counted from the right."""
-    head, dots, tail = term.partition("...")
-    return [*head, *(range(-span, 0) if dots else ()), *tail]

@@ -7,20 +7,30 @@ found. How a network is run, in memory or from its files, is its runner's busine
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from isthmus.couplings import invert_permutation, random_permutation
+from isthmus.couplings import Coupling, Permutation, invert_permutation, random_permutation
 from isthmus.errors import ModelError, SymmetryError, VerificationError
 from isthmus.symmetry._apply import Couplings
 from isthmus.symmetry._discover import Outputs
+from isthmus.symmetry._elements import random_element
 from isthmus.symmetry._runner import Runner
+from isthmus.symmetry._slots import AxisGroup
 from isthmus.symmetry._spec import SymmetrySpec
 
-__all__ = ["Runs", "Verification", "drawn_relabellings", "function_change", "verification_of", "verify"]
+__all__ = [
+    "Runs",
+    "Verification",
+    "drawn_elements",
+    "drawn_relabellings",
+    "function_change",
+    "verification_of",
+    "verify",
+]
 
 _TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-3}
 
@@ -33,6 +43,7 @@ class Verification:
         max_relative_error: largest ``max|f(θ) − f(πθ)| / max|f(θ)|`` over outputs and draws, no unit.
         tolerance: largest error that passes.
         draws: number of random relabellings, each of all groups together.
+        elements: number of random elements of larger classes that were tried as well.
         guilty: groups that alone change the function (empty when the spec passes).
         errors: largest error of each output, by name.
         dtype: the precision of the runs.
@@ -46,6 +57,7 @@ class Verification:
     errors: Mapping[str, float]
     dtype: torch.dtype
     seed: int
+    elements: int = 0
 
     @property
     def passed(self) -> bool:
@@ -70,9 +82,10 @@ class Verification:
     def __str__(self) -> str:
         """Return one line with the verdict."""
         verdict = "preserved" if self.passed else f"CHANGED by {', '.join(self.guilty) or 'groups together'}"
+        more = f" and {self.elements} larger elements" if self.elements else ""
         return (
             f"function {verdict}: largest relative error {self.max_relative_error:.2e} over {self.draws} random "
-            f"relabellings in {str(self.dtype).removeprefix('torch.')} (tolerance {self.tolerance:.0e})"
+            f"relabellings{more} in {str(self.dtype).removeprefix('torch.')} (tolerance {self.tolerance:.0e})"
         )
 
 
@@ -99,13 +112,16 @@ def verify(
     generator: torch.Generator | None = None,
     draws: int = 2,
     tolerance: float | None = None,
+    symmetry: Literal["permutations", "all"] = "all",
 ) -> Verification:
     """Relabel a network at random and measure how far its outputs move.
 
     The weights are perturbed first (every entry of every floating tensor by its own random amount), so that
     nothing passes because norms still have unit gain, zero shift or equal running statistics; inputs that are
     the same everywhere get noise too. Everything is computed in float64, also where the model casts to float32.
-    All groups move together; if that fails, each moves alone, and those that fail are named.
+    All groups move together; if that fails, each moves alone, and those that fail are named. Then the units of groups
+    that more than permutations act on are moved by random elements of their classes: signs, log-normal factors,
+    uniformly random rotations, well conditioned matrices.
 
     Args:
         spec: what is tested.
@@ -116,6 +132,7 @@ def verify(
         generator: source of randomness; default: seed 0.
         draws: number of random relabellings.
         tolerance: default 1e-10 in float64; 1e-3 for a model that only runs in float32.
+        symmetry: ``"permutations"`` tries these alone.
 
     Returns:
         The measured errors. :meth:`Verification.require` turns a failure into an exception.
@@ -130,7 +147,25 @@ def verify(
     source = generator if generator is not None else torch.Generator().manual_seed(0)
     drawn = drawn_relabellings(spec, source, draws)
     runner = Runner(model, args, dict(kwargs or {}), spec.outputs if outputs is None else outputs, source)
-    return verification_of(spec, runner, drawn, source, tolerance)
+    found = verification_of(spec, runner, drawn, source, tolerance)
+    if symmetry == "permutations" or not found.passed or not spec.larger:
+        return found
+    others = torch.Generator().manual_seed(source.initial_seed())
+    return _joined(
+        found, verification_of(spec, runner, drawn_elements(spec, others, draws), others, tolerance)
+    )
+
+
+def _joined(permuted: Verification, moved: Verification) -> Verification:
+    """Return what was measured under permutations and under larger elements as one."""
+    errors = {
+        name: max(error, moved.errors.get(name, 0.0))
+        for name, error in {**moved.errors, **permuted.errors}.items()
+    }
+    largest = max(permuted.max_relative_error, moved.max_relative_error)
+    return replace(
+        permuted, max_relative_error=largest, guilty=moved.guilty, errors=errors, elements=moved.draws
+    )
 
 
 def drawn_relabellings(
@@ -145,6 +180,25 @@ def drawn_relabellings(
     """
     return [
         {name: _moving(group.size, generator, draw) for name, group in spec.groups.items()}
+        for draw in range(max(draws, 1))
+    ]
+
+
+def drawn_elements(
+    spec: SymmetrySpec, generator: torch.Generator, draws: int = 2
+) -> list[dict[str, Coupling]]:
+    """Return random elements of the whole group of all groups together, each of the class that its group allows.
+
+    Args:
+        spec: the groups, with their classes.
+        generator: source of randomness; advanced.
+        draws: how many; at least one is drawn.
+    """
+    return [
+        {
+            name: random_element(group.acts, _moving(group.size, generator, draw), generator)
+            for name, group in spec.groups.items()
+        }
         for draw in range(max(draws, 1))
     ]
 
@@ -171,13 +225,20 @@ def verification_of(
         worst = {name: max(worst.get(name, 0.0), error) for name, error in errors.items()}
     largest = max(worst.values(), default=0.0)
     guilty: set[str] = set()
+    larger = any(not isinstance(c, Tensor | Permutation) for at in drawn for c in at.values())
     for draw in range(0 if largest <= allowed else 2):
         left = [name for name in spec.groups if name not in guilty]
-        alone = [{name: _moving(spec.groups[name].size, generator, draw)} for name in left]
+        alone = [{name: _moved(spec.groups[name], generator, draw, larger=larger)} for name in left]
         found = zip(left, runs.errors(spec, alone), strict=True)
         guilty |= {name for name, errors in found if not max(errors.values(), default=0.0) <= allowed}
     named = tuple(name for name in spec.groups if name in guilty)
     return Verification(largest, allowed, len(drawn), named, worst, runs.dtype, generator.initial_seed())
+
+
+def _moved(group: AxisGroup, generator: torch.Generator, draw: int, *, larger: bool) -> Tensor | Coupling:
+    """Draw what moves one group alone."""
+    permutation = _moving(group.size, generator, draw)
+    return random_element(group.acts, permutation, generator) if larger else permutation
 
 
 def _check_order(spec: Any, model: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from isthmus.couplings import Rotation, random_permutation
-from isthmus.matching import Cluster, Comparison, MomentObjective, Objective
+from isthmus.matching import Cluster, InnerProduct, MomentObjective, Objective
 from isthmus.symmetry import Couplings, Slot, carry_tensor
 
 __all__ = ["check_gain_law"]
@@ -20,17 +20,17 @@ _TOLERANCE = 1e-9
 
 class _Compares(Protocol):
     @property
-    def compared(self) -> Sequence[Comparison]: ...
+    def compared(self) -> Sequence[InnerProduct]: ...
 
 
 def check_gain_law(objective: Objective, *, seed: int = 0) -> None:
     r"""Check that gains are the gradient of what the objective compares.
 
     At random permutations of all groups, for every cluster and every group in it: let a matrix :math:`M` act on the
-    units of B, once the permutations have moved them, through the slots that each comparison counts
-    (:meth:`isthmus.matching.Comparison.counted`). Then
+    units of B, once the permutations have moved them, through the slots that each inner product counts
+    (:meth:`isthmus.matching.InnerProduct.counted`). Then
 
-    .. math:: \frac{\partial}{\partial M} \sum_{\text{comparisons}} \langle a, M b \rangle \Big|_{M = 1}
+    .. math:: \frac{\partial}{\partial M} \sum \langle a, M b \rangle \Big|_{M = 1}
               = \sum_{\text{gains}} \text{gain.reduced(group)}.
 
     Where activations are compared, the value is :math:`\langle G, M \rangle` itself: moving a group further changes it
@@ -65,7 +65,7 @@ def check_gain_law(objective: Objective, *, seed: int = 0) -> None:
                 _require_close(group, found, expected)
 
 
-def _compared(objective: object) -> Sequence[Comparison]:
+def _compared(objective: object) -> Sequence[InnerProduct]:
     compares: _Compares | None = objective if hasattr(objective, "compared") else None  # pyright: ignore
     if compares is None:
         raise AssertionError(
@@ -83,11 +83,13 @@ def _require_close(group: str, found: Tensor, expected: Tensor) -> None:
         )
 
 
-def _gradient(comparison: Comparison, group: str, size: int, at: Couplings) -> Tensor:
-    """Return the gradient of a comparison's inner product by a matrix that acts on one group's units of B."""
+def _gradient(inner_product: InnerProduct, group: str, size: int, at: Couplings) -> Tensor:
+    """Return the gradient of an inner product by a matrix that acts on one group's units of B."""
     matrix = torch.eye(size, dtype=torch.float64, requires_grad=True)
     total = torch.zeros((), dtype=torch.float64)
-    for a, b, slots in zip(comparison.a, comparison.moved(at), comparison.counted(group), strict=True):
+    for a, b, slots in zip(
+        inner_product.a, inner_product.moved(at), inner_product.counted(group), strict=True
+    ):
         for slot in slots:
             b = _acted(b, slot, group, matrix)
         values = a if isinstance(a, Tensor) else a.read()
@@ -99,7 +101,7 @@ def _gradient(comparison: Comparison, group: str, size: int, at: Couplings) -> T
 
 def _acted(tensor: Tensor, slot: Slot, group: str, matrix: Tensor) -> Tensor:
     """Return a tensor on whose slot a matrix acts: as a rotation would, whatever it is to the units."""
-    slots = {slot.axis: [(group, replace(slot, role=""))]}
+    slots = {slot.axis: [(group, replace(slot, role="", power=None))]}
     return carry_tensor(tensor, slots, {group: Rotation(matrix)})
 
 

@@ -73,7 +73,7 @@ def dropout_error(
         input_weight: for ``"matched"``, incoming weights, shape ``(units, features)``, bias appended if any.
         second_moment: metric of the incoming weights, shape ``(features, features)``; identity by default.
             The cost of a pair is :math:`\overline{\lVert a \rVert^2} \lVert \Delta w \rVert_\Sigma^2 +
-            \overline{\phi^2} \lVert \Delta a \rVert^2`: with the first factor, which the note lacks, the
+            \overline{\phi^2} \lVert \Delta a \rVert^2`: with the first factor (Theory, section 9), the
             pairing does not depend on how scale is shared between the two layers.
 
     Returns:

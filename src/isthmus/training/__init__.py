@@ -21,7 +21,7 @@ from isthmus.training._stacked import can_stack, train_stacked
 from isthmus.training._training import (
     EpochRecord,
     Optimiser,
-    Schedule,
+    RateSchedule,
     TrainResult,
     TrainSettings,
     train,
@@ -45,7 +45,7 @@ __all__ = [
     "Optimiser",
     "Precision",
     "PrecisionSetting",
-    "Schedule",
+    "RateSchedule",
     "TrainResult",
     "TrainSettings",
     "can_stack",

@@ -35,7 +35,7 @@ def read_members(archive: Path, wanted: Collection[str]) -> dict[str, bytes]:
             zipped = file.read(len(_GZIP_HEAD)) == _GZIP_HEAD
             file.seek(0)
             stream: Any = gzip.GzipFile(fileobj=file) if zipped else file
-            bounded: Any = _Bounded(stream, archive)
+            bounded: Any = _LimitedFile(stream, archive)
             with tarfile.open(fileobj=bounded, mode="r:") as tar:
                 return _read(tar, archive, wanted)
     except DataError:
@@ -77,7 +77,7 @@ def _kind(member: tarfile.TarInfo) -> str:
     return next((kind for kind, true in kinds.items() if true), "a file outside its folder")
 
 
-class _Bounded:
+class _LimitedFile:
     """A file of which no more may be read than :data:`MOST_BYTES`, whatever its headers promise."""
 
     def __init__(self, stream: IO[bytes], archive: Path) -> None:

@@ -28,7 +28,7 @@ objects (PERSID), copy without need (DUP), or take memory before the bytes for i
 
 
 @dataclass
-class _Kind:
+class _NumpyDtype:
     """Stands for a NumPy dtype."""
 
     code: str = ""
@@ -56,7 +56,7 @@ class StoredArray:
     def __setstate__(self, state: Any) -> None:
         """Take what ``ndarray.__reduce__`` gave: version, shape, dtype, order, bytes."""
         _, shape, kind, fortran, content = state
-        if not (isinstance(kind, _Kind) and isinstance(content, bytes) and isinstance(shape, tuple)):
+        if not (isinstance(kind, _NumpyDtype) and isinstance(content, bytes) and isinstance(shape, tuple)):
             raise pickle.UnpicklingError("its array is not one of bytes")
         self.shape, self.kind, self.fortran, self.content = shape, kind.code, bool(fortran), content
 
@@ -71,11 +71,11 @@ def _empty(owner: Any, *_: Any) -> StoredArray:
     return StoredArray()
 
 
-def _kind(code: Any, *_: Any) -> _Kind:
+def _kind(code: Any, *_: Any) -> _NumpyDtype:
     text = code.decode("ascii", "replace") if isinstance(code, bytes) else code
     if not isinstance(text, str):
         raise pickle.UnpicklingError("its dtype has no code")
-    return _Kind(text)
+    return _NumpyDtype(text)
 
 
 def _bytes(text: Any, encoding: Any) -> bytes:
@@ -152,7 +152,7 @@ class PlainReader(_Unpickler):
     def load_build(self) -> None:
         """Fill one of our stand-ins, and nothing else."""
         state, target = self.stack.pop(), self.stack[-1]
-        if not isinstance(target, (StoredArray, _Kind)):
+        if not isinstance(target, (StoredArray, _NumpyDtype)):
             raise pickle.UnpicklingError("it sets attributes of something that is no array")
         target.__setstate__(state)
 

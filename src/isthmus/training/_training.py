@@ -24,7 +24,7 @@ from isthmus.training._seeds import derive_seed, seeded_generator
 __all__ = ["EpochRecord", "TrainResult", "TrainSettings", "train"]
 
 Optimiser = Literal["sgd", "adam"]
-Schedule = Literal["cosine", "constant"]
+RateSchedule = Literal["cosine", "constant"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class TrainSettings:
     epochs: int = 50
     warmup_steps: int = 10
     warmup_from: float = 1e-6
-    schedule: Schedule = "cosine"
+    schedule: RateSchedule = "cosine"
     weight_decay: float = 0.0
     seed: int = 0
     precision: Precision = "float32"
@@ -76,7 +76,7 @@ class TrainSettings:
         """Check every value against its range."""
         allowed = {
             "optimiser": get_args(Optimiser),
-            "schedule": get_args(Schedule),
+            "schedule": get_args(RateSchedule),
             "precision": get_args(Precision),
             "initialisation": get_args(Initialisation),
             "augment": get_args(Augmentation),

@@ -1,6 +1,6 @@
 """Couplings between clouds of units: assignment, rotations, factors, ground costs, plans, dimension. Tensors only."""
 
-from isthmus.transport._assignment import Assignment, assign
+from isthmus.transport._assignment import Assigned, assign
 from isthmus.transport._balance import balancing
 from isthmus.transport._costs import ground_cost, w2_matching
 from isthmus.transport._dimension import (
@@ -18,7 +18,7 @@ from isthmus.transport._factors import gain_of_factors, least_squares_factors, n
 from isthmus.transport._rotations import plane_rotations, procrustes
 
 __all__ = [
-    "Assignment",
+    "Assigned",
     "assign",
     "ground_cost",
     "w2_matching",

@@ -26,7 +26,7 @@ from isthmus.transport._certificate import (
 )
 from isthmus.transport._inputs import as_real
 
-__all__ = ["Assignment", "assign"]
+__all__ = ["Assigned", "assign"]
 
 _LOGGER = logging.getLogger("isthmus.transport")
 
@@ -37,14 +37,14 @@ used for the first time."""
 
 
 _SHORT = (torch.float16, torch.bfloat16, torch.bool, torch.uint8, torch.int8, torch.int16)
-"""What float32 holds exactly."""
+"""Dtypes whose numbers float32 holds exactly."""
 
 _LARGEST = 2.0**960
 """Entries up to here are far from overflow, whatever the number of rows."""
 
 
 @dataclass(frozen=True, eq=False)
-class Assignment:
+class Assigned:
     """The best pairing of rows with columns found, and what proves it.
 
     For a batch, tensors have a leading batch axis; ``value`` and ``gap`` are totals, as if the matrices were the
@@ -74,10 +74,10 @@ def assign(
     matrix: Any,
     *,
     maximize: bool = False,
-    warm: Assignment | None = None,
+    warm: Assigned | None = None,
     budget: float | None = None,
     proof: bool = True,
-) -> Assignment:
+) -> Assigned:
     r"""Pair rows with columns so that the sum of the chosen entries is the least (or the greatest).
 
     .. math:: \min_{\pi} \sum_i C_{i\pi(i)} \;=\; \max_{u_i + v_j \le C_{ij}} \sum_i u_i + \sum_j v_j
@@ -100,7 +100,7 @@ def assign(
             than half the time.
 
     Returns:
-        The optimal :class:`Assignment`; exact for the entries as given: float32 and shorter entries are used as
+        The optimal :class:`Assigned`; exact for the entries as given: float32 and shorter entries are used as
         they are, with duals and sums in float64.
 
     Raises:
@@ -143,12 +143,12 @@ def assign(
     for k, block in enumerate(entries):
         start = None
         if warm is not None:
-            start = Assignment(warm.columns[k], 0.0, warm.row_duals[k], warm.column_duals[k], 0.0)
+            start = Assigned(warm.columns[k], 0.0, warm.row_duals[k], warm.column_duals[k], 0.0)
         parts.append(_assign_one(block, maximize, start, deadline, proof))
     return _batch(parts, entries)
 
 
-def _check_warm(warm: Assignment, shape: tuple[int, ...]) -> None:
+def _check_warm(warm: Assigned, shape: tuple[int, ...]) -> None:
     sizes = tuple(warm.row_duals.shape), tuple(warm.column_duals.shape)
     if sizes != (shape[:-1], (*shape[:-2], shape[-1])) or warm.columns.shape != warm.row_duals.shape:
         raise ShapeError(
@@ -166,8 +166,8 @@ def _check_warm(warm: Assignment, shape: tuple[int, ...]) -> None:
 
 
 def _assign_one(
-    entries: Tensor, maximize: bool, warm: Assignment | None, deadline: float, proof: bool
-) -> Assignment:
+    entries: Tensor, maximize: bool, warm: Assigned | None, deadline: float, proof: bool
+) -> Assigned:
     costs = _as_costs(entries)
     sign = -1.0 if maximize else 1.0
     prices = pairs = None
@@ -189,7 +189,7 @@ def _assign_one(
         columns = _inverse(columns, costs.shape[1])
         rows_dual, columns_dual = columns_dual, rows_dual
     device = entries.device
-    return Assignment(
+    return Assigned(
         columns=torch.from_numpy(columns).to(device),
         value=value,
         row_duals=torch.from_numpy(sign * rows_dual).to(device),
@@ -328,12 +328,12 @@ def _inverse(columns: Any, length: int) -> NDArray[np.int64]:
     return rows
 
 
-def _batch(parts: list[Assignment], entries: Tensor) -> Assignment:
+def _batch(parts: list[Assigned], entries: Tensor) -> Assigned:
     if not parts:
         rows = torch.zeros(entries.shape[:2], device=entries.device)
         columns = torch.zeros(entries.shape[::2], device=entries.device)
-        return Assignment(rows.long(), 0.0, rows.double(), columns.double(), 0.0)
-    return Assignment(
+        return Assigned(rows.long(), 0.0, rows.double(), columns.double(), 0.0)
+    return Assigned(
         columns=torch.stack([p.columns for p in parts]),
         value=math.fsum(p.value for p in parts),
         row_duals=torch.stack([p.row_duals for p in parts]),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from isthmus.errors import DataError
 
 _ROUNDING = 32 * np.finfo(np.float64).eps
-"""What may be missing from a proof, relative to the sum of the absolute chosen entries: rounding of these entries."""
+"""The most that a proof may lack, relative to the sum of the absolute chosen entries: the rounding of these."""
 
 _RETURNED = 2.0**-30
 """The same for the duals as returned, whose rounding is that of prices and may be larger. Beyond it, prices dwarf the
@@ -175,7 +175,7 @@ def prove_rows(
 
 
 def rounded_off(entries: NDArray[np.float64], prices: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what rounding took from ``entries - prices`` (Knuth's two-sum)."""
+    """Return the rounding error of ``entries - prices`` (Knuth's two-sum)."""
     reduced = entries - prices
     back = reduced - entries
     return (entries - (reduced - back)) + (-prices - back)

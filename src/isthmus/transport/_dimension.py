@@ -1,4 +1,4 @@
-r"""How many directions a cloud fills: approximate dimension, stable rank, entropy rank.
+r"""Number of directions that a cloud fills: approximate dimension, stable rank, entropy rank.
 
 All three are functions of the eigenvalues :math:`\lambda` of a second moment ``S`` and are free of scale.
 They come in two forms: from a factor ``X`` (``S = X.T @ X`` or ``X @ X.T``: both have the same non-zero

@@ -161,7 +161,7 @@ def row_minima(costs, sign, prices, least):
 
 @_compiled
 def _rounded_off(cost, price):
-    """Return what rounding took from ``cost - price`` (Knuth's two-sum); ``cost`` must be finite."""
+    """Return the rounding error of ``cost - price`` (Knuth's two-sum); ``cost`` must be finite."""
     reduced = cost - price
     back = reduced - cost
     return (cost - (reduced - back)) + (-price - back)

@@ -12,7 +12,6 @@ from isthmus.symmetry._segments import Stacked
 from isthmus.symmetry._values import Value
 
 _TIME = "steps of a recurrence"
-_GATES = "gates of a recurrent layer"
 
 
 def _cell(
@@ -27,9 +26,7 @@ def _cell(
     projection = rest.pop() if rest and rest[-1].ndim == 2 else None
     units: list[Expression] = []
     for value in (inputs, recurrent, *rest):
-        gate, unit = op.split_trailing(value.axes[0], hidden)
-        op.pin(gate, _GATES)
-        units.append(unit)
+        units += op.segments(value.axes[0], [hidden] * gates)
     for unit in units[1:]:
         op.unify(units[0], unit)
     op.unify(x, inputs.axes[1])

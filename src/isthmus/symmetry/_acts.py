@@ -1,0 +1,64 @@
+"""What may act on the units of a group: classes of matrices, from permutations to every invertible map."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+__all__ = ["Acts"]
+
+
+class Acts(StrEnum):
+    """The largest class of couplings that leaves the network's function alone, whatever its weights are.
+
+    Every class contains the permutations. ``SIGNED`` and ``POSITIVE`` are contained in ``MONOMIAL``, ``SIGNED`` in
+    ``ORTHOGONAL``, which contains ``MEAN_FIXING``; ``GENERAL`` contains all.
+    """
+
+    PERMUTATION = "permutation"
+    """Units change places."""
+    SIGNED = "signed"
+    """And change their sign."""
+    POSITIVE = "positive"
+    """And are multiplied by positive factors."""
+    MONOMIAL = "monomial"
+    """And are multiplied by any factors but zero."""
+    MEAN_FIXING = "mean-fixing"
+    """Rotations and reflections that fix the direction in which all units are equal, ``Q 1 = 1``."""
+    ORTHOGONAL = "orthogonal"
+    """Rotations and reflections."""
+    GENERAL = "general"
+    """Invertible matrices."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether units are mixed with one another."""
+        return self in (Acts.MEAN_FIXING, Acts.ORTHOGONAL, Acts.GENERAL)
+
+    def contains(self, other: Acts) -> bool:
+        """Return whether every element of another class is one of this class."""
+        return other is self or other in _BELOW[self]
+
+    @property
+    def words(self) -> str:
+        """How texts call the class."""
+        return _WORDS[self]
+
+
+_BELOW: dict[Acts, frozenset[Acts]] = {
+    Acts.PERMUTATION: frozenset(),
+    Acts.SIGNED: frozenset({Acts.PERMUTATION}),
+    Acts.POSITIVE: frozenset({Acts.PERMUTATION}),
+    Acts.MONOMIAL: frozenset({Acts.PERMUTATION, Acts.SIGNED, Acts.POSITIVE}),
+    Acts.MEAN_FIXING: frozenset({Acts.PERMUTATION}),
+    Acts.ORTHOGONAL: frozenset({Acts.PERMUTATION, Acts.SIGNED, Acts.MEAN_FIXING}),
+    Acts.GENERAL: frozenset(Acts) - {Acts.GENERAL},
+}
+_WORDS = {
+    Acts.PERMUTATION: "permutations",
+    Acts.SIGNED: "signs",
+    Acts.POSITIVE: "positive scales",
+    Acts.MONOMIAL: "signs and scales",
+    Acts.MEAN_FIXING: "rotations that fix the mean",
+    Acts.ORTHOGONAL: "rotations",
+    Acts.GENERAL: "invertible maps",
+}
