@@ -26,11 +26,22 @@ LOW = {
     "evaluation",
     "checkpoints",
 }
-CORE = {"symmetry", "transport", "layers", "moments", "matching", "paths", "connectivity", "merging"}
+CORE = {
+    "symmetry",
+    "transport",
+    "layers",
+    "folding",
+    "moments",
+    "matching",
+    "paths",
+    "connectivity",
+    "merging",
+}
 ALLOWED = {
     "symmetry": LOW,
     "transport": LOW,
     "layers": LOW | {"symmetry"},
+    "folding": LOW | {"symmetry", "layers"},
     "moments": LOW | {"symmetry", "transport", "layers"},
     "matching": LOW | {"symmetry", "transport", "layers", "moments"},
     "paths": LOW | {"symmetry", "transport", "layers", "moments"},

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         SymmetryError,
         VerificationError,
     )
+    from isthmus.folding import Folded, fold
     from isthmus.matching import METHODS, Alignment, DimensionTable, align, dimension, match
     from isthmus.merging import merge
     from isthmus.paths import Path, Refreshed, Repaired, Straight
@@ -56,6 +57,8 @@ __all__ = [
     "interpolate",
     "loss_barrier",
     "merge",
+    "fold",
+    "Folded",
     "dimension",
     "DimensionTable",
     "Batch",
@@ -84,6 +87,7 @@ _HOMES = {
         "SymmetryError",
         "VerificationError",
     ),
+    "folding": ("Folded", "fold"),
     "matching": ("METHODS", "Alignment", "DimensionTable", "align", "dimension", "match"),
     "merging": ("merge",),
     "paths": ("Path", "Refreshed", "Repaired", "Straight"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,10 @@ import torch.nn.functional as F
 from symmetry_helpers import Net, build, check, group, normal
 from torch import Tensor, nn
 
-from isthmus.symmetry import discover
+from isthmus import SymmetryError
+from isthmus.symmetry import Value, _axes, discover, strict_rules, verify
+from isthmus.symmetry._axes import ONE
+from isthmus.symmetry._segments import Stacked, moved
 
 X = normal(4, 5)
 TURN = torch.tensor([1, 2, 0])
@@ -271,9 +275,17 @@ def test_a_rule_that_fails_or_answers_in_another_shape_pins(monkeypatch: pytest.
         return Value(x.axes[:-1])
 
     model = build(lambda: Net(lambda m, x: m.b(m.a(x).softmax(-1)), a=nn.Linear(5, 6), b=nn.Linear(6, 3)))
-    for wrong in (fails, misses):
+    for wrong, found in (
+        (fails, "it raised ValueError: no such form"),
+        (misses, "it answered in another shape"),
+    ):
         monkeypatch.setitem(_operation._RULES, "aten.softmax", (wrong, "mixes"))
-        spec = check(model, X, set(), every_slot=False)
+        with pytest.raises(
+            SymmetryError, match=rf"the rule for aten\.softmax in module .*softmax\.int.*{found}"
+        ):
+            check(model, X, set(), every_slot=False)
+        with strict_rules(False):
+            spec = check(model, X, set(), every_slot=False)
         (pinned,) = (p for p in spec.pinned if p.tensor == "a.bias")
         assert pinned.reason == "the rule does not know this form of the operator"
         assert pinned.operator == "aten.softmax"
@@ -297,3 +309,48 @@ def test_choices_on_axes_of_unequal_length_are_numbers() -> None:
 
     model = build(lambda: Net(forward, a=nn.Linear(5, 6), c=nn.Linear(5, 4), table=(6, 3)))
     assert sizes(model, X) == []
+
+
+class _RescalesItself(nn.Module):
+    """Changes its own weights in the first call of evaluation, as RWKV does."""
+
+    def __init__(self, change: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 5), nn.Linear(5, 2)
+        self.change, self.done = change, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.done:
+            with torch.no_grad():
+                self.change(self.first.weight)
+            self.done = True
+        return self.last(self.first(x).relu())
+
+
+@pytest.mark.parametrize(
+    ("change", "moves", "acts"),
+    [
+        (lambda w: w.div_(2), True, "positive"),
+        (lambda w: w.clamp_(-1, 1), True, "permutation"),
+        (lambda w: w[0].mul_(2), False, None),
+        (lambda w: w.copy_(w.roll(1, 0)), False, None),
+    ],
+)
+def test_weights_that_a_call_computes_anew_move_as_they_did(
+    change: Callable[[Tensor], object], moves: bool, acts: str | None
+) -> None:
+    """What is made of a weight from the state alone must move and scale like the weight, and need not stay."""
+    model = _RescalesItself(change).eval()
+    found = discover(model, torch.randn(4, 3))
+    assert [g.acts for g in found.groups.values() if g.size == 5] == ([acts] if moves else [])
+    assert verify(found, model, torch.randn(4, 3)).passed
+
+
+def test_positions_in_segments_keep_no_segments_apart() -> None:
+    """Relative position tables are looked up by positions that were put together: nothing is known of their order."""
+    part = Value((ONE, _axes.fresh(4)))
+    both = Stacked(0, (part, part))
+    lookup = SimpleNamespace(name="aten.index", shape=(2, 4))
+    assert moved(lookup, both, {"x": both, "indices": [Stacked(0, (Value((ONE,)), Value((ONE,))))]}) is None  # type: ignore[arg-type]
+    counted = Value((_axes.fresh(2),), run=0)
+    assert isinstance(moved(lookup, both, {"x": both, "indices": [counted]}), Stacked)  # type: ignore[arg-type]

@@ -669,9 +669,11 @@ def random_network(seed: int) -> tuple[list[nn.Module], Tensor, int]:
     return [first, last], x, pick(1, 2, 3, 7)
 
 
-@pytest.mark.parametrize("group", range(4))
+@pytest.mark.parametrize("group", range(2))
 def test_the_bound_holds_on_random_networks(group: int) -> None:
-    for seed in range(20 * group, 20 * group + 20):
+    for seed in range(
+        21 * group, 21 * group + 21
+    ):  # 42 in all: each activation in layers and in convolutions
         (a, b), x, segments = random_network(seed)
         check(a, b, x, segments)
 

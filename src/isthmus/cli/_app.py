@@ -16,6 +16,7 @@ from isthmus import __version__
 from isthmus.cli import _console as console
 from isthmus.cli._align import align
 from isthmus.cli._demo import demo
+from isthmus.cli._fold import fold
 from isthmus.cli._line import line
 from isthmus.cli._merge import merge
 from isthmus.cli._study import study
@@ -56,7 +57,7 @@ def options(
     """Take the options that belong to no command."""
 
 
-for command in (demo, symmetry, align, line, merge):
+for command in (demo, symmetry, fold, align, line, merge):
     app.command()(command)
 app.add_typer(study)
 app.add_typer(theory, name="theory")

@@ -33,12 +33,14 @@ from isthmus.study import resolve_data
 from isthmus.symmetry import Outputs
 
 __all__ = [
+    "LoadedNetwork",
     "NetworkPair",
     "align_pair",
     "are_files",
     "data_for",
     "example_for",
     "example_of_shapes",
+    "load_network",
     "load_pair",
     "training_part",
 ]
@@ -68,6 +70,40 @@ class NetworkPair:
         """Return a state in the dtypes of the file of A (0) or B (1)."""
         dtypes = self.dtypes[which]
         return with_versions_of(state, {name: t.to(dtypes.get(name, t.dtype)) for name, t in state.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedNetwork:
+    """A network in evaluation mode with the tensors of a file, in the widest floating dtype of these.
+
+    Attributes:
+        model: the network.
+        target: what it was built by.
+        notes: what was done to read the file.
+        dtypes: of the tensors in the file.
+    """
+
+    model: nn.Module
+    target: Target
+    notes: tuple[str, ...]
+    dtypes: Mapping[str, torch.dtype]
+
+    def as_stored(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return a state in the dtypes of the file."""
+        return with_versions_of(state, {n: t.to(self.dtypes.get(n, t.dtype)) for n, t in state.items()})
+
+
+def load_network(path: Path, target: str, *, trust_remote_code: bool = False) -> LoadedNetwork:
+    """Build a network and load one checkpoint into it; the target may be a model folder.
+
+    Raises:
+        CheckpointError: the file cannot be read, does not fit the network, or holds NaN or infinite values.
+        ModelError: the target cannot be built.
+    """
+    found = _folder_target(target, trust_remote_code) if is_model_folder(target) else load_target(target)
+    state, notes = _read(found.model, path)
+    dtypes = {name: t.dtype for name, t in state.items()}
+    return LoadedNetwork(_filled(found.model, state), found, notes, dtypes)
 
 
 def load_pair(

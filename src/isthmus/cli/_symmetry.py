@@ -52,6 +52,7 @@ def symmetry(
             "max_relative_error": result.max_relative_error,
             "tolerance": result.tolerance,
             "draws": result.draws,
+            "elements": result.elements,
             "guilty": list(result.guilty),
         },
     }

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
 from isthmus.matching import Alignment
-from isthmus.symmetry import SymmetrySpec
+from isthmus.symmetry import AxisGroup, SymmetrySpec
 
 __all__ = ["alignment_text", "spec_text"]
 
@@ -22,7 +22,7 @@ def spec_text(spec: SymmetrySpec, verbose: bool = False) -> str:
     if verbose or whole.count("\n") < _LINES:
         return whole
     headline = whole.partition("\n\n")[0]
-    lines = [headline, "", *_alike((name, f"{group.size} units") for name, group in spec.groups.items())]
+    lines = [headline, "", *_alike((name, _described(group)) for name, group in spec.groups.items())]
     if spec.pinned:
         reasons = Counter[str]()
         for axis in spec.pinned:
@@ -34,6 +34,16 @@ def spec_text(spec: SymmetrySpec, verbose: bool = False) -> str:
     if spec.experiments:
         lines += ["", f"operators without a rule, tried by experiment: {', '.join(spec.experiments)}"]
     return "\n".join([*lines, "", "--verbose lists every group and every pinned axis."])
+
+
+def _described(group: AxisGroup) -> str:
+    """Return how many units a group has, what may act on them, and which operators prevent more."""
+    limits = (
+        f"{limit.acts.words}, were it not for {limit.operator.removeprefix('aten.')}"
+        for limit in group.limits
+    )
+    more = "; ".join(dict.fromkeys(limits))
+    return f"{group.size} units, {group.acts.words}{f' ({more})' if more else ''}"
 
 
 def alignment_text(alignment: Alignment, verbose: bool = False) -> str:

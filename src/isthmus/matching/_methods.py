@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Literal
@@ -85,10 +86,15 @@ class Method:
 
 
 class Methods(Mapping[str, Method]):
-    """Methods by name, in the order in which they are shown."""
+    """Methods by name, in the order in which they are shown.
+
+    Attributes:
+        shipped: the names that were there from the start, whatever was registered later.
+    """
 
     def __init__(self, *methods: Method) -> None:
         self._methods = {method.name: method for method in methods}
+        self.shipped = tuple(self._methods)
 
     def __getitem__(self, name: str) -> Method:
         """Return a method by its name."""
@@ -112,6 +118,16 @@ class Methods(Mapping[str, Method]):
             raise DataError(f"A method named {method.name!r} is registered already. Give yours another name.")
         self._methods[method.name] = method
         return method
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Return a context that begins with the shipped methods, and after which what it registers is forgotten."""
+        before = self._methods
+        self._methods = {name: before[name] for name in self.shipped}
+        try:
+            yield
+        finally:
+            self._methods = before
 
     def __repr__(self) -> str:
         """Return one line."""

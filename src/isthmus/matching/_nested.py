@@ -157,11 +157,14 @@ def _summed(matrices: Sequence[Tensor]) -> Tensor:
 
 def _disjoint(gain: Gain) -> list[Gain]:
     """Split a gain whose groups lie on different cells, such as segments of one axis, into one for each."""
-    owner: dict[int, list[str]] = {}
+    if len(gain.members) <= 1:
+        return [gain]
+    owner: dict[int, tuple[str, ...]] = {}
     for name, own in gain.members.items():
         for cell in own.flatten().tolist():
-            owner.setdefault(cell, []).append(name)
-    parts = _merged([[name] for name in gain.members], owner.values())
+            owner[cell] = (*owner.get(cell, ()), name)
+    # Thousands of cells have the same few owners, and each set of them merges what it merges once.
+    parts = _merged([[name] for name in gain.members], dict.fromkeys(owner.values()))
     if len(parts) <= 1:
         return [gain]
     found: list[Gain] = []
@@ -272,7 +275,7 @@ def _inside(gain: Gain, outer: str, block: int) -> dict[str, Tensor]:
     place = {int(cell): k for k, cell in enumerate(cells)}
     found: dict[str, Tensor] = {}
     for name, own in gain.members.items():
-        rows = [[place[c] for c in row if c in place] for row in own.tolist()]
-        if name != outer and rows and rows[0]:
+        rows = [] if name == outer else [[place[c] for c in row if c in place] for row in own.tolist()]
+        if rows and rows[0]:
             found[name] = torch.tensor(rows)
     return found

@@ -2,6 +2,7 @@
 
 from isthmus.pretrained._align import StoredProblem, align
 from isthmus.pretrained._files import MergedFile, merge_files
+from isthmus.pretrained._fold import FoldedModel, fold
 from isthmus.pretrained._folder import free_target
 from isthmus.pretrained._inputs import FoundInput, check_inputs, inspect_input
 from isthmus.pretrained._lazy import LazyState, StoredTensor
@@ -13,6 +14,7 @@ from isthmus.pretrained._write import Written, apply, merge
 __all__ = [
     "parse_size",
     "free_target",
+    "FoldedModel",
     "FoundInput",
     "LazyState",
     "MergedFile",
@@ -23,6 +25,7 @@ __all__ = [
     "align",
     "apply",
     "check_inputs",
+    "fold",
     "function_change",
     "inspect_input",
     "is_model_folder",

@@ -79,7 +79,9 @@ class StoredProblem(Problem):
             ModelError: the network cannot be run.
         """
         source = torch.Generator().manual_seed(self.seed)
-        found = verify(self.spec, self.opened_a, outputs=self.outputs, generator=source).require()
+        found = verify(
+            self.spec, self.opened_a, outputs=self.outputs, generator=source, symmetry="permutations"
+        ).require()
         self._drawn = source.get_state()
         return found
 

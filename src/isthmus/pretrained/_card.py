@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from isthmus.errors import printable
 from isthmus.matching import Alignment
 
-__all__ = ["Contribution", "merge_card", "relabelled_card"]
+__all__ = ["Contribution", "folded_card", "merge_card", "relabelled_card"]
 
 _SHOWN = 20
 """Names of tensors listed in a card."""
@@ -62,6 +62,28 @@ def relabelled_card(source: Contribution, left_out: Sequence[str], unknown: Sequ
         "function; its weights can be averaged with those of the model it was aligned to.",
     ]
     lines += _alignments([source]) + _unknown(unknown, "as they were, in the old order") + _left_out(left_out)
+    return "\n".join(lines) + "\n"
+
+
+def folded_card(
+    source: Contribution, folds: Sequence[str], left_out: Sequence[str], unknown: Sequence[str] = ()
+) -> str:
+    """Return the card of a model whose norms were folded.
+
+    Args:
+        source: the network.
+        folds: what was folded, one line each.
+        left_out: files that were not copied.
+        unknown: stored tensors that belong to no part of the network.
+    """
+    lines = [*_front([source], "folded"), "# Folded model", ""]
+    lines += [
+        f"{_text(source.title)} with gains, biases and means of its norms moved into the layers around them, made with "
+        "Isthmus. It computes the same function, up to rounding.",
+        "",
+    ]
+    lines += [f"- {_text(line)}" for line in folds]
+    lines += _unknown(unknown, "as they were") + _left_out(left_out)
     return "\n".join(lines) + "\n"
 
 

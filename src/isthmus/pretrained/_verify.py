@@ -10,32 +10,36 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from isthmus.couplings import Permutation
 from isthmus.errors import ModelError
 from isthmus.pretrained._gather import STILL, gathers, gathers_by_key
 from isthmus.pretrained._open import OpenedModel
 from isthmus.symmetry import (
     Couplings,
     DoublePrecision,
-    Reordering,
+    EditChange,
+    Slots,
     SymmetrySpec,
     Trace,
     Verification,
+    as_couplings,
+    carry_tensor,
     drawn_relabellings,
     noisy_input,
     operator_of,
     output_change,
     perturbation,
-    verification_of,
+    verified,
 )
 
-__all__ = ["function_change", "verify"]
+__all__ = ["edit_change", "function_change", "verify"]
 
 _LARGE = 2**27
 """Entries of a tensor above which everything runs in float32: 1 GiB in float64."""
@@ -49,6 +53,7 @@ def verify(
     seed: int = 0,
     outputs: Any = None,
     generator: torch.Generator | None = None,
+    symmetry: Literal["permutations", "all"] = "all",
 ) -> Verification:
     """Relabel a stored network at random and measure how far its outputs move, reading one tensor at a time.
 
@@ -63,6 +68,7 @@ def verify(
         seed: of all randomness.
         outputs: outputs that must be preserved; default: those of the spec.
         generator: source of randomness instead.
+        symmetry: ``"permutations"`` tries these alone, else random elements of larger classes are tried too.
 
     Raises:
         ModelError: the graph cannot be run, or returns nothing finite.
@@ -71,7 +77,7 @@ def verify(
     source = torch.Generator().manual_seed(seed) if generator is None else generator
     drawn = drawn_relabellings(spec, source, draws)
     runs = _StoredRuns(model, spec.outputs if outputs is None else outputs, source.initial_seed())
-    return verification_of(spec, runs, drawn, source)
+    return verified(spec, runs, drawn, source, symmetry=symmetry)
 
 
 def function_change(
@@ -90,6 +96,59 @@ def function_change(
     return max(runs.errors(spec, [permutations])[0].values(), default=0.0)
 
 
+class Change(Protocol):
+    """What is done to a tensor of the state before it is used."""
+
+    def apply(self, values: Tensor, /) -> Tensor:
+        """Return the tensor that is used instead."""
+        ...
+
+
+def edit_change(
+    edit: Callable[[str, Callable[[str], Tensor]], Tensor],
+    names: Collection[str],
+    model: OpenedModel,
+    *,
+    outputs: Any = None,
+    seed: int | None = 0,
+) -> EditChange:
+    """Return how far edits of the state move the outputs of a stored network, reading one tensor at a time.
+
+    Args:
+        edit: returns an edited tensor, given its name and a function from name to the tensor before.
+        names: of the tensors that are edited.
+        model: the opened model folder.
+        outputs: outputs that must be preserved; default: all.
+        seed: every weight is changed at random first; ``None`` for the network's own weights.
+
+    Raises:
+        ModelError: the graph cannot be run, or returns nothing finite.
+    """
+    runs = _StoredRuns(model, outputs, seed)
+    changes = {name: _Edited(lambda n=name: edit(n, runs.read).to(runs.dtype)) for name in names}
+    return EditChange.of(runs.errors_of([changes])[0], runs.dtype)
+
+
+class _Edited:
+    """An edited tensor, which is computed from the state, whatever it was."""
+
+    def __init__(self, value: Callable[[], Tensor]) -> None:
+        self._value = value
+
+    def apply(self, values: Tensor, /) -> Tensor:
+        return self._value()
+
+
+class _Carried:
+    """A tensor carried by couplings."""
+
+    def __init__(self, slots: Slots, at: Couplings) -> None:
+        self._slots, self._at = slots, at
+
+    def apply(self, values: Tensor, /) -> Tensor:
+        return carry_tensor(values, self._slots, self._at)
+
+
 class _StoredRuns:
     """Runs a stored network under relabellings, all side by side.
 
@@ -106,9 +165,23 @@ class _StoredRuns:
 
     def errors(self, spec: SymmetrySpec, relabellings: Sequence[Couplings]) -> list[dict[str, float]]:
         """Return, for each relabelling, the largest relative change of each output."""
-        for permutations in relabellings:
-            gathers_by_key(spec, permutations, self._model)  # checks shapes and ties
-        variants: list[Mapping[str, Reordering]] = [{}, *(gathers(spec, p) for p in relabellings)]
+        return self.errors_of(self._changes(spec, at) for at in relabellings)
+
+    def _changes(self, spec: SymmetrySpec, at: Couplings) -> Mapping[str, Change]:
+        """Return what is done to every tensor that couplings move."""
+        if all(isinstance(coupling, Permutation | Tensor) for coupling in at.values()):
+            gathers_by_key(spec, at, self._model)  # checks shapes and ties
+            return gathers(spec, at)
+        couplings = as_couplings(spec, at)
+        return {name: _Carried(slots, couplings) for name, slots in spec.slots_by_tensor().items()}
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor as the runs see it."""
+        return self._read(name)
+
+    def errors_of(self, changes: Iterable[Mapping[str, Change]]) -> list[dict[str, float]]:
+        """Return, for each way of changing tensors, the largest relative change of each output."""
+        variants: list[Mapping[str, Change]] = [{}, *changes]
         given = (tuple(self._model.example.args), dict(self._model.example.kwargs))
         if self._seed is not None:
             source = _generator_for("inputs", self._seed)
@@ -118,7 +191,7 @@ class _StoredRuns:
                     return self._compared(variants, noisy)
         return self._compared(variants, given)
 
-    def _compared(self, variants: Sequence[Mapping[str, Reordering]], inputs: Any) -> list[dict[str, float]]:
+    def _compared(self, variants: Sequence[Mapping[str, Change]], inputs: Any) -> list[dict[str, float]]:
         traced = self._model.traced
         wanted = traced.select_outputs(self._outputs)
         reference, *runs = _SideBySide(traced, self._read, self._model.buffers, variants, self.dtype).run(
@@ -181,7 +254,7 @@ class _SideBySide:
         traced: the graph.
         read: returns a tensor of the state by name.
         buffers: values of the buffers that are not part of the state.
-        variants: per run, how the state's tensors are put in order.
+        variants: per run, what is done to tensors of the state before they are used.
         dtype: of all floating values.
     """
 
@@ -190,7 +263,7 @@ class _SideBySide:
         traced: Trace,
         read: Callable[[str], Tensor],
         buffers: Mapping[str, Tensor],
-        variants: Sequence[Mapping[str, Reordering]],
+        variants: Sequence[Mapping[str, Change]],
         dtype: torch.dtype,
     ) -> None:
         self._traced, self._read, self._buffers = traced, read, buffers
@@ -252,7 +325,7 @@ class _SideBySide:
         results: list[Any] = []
         for k, moves in enumerate(self._variants):
 
-            def value(n: fx.Node, k: int = k, moves: Mapping[str, Reordering] = moves) -> Any:
+            def value(n: fx.Node, k: int = k, moves: Mapping[str, Change] = moves) -> Any:
                 if n in stored:
                     return moves.get(self._values[n].name, STILL).apply(stored[n])
                 return self._values[n][k]
@@ -265,7 +338,7 @@ class _SideBySide:
             results.append(self._apply(node, args, kwargs))
         return results
 
-    def _unchanged(self, node: fx.Node, k: int, moves: Mapping[str, Reordering]) -> bool:
+    def _unchanged(self, node: fx.Node, k: int, moves: Mapping[str, Change]) -> bool:
         for n in node.all_input_nodes:
             value = self._values[n]
             if value.name in moves if isinstance(value, _Stored) else value[k] is not value[0]:

@@ -32,7 +32,7 @@ from isthmus.pretrained._shards import (
 from isthmus.states import check_same_architecture
 from isthmus.symmetry import Reordering
 
-__all__ = ["OnBytes", "Written", "apply", "merge"]
+__all__ = ["OnBytes", "Written", "apply", "merge", "write_like"]
 
 OnBytes = Callable[[str, int, int], None]
 """Called with the name of the tensor, the bytes written so far, and all bytes to write."""
@@ -103,7 +103,7 @@ def apply(
         return blocks(model.file, tensor.key, moves.get(tensor.key, STILL))
 
     source = Contribution(model.title, alignment=alignment, library=model.library.name)
-    return _write(
+    return write_like(
         model, moved, Path(out), limit, [alignment], lambda *left: relabelled_card(source, *left), on_progress
     )
 
@@ -178,7 +178,7 @@ def merge(
     sources = [
         Contribution(m.title, w, a, m.library.name) for m, w, a in zip(models, shares, used, strict=True)
     ]
-    written = _write(
+    written = write_like(
         first,
         averaged,
         Path(out),
@@ -222,7 +222,7 @@ def _averaged(
         yield average
 
 
-def _write(
+def write_like(
     base: OpenedModel,
     values: Callable[[PlannedTensor], Iterator[Tensor]],
     out: Path,
@@ -230,8 +230,12 @@ def _write(
     alignments: Sequence[Alignment],
     card: Callable[[Sequence[str], Sequence[str]], str],
     on_progress: OnBytes | None,
+    finish: Callable[[Path], None] | None = None,
 ) -> Written:
-    """Write a folder like ``base`` with other values; its configuration comes last, so half is never whole."""
+    """Write a folder like ``base`` with other values; its configuration comes last, so half is never whole.
+
+    What ``finish`` does to the folder is done before it gets its name; an exception leaves nothing behind.
+    """
     planned = [
         PlannedTensor(key, base.file.stored(key).dtype, base.file.stored(key).shape) for key in base.file
     ]
@@ -266,4 +270,6 @@ def _write(
             alignment.save(folder / _ALIGNMENTS / f"{name}.safetensors")
         (folder / "README.md").write_text(card(extras.left_out, unknown), encoding="utf-8")
         extras.copy(folder)
+        if finish is not None:
+            finish(folder)
     return Written(out, tuple(shards), len(planned), total, extras.left_out, unknown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import types
 from collections import deque
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
     "ATOMS",
@@ -26,6 +28,8 @@ __all__ = [
 ATOMS = (
     str, bytes, bytearray, int, float, complex, type(None), type, types.ModuleType, types.BuiltinFunctionType,
     torch.dtype, torch.device, torch.Size, torch.Generator, torch.layout, torch.memory_format, fx.Graph,
+    # What fake tensors and loggers lead to, such as the records that a handler keeps, is nothing of the module's.
+    TorchDispatchMode, logging.Logger, logging.Handler,
 )  # fmt: skip
 REGISTERS = ("_parameters", "_buffers", "_modules")
 MACHINERY = frozenset(vars(nn.Module())) - {"training"}

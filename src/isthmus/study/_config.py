@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -49,6 +50,7 @@ __all__ = [
 _SWEPT = ("data", "network", "training")
 """Sections in which a list means: one variant per entry."""
 
+_OWN_METHOD = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _MOST_UNITS = 10_000
 """Units of a study unless it says otherwise: the longest preset has a few hundred."""
 
@@ -171,7 +173,7 @@ class MeasureConfig(_Strict):
         dimension: whether approximate dimensions are measured.
     """
 
-    methods: tuple[str, ...] = ("none", *METHODS)
+    methods: tuple[str, ...] = ("none", *METHODS.shipped)
     points: int = Field(default=11, ge=2)
     refresh: tuple[Literal["none", "batchnorm"], ...] = ("none",)
     dimension: bool = True
@@ -179,7 +181,10 @@ class MeasureConfig(_Strict):
     @field_validator("methods")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(v if ":" in v else _one_of(v, ("none", *METHODS)) for v in value)
+        for name in value:
+            if name not in ("none", *METHODS) and not _OWN_METHOD.fullmatch(name):
+                raise ValueError(f"one of {', '.join(('none', *METHODS))}, or your own as module:METHOD")
+        return value
 
 
 class Variant(_Strict):
@@ -214,10 +219,12 @@ class StudyConfig(_Study):
         measure: what is measured.
         variants: the points of the sweep.
         text: the YAML it was read from.
+        folder: in which that file lies, where methods of one's own are looked for first; ``None`` without a file.
     """
 
     variants: tuple[Variant, ...]
     text: str = ""
+    folder: str | None = None
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
@@ -275,7 +282,9 @@ def read_study(source: str | Path) -> StudyConfig:
     """
     path = Path(source)
     if path.is_file():
-        return parse_study(read_text(path), str(path))
+        return parse_study(read_text(path), str(path)).model_copy(
+            update={"folder": str(path.resolve().parent)}
+        )
     if str(source) in preset_names():
         return parse_study(preset_text(str(source)), f"preset {source}")
     raise StudyError(

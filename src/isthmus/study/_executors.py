@@ -63,6 +63,7 @@ class Job:
     data_dir: str | None
     threads: int
     device: str
+    modules: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def run_job(job: Job) -> Outcome:
     trace = message = None
     with _threads(job.threads):
         try:
-            result = run_content(job.unit, store, job.data_dir, job.device)
+            result = run_content(job.unit, store, job.data_dir, job.device, job.modules)
             networks = digests_of(job.unit, store)
         except Exception as error:  # whatever a unit raises is its result; the study goes on
             trace, message = traceback.format_exc(), f"{type(error).__name__}: {error}"

@@ -16,11 +16,12 @@ from isthmus.batches import Batches
 from isthmus.checkpoints import load_state, save_state
 from isthmus.connectivity import Curve, Line, line
 from isthmus.errors import IsthmusWarning
-from isthmus.matching import Alignment, Problem, method_named, solve
+from isthmus.matching import Alignment, Method, Problem, method_named, solve
 from isthmus.moments import keeps_running_statistics
 from isthmus.states import check_finite, state_of
 from isthmus.study._config import NetworkConfig
 from isthmus.study._evidence import checked_network
+from isthmus.study._own_methods import importing_from, require_own_method
 from isthmus.study._plan import NetworkRef, Unit
 from isthmus.study._store import Store
 from isthmus.symmetry import SymmetrySpec, discover, verify
@@ -47,10 +48,21 @@ _DRAW = 0
 """Seed of which examples statistics and lines use: the same in every unit, so that pairs are compared alike."""
 
 
-def run_content(unit: Unit, store: Store, data_dir: str | None, device: str) -> dict[str, Any]:
-    """Do a unit's work; return plain values, the same whenever the content, machine and threads are."""
+def run_content(
+    unit: Unit, store: Store, data_dir: str | None, device: str, modules: str | None = None
+) -> dict[str, Any]:
+    """Do a unit's work; return plain values, the same whenever the content, machine and threads are.
+
+    Args:
+        unit: what is to be done.
+        store: where networks are kept.
+        data_dir: folder of the data set, if it is not to be downloaded.
+        device: where tensors live.
+        modules: folder of the user's own methods.
+    """
     work = {"train": _train, "measure": _measure, "dimension": _dimension}[unit.kind]
-    return _finite(work(unit, store, data_dir, device))
+    with importing_from(modules if unit.content.get("own_methods") else None):
+        return _finite(work(unit, store, data_dir, device, modules))
 
 
 def load_split(name: str, data_dir: str | None, split: str, normalise: str | None = None) -> Dataset:
@@ -86,7 +98,7 @@ def build_network(network: NetworkConfig, dataset: Described) -> nn.Module:
 # --- Training ----------------------------------------------------------------------------------------------
 
 
-def _train(unit: Unit, store: Store, data_dir: str | None, device: str) -> dict[str, Any]:
+def _train(unit: Unit, store: Store, data_dir: str | None, device: str, _: str | None) -> dict[str, Any]:
     content = unit.content
     data = _data_of(unit, data_dir, "train")
     model = build_network(NetworkConfig(**content["network"]), data).to(device)
@@ -113,8 +125,11 @@ def _trained(result: TrainResult) -> dict[str, Any]:
 # --- A pair ------------------------------------------------------------------------------------------------
 
 
-def _measure(unit: Unit, store: Store, data_dir: str | None, device: str) -> dict[str, Any]:
+def _measure(
+    unit: Unit, store: Store, data_dir: str | None, device: str, modules: str | None
+) -> dict[str, Any]:
     content = unit.content
+    methods = _methods(unit, modules)
     sizes, options = content["data"], content["measure"]
     train_data, test_data = (_data_of(unit, data_dir, split) for split in ("train", "test"))
     model_a, model_b = (
@@ -129,7 +144,7 @@ def _measure(unit: Unit, store: Store, data_dir: str | None, device: str) -> dic
     }
     seed = derive_seed(content["a"]["seed"], "pair", str(content["b"]["seed"]))
     problem = Problem(model_a, model_b, batches=statistics, seed=seed)
-    needs = {method_named(method).needs for method in options["methods"] if method != "none"}
+    needs = {method.needs for method in methods.values()}
     problem.verification.require()
     problem.prepare(inputs="inputs" in needs, joint="activations" in needs)
     spec = problem.spec
@@ -138,7 +153,7 @@ def _measure(unit: Unit, store: Store, data_dir: str | None, device: str) -> dic
     for method in options["methods"]:
         found = None
         if method != "none":
-            found = solve(problem, method)
+            found = solve(problem, methods[method])
         lines: dict[bool, Line] = {}
         for refresh in options["refresh"]:
             recompute = refresh == "batchnorm" and recomputable
@@ -156,6 +171,16 @@ def _measure(unit: Unit, store: Store, data_dir: str | None, device: str) -> dic
             about = {"method": method, "refresh": refresh, **_aligned(found)}
             rows += [{**about, "split": split, **_curve(c)} for split, c in lines[recompute].curves.items()]
     return {"rows": rows, "groups": {g.name: g.size for g in spec.groups.values()}}
+
+
+def _methods(unit: Unit, modules: str | None) -> dict[str, Method]:
+    """Return the methods of a unit by their names; the user's own have the code that its address says."""
+    own = unit.content.get("own_methods", {})
+    return {
+        name: require_own_method(name, modules, own[name]) if name in own else method_named(name)
+        for name in unit.content["measure"]["methods"]
+        if name != "none"
+    }
 
 
 def _measured(*networks_and_data: Any, **options: Any) -> Line:
@@ -207,7 +232,7 @@ def _curve(curve: Curve) -> dict[str, Any]:
 # --- Dimensions --------------------------------------------------------------------------------------------
 
 
-def _dimension(unit: Unit, store: Store, data_dir: str | None, device: str) -> dict[str, Any]:
+def _dimension(unit: Unit, store: Store, data_dir: str | None, device: str, _: str | None) -> dict[str, Any]:
     from isthmus.matching import dimension
 
     content = unit.content

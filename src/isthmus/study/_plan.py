@@ -126,7 +126,11 @@ def address_of(content: Mapping[str, Any]) -> str:
 
 
 def plan_study(
-    study: StudyConfig, digest: Digest, facts: Callable[[Variant], NetworkFacts], precision: Precision
+    study: StudyConfig,
+    digest: Digest,
+    facts: Callable[[Variant], NetworkFacts],
+    precision: Precision,
+    own: Mapping[str, str] | None = None,
 ) -> StudyPlan:
     """Cut a study into units.
 
@@ -135,6 +139,7 @@ def plan_study(
         digest: of data sets, by name and split.
         facts: about the network of a variant.
         precision: what ``precision: auto`` stands for.
+        own: digests of the code of the user's own methods, by their names.
     """
     study = study.with_precision(precision)
     units: dict[str, Unit] = {}
@@ -148,7 +153,7 @@ def plan_study(
             units[unit.address] = unit
             places |= {key: NetworkRef(unit.address, i) for i, key in enumerate(chunk)}
         for variant in members:
-            for unit in _measurements(study, variant, network, places, digest):
+            for unit in _measurements(study, variant, network, places, digest, own):
                 units[unit.address] = unit
     return StudyPlan(study.name, tuple(_sorted(units.values())), precision)
 
@@ -196,6 +201,7 @@ def _measurements(
     facts: NetworkFacts,
     places: Mapping[tuple[float, int], NetworkRef],
     digest: Digest,
+    own: Mapping[str, str] | None,
 ) -> Iterator[Unit]:
     rate = variant.training.learning_rate
     measure = study.measure.model_dump(mode="json")
@@ -209,6 +215,8 @@ def _measurements(
         ends = {"a": {**asdict(places[rate, a]), "seed": a}, "b": {**asdict(places[rate, b]), "seed": b}}
         content = {"kind": "measure", **shared, "data": data, **ends, "measure": measure}
         content["training"] = variant.training.content()
+        if own:  # left out otherwise, as in the addresses of old
+            content["own_methods"] = dict(own)
         needs = tuple(dict.fromkeys(end["unit"] for end in ends.values()))
         lines = len(measure["methods"]) * (len(measure["refresh"]) if facts.refreshable else 1)
         cost = 2.0 * lines * measure["points"] / 11 * facts.size
@@ -223,7 +231,7 @@ def _measurements(
             **shared,
             "data": {"name": data["name"], "statistics": data["statistics"], **_normalised(variant)},
             "of": asdict(place),
-            "methods": list(METHODS),
+            "methods": list(METHODS.shipped),
             "ranks": False,
         }
         yield Unit(

@@ -19,6 +19,7 @@ from isthmus.study._device import check_device
 from isthmus.study._evidence import Evidence, unproven_note, weigh
 from isthmus.study._executors import AbstractExecutor, InProcess, Job, Outcome
 from isthmus.study._measure import build_network, load_split
+from isthmus.study._own_methods import keep_code, own_methods
 from isthmus.study._plan import NetworkFacts, StudyPlan, Unit, name_of, plan_study
 from isthmus.study._sinks import AbstractSink, scalars_of
 from isthmus.study._store import Store
@@ -113,6 +114,7 @@ def make_plan(
     Raises:
         DataError: the data cannot be had.
         ModelError: a network does not fit the data.
+        StudyError: a method of one's own cannot be imported.
     """
     return _planned(study, data_dir, precision, read)[0]
 
@@ -122,6 +124,7 @@ def _planned(
 ) -> tuple[StudyPlan, list[tuple[Variant, NetworkFacts]]]:
     """Return the plan, and what is known about the networks of each architecture in it."""
     where = None if data_dir is None else str(data_dir)
+    own = {name: found.digest for name, found in own_methods(study.measure.methods, study.folder).items()}
     known: list[tuple[Variant, NetworkFacts]] = []
     found_in: Describe = (lambda name, split: load_split(name, where, split)) if read is None else read
 
@@ -140,7 +143,7 @@ def _planned(
         return found
 
     chosen = faster_precision("cpu") if precision is None else precision
-    return plan_study(study, lambda name, split: found_in(name, split).digest, facts, chosen), known
+    return plan_study(study, lambda name, split: found_in(name, split).digest, facts, chosen, own), known
 
 
 def _check_memory(study: StudyConfig, known: Iterable[tuple[Variant, NetworkFacts]], device: str) -> None:
@@ -187,8 +190,8 @@ def run_study(
         lost, changed, damaged, or unproven (of a version before digests).
 
     Raises:
-        StudyError: the folder holds another study, or results that this one does not ask for, or the device is not
-            there; nothing is changed then.
+        StudyError: the folder holds another study, or results that this one does not ask for, the device is not
+            there, or a method of one's own cannot be imported; nothing is changed then.
         DataError: the data cannot be had.
         ModelError: a network does not fit the data, or into the machine's memory.
         OutputError: the folder cannot be written.
@@ -204,12 +207,13 @@ def run_study(
         _check_memory(study, known, device)
     store.create()
     store.write_plan(plan, study.text)
+    keep_code(own_methods(study.measure.methods, study.folder), store.folder)
     where = None if data_dir is None else str(Path(data_dir).resolve())
     evidence = weigh(store, plan)
     notes = _told(store, plan, evidence)
     for _ in range(2):  # a network that is trained anew may differ from the one that was measured
         jobs = [
-            Job(u, str(store.folder), where, chosen.threads, device)
+            Job(u, str(store.folder), where, chosen.threads, device, study.folder)
             for u in plan.units
             if u.address not in evidence.done
         ]

@@ -20,15 +20,19 @@ from isthmus.symmetry._relabelling import Relabelling
 from isthmus.symmetry._runner import DoublePrecision, noisy_input, output_change, perturbation
 from isthmus.symmetry._slots import AxisGroup, IndexMap, Limit, PinnedAxis, Slot
 from isthmus.symmetry._spec import SymmetrySpec
+from isthmus.symmetry._strict import strict_rules
 from isthmus.symmetry._trace import Trace, bound_arguments, module_of, operator_of, trace
 from isthmus.symmetry._values import Value
 from isthmus.symmetry._verify import (
+    EditChange,
     Runs,
     Verification,
     drawn_elements,
     drawn_relabellings,
+    edit_change,
     function_change,
     verification_of,
+    verified,
     verify,
 )
 
@@ -37,6 +41,7 @@ __all__ = [
     "AxisGroup",
     "Couplings",
     "DoublePrecision",
+    "EditChange",
     "IndexMap",
     "Limit",
     "NamedOutputs",
@@ -63,6 +68,7 @@ __all__ = [
     "discover_from_trace",
     "drawn_elements",
     "drawn_relabellings",
+    "edit_change",
     "function_change",
     "module_of",
     "named_outputs",
@@ -73,7 +79,9 @@ __all__ = [
     "random_element",
     "reordering",
     "rule",
+    "strict_rules",
     "trace",
     "verification_of",
+    "verified",
     "verify",
 ]

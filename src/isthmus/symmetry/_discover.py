@@ -111,11 +111,11 @@ def discover_from_trace(
             _pin_value(interpreter.values[node], Pin(f"the model's output {name!r}"))
         for node in way.asked:
             _pin_value(interpreter.values[node], Pin("its values are read by Python"))
-        for (
-            name,
-            node,
-        ) in way.staying.items():  # later calls may look at it in ways that this trace does not show
-            _pin_value(interpreter.values[node], Pin(f"kept for later calls in {name!r}"))
+        for name, node in way.staying.items():
+            if name in way.rewritten:
+                _move_alike(interpreter.values[node], labels[_first(name, way)])
+            else:  # later calls may look at it in ways that this trace does not show
+                _pin_value(interpreter.values[node], Pin(f"kept for later calls in {name!r}"))
     used = used_atoms(interpreter.steps)
     names = {tensor: traced.aliases.get(tensor, (tensor,)) for tensor in labels}
     for value in values_in(list(labels.values())):
@@ -141,6 +141,13 @@ def _pin_value(given: Any, why: Pin) -> None:
     if isinstance(value, Value):
         for axis in value.axes if value.points is None else (*value.axes, value.points.axis):
             _axes.pin(axis, why)
+
+
+def _move_alike(written: Any, own: Label) -> None:
+    """Demand that what a call makes of a parameter moves as the parameter does."""
+    one, two = joined(written), joined(own)
+    for made, axis in zip(one.axes, two.axes, strict=True):
+        _axes.unify(made, axis)
 
 
 def activation_name(node: str) -> str:
@@ -213,7 +220,7 @@ def _interpret(
                 why = Pin(f"the model's input {node.name!r}")
                 value = Value(tuple(_axes.immovable(s, why) for s in shape))
             inputs[node.name] = value
-        for name in way.staying:
+        for name in (n for n in way.staying if n not in way.rewritten):
             written = joined(labels.get(_first(name, way)))
             for axis in () if written is None else written.axes:
                 _axes.pin(axis, Pin("written by the model for later calls"))

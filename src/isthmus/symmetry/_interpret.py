@@ -22,6 +22,7 @@ from isthmus.symmetry._axes import Pin, UnsplittableError
 from isthmus.symmetry._experiment import Passing, passing_axes
 from isthmus.symmetry._operation import Kind, Mixing, Operation, Rule, Step, rule_of
 from isthmus.symmetry._segments import joined
+from isthmus.symmetry._strict import report_failure
 from isthmus.symmetry._ties import Ties
 from isthmus.symmetry._trace import module_of, operator_of
 from isthmus.symmetry._values import Pointer, Value, constant_value, is_scaled_identity, values_in
@@ -245,10 +246,14 @@ def _attempt(function: Rule, op: Operation, bound: Mapping[str, Any], values: Se
     """Return what a rule says; pin everything if it cannot read the call or its answer has another shape."""
     try:
         result = function(op, **bound)
+    except UnsplittableError:  # the labels do not allow what the operator does
+        pass
+    except (TypeError, ValueError, IndexError, AttributeError) as failure:
+        report_failure(op.node, failure)
+    else:
         if _fits(result, op.result):
             return result
-    except (TypeError, ValueError, IndexError, AttributeError, UnsplittableError):
-        pass
+        report_failure(op.node, None)
     op.mixings.clear()
     op.selections.clear()
     op.use_as_numbers(values)

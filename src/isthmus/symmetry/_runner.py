@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,10 @@ from isthmus.symmetry._outputs import named_outputs
 from isthmus.symmetry._spec import SymmetrySpec
 from isthmus.symmetry._trials import TRIALS, RankingSeen, nudged
 
-__all__ = ["DoublePrecision", "Runner", "noisy_input", "output_change", "perturbation"]
+__all__ = ["DoublePrecision", "Edit", "Runner", "noisy_input", "output_change", "perturbation"]
+
+Edit = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""A change of a state, which is given and returned whole."""
 
 _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, OverflowError)
 _LOW = (torch.float16, torch.bfloat16, torch.float32)
@@ -133,21 +136,20 @@ class Runner:
         also run where they are equal; there only changes count that are far above rounding.
         """
         for permutations in relabellings:
-            found = self._errors(spec, permutations, self._state, self._inputs, self._reference)
-            for state, inputs, reference in self._trials:
-                for name, error in self._errors(spec, permutations, state, inputs, reference).items():
-                    found[name] = max(found[name], error if not error <= _FELT else 0.0)
-            yield found
+            yield self.errors_of(lambda state, moves=permutations: apply(spec, moves, state))
+
+    def errors_of(self, edit: Edit) -> dict[str, float]:
+        """Return the largest relative change of each output by an edit of the state (see :meth:`errors`)."""
+        found = self._errors(edit, self._state, self._inputs, self._reference)
+        for state, inputs, reference in self._trials:
+            for name, error in self._errors(edit, state, inputs, reference).items():
+                found[name] = max(found[name], error if not error <= _FELT else 0.0)
+        return found
 
     def _errors(
-        self,
-        spec: SymmetrySpec,
-        permutations: Couplings,
-        original: Mapping[str, Tensor],
-        inputs: Any,
-        reference: Mapping[str, Tensor],
+        self, edit: Edit, original: Mapping[str, Tensor], inputs: Any, reference: Mapping[str, Tensor]
     ) -> dict[str, float]:
-        state = apply(spec, permutations, original)
+        state = {name: tensor.to(original[name].dtype) for name, tensor in edit(original).items()}
         try:
             self._replica.check(state)
         except CheckpointError:

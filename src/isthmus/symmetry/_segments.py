@@ -184,7 +184,8 @@ def moved(op: Operation, x: Stacked, bound: Mapping[str, Any]) -> Any:
         return Stacked(x.dim - (place < x.dim), parts, x.whole)
     if op.name == "aten.index":
         places = [k for k, i in enumerate(bound["indices"]) if i is not None]
-        start = bound["indices"][places[0]].run if len(places) == 1 else None
+        index = bound["indices"][places[0]] if len(places) == 1 else None
+        start = index.run if isinstance(index, Value) else None
         if start is not None and places[0] == x.dim:
             return x.range(start % sum(x.lengths), op.shape[x.dim])
         return None

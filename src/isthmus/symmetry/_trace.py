@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from isthmus.errors import ModelError
 from isthmus.replica import Replica, hidden_tensors, storage_key
 from isthmus.symmetry._export import Way, export_ways, shell_of
+from isthmus.symmetry._functional import functional
 from isthmus.symmetry._memory import aliases_of, overlaps, saved_tensors, view_key
 from isthmus.symmetry._outputs import NamedOutputs, named_outputs
 from isthmus.symmetry._reading import Read, require_same_answers
@@ -60,6 +61,8 @@ class Trace:
         changing: placeholders of these, and of constants that change from call to call.
         staying: nodes of what a call leaves behind for the next one: final values of buffers that it writes, and
             tensors that it puts on modules; each by a name.
+        rewritten: those of them that are parameters which a call computes anew from the state alone (weights rescaled
+            in the first call of evaluation): they must move as before, and nothing more.
         inputs: names of the placeholders of user inputs, in order.
         outputs: from output name to the node that computes it; names are paths such as ``logits`` or ``0``, written as
             ``['a']['b']`` where another output has the same words.
@@ -78,6 +81,7 @@ class Trace:
     computed: frozenset[str]
     changing: frozenset[str]
     staying: Mapping[str, fx.Node]
+    rewritten: frozenset[str]
     inputs: tuple[str, ...]
     outputs: NamedOutputs[fx.Node]
     aliases: Mapping[str, tuple[str, ...]]
@@ -250,7 +254,7 @@ def _traced(
         _refuse_randomness(way.program, model)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            traces.append(_build(shell, way.program.run_decompositions({}), way))
+            traces.append(_build(shell, functional(way.program), way))
     return replace(traces[0], others=tuple(traces[1:]))
 
 
@@ -341,6 +345,7 @@ def _build(shell: nn.Module, program: ExportedProgram, way: Way) -> Trace:
         computed=frozenset(),
         changing=frozenset(),
         staying=_staying(program, way.left, state),
+        rewritten=_rewritten(program),
         inputs=tuple(inputs),
         outputs=outputs,
         aliases=aliases_of(state),
@@ -371,6 +376,15 @@ def _staying(program: ExportedProgram, left: tuple[str, ...], saved: Iterable[st
         found.update({name: node for name, node in nodes if isinstance(node, fx.Node)})
     users = {s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT}
     return {name: node for name, node in found.items() if name in saved or _depends(node, users)}
+
+
+def _rewritten(program: ExportedProgram) -> frozenset[str]:
+    """Return the parameters that a call computes anew from the state alone."""
+    signature = program.graph_signature
+    by_name = {n.name: n for n in program.graph.nodes}
+    users = {s.arg.name for s in signature.input_specs if s.kind == InputKind.USER_INPUT}
+    specs = [s for s in signature.output_specs if s.kind == OutputKind.PARAMETER_MUTATION]
+    return frozenset(str(s.target) for s in specs if not _depends(by_name[s.arg.name], users))
 
 
 def _keeps_own_state(written: fx.Node, read: fx.Node | None) -> bool:

@@ -45,6 +45,7 @@ from isthmus.symmetry._origins import (
     spread,
     strided,
 )
+from isthmus.symmetry._strict import report_failure
 from isthmus.symmetry._trace import Trace, bound_arguments, operator_of
 
 __all__ = ["find_uses"]
@@ -99,7 +100,8 @@ class _Walk:
             rule = self._pointwise
         try:
             made = None if rule is None else rule(node)
-        except (TypeError, ValueError, IndexError, KeyError, AttributeError):
+        except (TypeError, ValueError, IndexError, KeyError, AttributeError) as failure:
+            report_failure(node, failure)
             made = None  # a call that the rule cannot read says nothing
         if made is None:
             for n in node.all_input_nodes:

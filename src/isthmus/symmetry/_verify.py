@@ -18,17 +18,20 @@ from isthmus.errors import ModelError, SymmetryError, VerificationError
 from isthmus.symmetry._apply import Couplings
 from isthmus.symmetry._discover import Outputs
 from isthmus.symmetry._elements import random_element
-from isthmus.symmetry._runner import Runner
+from isthmus.symmetry._runner import Edit, Runner
 from isthmus.symmetry._slots import AxisGroup
 from isthmus.symmetry._spec import SymmetrySpec
 
 __all__ = [
+    "EditChange",
     "Runs",
     "Verification",
     "drawn_elements",
     "drawn_relabellings",
+    "edit_change",
     "function_change",
     "verification_of",
+    "verified",
     "verify",
 ]
 
@@ -147,13 +150,34 @@ def verify(
     source = generator if generator is not None else torch.Generator().manual_seed(0)
     drawn = drawn_relabellings(spec, source, draws)
     runner = Runner(model, args, dict(kwargs or {}), spec.outputs if outputs is None else outputs, source)
-    found = verification_of(spec, runner, drawn, source, tolerance)
+    return verified(spec, runner, drawn, source, tolerance=tolerance, symmetry=symmetry)
+
+
+def verified(
+    spec: SymmetrySpec,
+    runs: Runs,
+    drawn: Sequence[Couplings],
+    generator: torch.Generator,
+    *,
+    tolerance: float | None = None,
+    symmetry: Literal["permutations", "all"] = "all",
+) -> Verification:
+    """Return what permutations, and then elements of larger classes, do to a network, however it is run.
+
+    Args:
+        spec: what is tested.
+        runs: runs the network.
+        drawn: permutations of all groups together (see :func:`drawn_relabellings`); as many elements are drawn.
+        generator: source of randomness; advanced as by permutations alone.
+        tolerance: largest error that passes; default: by the precision of the runs.
+        symmetry: ``"permutations"`` tries these alone.
+    """
+    found = verification_of(spec, runs, drawn, generator, tolerance)
     if symmetry == "permutations" or not found.passed or not spec.larger:
         return found
-    others = torch.Generator().manual_seed(source.initial_seed())
-    return _joined(
-        found, verification_of(spec, runner, drawn_elements(spec, others, draws), others, tolerance)
-    )
+    others = torch.Generator().manual_seed(generator.initial_seed())
+    elements = drawn_elements(spec, others, len(drawn))
+    return _joined(found, verification_of(spec, runs, elements, others, tolerance))
 
 
 def _joined(permuted: Verification, moved: Verification) -> Verification:
@@ -281,6 +305,58 @@ def function_change(
     runner = Runner(model, args, dict(kwargs or {}), wanted, None)
     (errors,) = runner.errors(spec, [permutations])
     return max(errors.values(), default=0.0)
+
+
+@dataclass(frozen=True)
+class EditChange:
+    """How far an edit of a network's state moved its outputs.
+
+    Attributes:
+        largest: largest ``max|f(θ) − f(θ')| / max|f(θ)|`` over the outputs, no unit.
+        tolerance: largest change that rounding explains.
+        dtype: the precision of the runs.
+    """
+
+    largest: float
+    tolerance: float
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, errors: Mapping[str, float], dtype: torch.dtype) -> EditChange:
+        """Return the largest of the changes of several outputs, with the tolerance of a precision."""
+        return cls(max(errors.values(), default=0.0), _TOLERANCES.get(dtype, 1e-1), dtype)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the function stayed the same within the tolerance."""
+        return self.largest <= self.tolerance
+
+
+def edit_change(
+    edit: Edit,
+    model: nn.Module,
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    outputs: Outputs = None,
+    generator: torch.Generator | None = None,
+) -> EditChange:
+    """Return how far an edit of the state moves the outputs of a network.
+
+    Args:
+        edit: from a state to a state of the same names and shapes; what is tied must stay tied.
+        model: the network, in evaluation mode; not mutated.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        outputs: which outputs count; default: all.
+        generator: with one, every weight is changed at random first, as in :func:`verify`.
+
+    Raises:
+        ModelError: the model fails on the inputs, or two identical runs differ.
+    """
+    args = (args,) if isinstance(args, Tensor) else tuple(args)
+    runner = Runner(model, args, dict(kwargs or {}), outputs, generator)
+    return EditChange.of(runner.errors_of(edit), runner.dtype)
 
 
 def _moving(size: int, generator: torch.Generator, draw: int) -> Tensor:

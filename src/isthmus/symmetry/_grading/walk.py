@@ -78,6 +78,18 @@ class Grading:
             elif node.name not in traced.constants:
                 self._of_data.add(node)
         self._walk(traced.graph, traced.program.graph_module)
+        for name in sorted(traced.rewritten):
+            self._rewritten(first.get(name, name), traced.staying[name])
+
+    def _rewritten(self, name: str, node: fx.Node) -> None:
+        """Demand that what a call makes of a parameter changes as the parameter does."""
+        made = self.graded(node)
+        own = {(spot.atom, spot.key): unknown for spot, unknown in self.unknowns[name]}
+        one, cause = Fraction(1), Cause("written by the model", name.rpartition(".")[0])
+        for spot, grade in zip(made.spots, made.grades, strict=True):
+            unknown = own.get((spot.atom, spot.key))
+            before = ZERO if unknown is None else Grade({unknown: one}, {unknown: one}, {unknown: one})
+            self.of_atom(spot.atom).equal(grade, before, cause)
 
     def state_name(self, node: Any) -> str:
         """Return the name of a tensor of the state, empty for any other value."""

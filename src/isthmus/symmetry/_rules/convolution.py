@@ -153,7 +153,7 @@ def unpool(op: Operation, x: Value, indices: Value, **_: Any) -> Value:
 
 
 @rule("aten.avg_pool1d", "aten.max_pool1d", "aten.adaptive_avg_pool1d", "aten.upsample_nearest1d")
-@rule("aten.upsample_linear1d", "aten._upsample_nearest_exact1d", "aten._adaptive_avg_pool1d")
+@rule("aten.upsample_linear1d", "aten._upsample_nearest_exact1d")
 def pool1d(op: Operation, x: Value, **_: Any) -> Value:
     """Pool or resample one axis."""
     return _resample(op, x, 1)

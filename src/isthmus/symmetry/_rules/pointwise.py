@@ -44,7 +44,6 @@ def elementwise(op: Operation, **arguments: Any) -> Value:
     "aten.lift_fresh",
     "aten.lift",
     "aten.rrelu",
-    "aten.identity",
     "aten.positive",
     "aten.conj",
     "aten.resolve_neg",

@@ -40,7 +40,7 @@ def permute(op: Operation, x: Value, dims: Sequence[int], **_: Any) -> Value:
     return Value(tuple(x.axes[d] for d in dims))
 
 
-@rule("aten.transpose", "aten.swapaxes", kind="moves")
+@rule("aten.transpose", kind="moves")
 def transpose(op: Operation, x: Value, dim0: int, dim1: int, **_: Any) -> Value:
     """Exchange two axes."""
     axes = list(x.axes)
