@@ -48,7 +48,7 @@ def procrustes(gain: Any, *, fix_mean: bool = False) -> Tensor:
     Example:
         >>> procrustes(torch.tensor([[0.0, 2.0], [3.0, 0.0]]))
         tensor([[0., 1.],
-                [ 1.,  0.]], dtype=torch.float64)
+                [1., 0.]], dtype=torch.float64)
     """
     values = _square(gain, "procrustes")
     if fix_mean and len(values):
