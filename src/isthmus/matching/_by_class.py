@@ -29,6 +29,11 @@ TELL_SIDES = CHANGE_NORMS | {"signed"}
 MOST_CONDITION = 1e5
 """Condition number of a group's map beyond which it is not changed further: float32 would feel it."""
 
+_ROUNDS = 5
+"""Rounds over the groups of a nest whose families meet."""
+_LITTLE = 1e-6
+"""Rise of the value in a round, relative to it, that asks for no other round."""
+
 
 @dataclass(frozen=True, eq=False)
 class ByClass:
@@ -67,7 +72,8 @@ class Sided:
     Where a class changes norms, the value is minus half the squared distance, whatever the objective's own is. Nested
     groups whose outer units are permuted are matched pair by pair: every block of A with every block of B gets its best
     members, and the blocks are assigned by what these are worth, which is the exact optimum. Nests that are deeper, or
-    whose families meet on one axis (grouped queries), are improved group after group.
+    whose families meet on one axis (grouped queries), are improved group after group, from three starts: where they
+    are, what the families would be alone, and what is permuted matched first by what nothing else moves.
 
     Args:
         objective: what is matched.
@@ -109,9 +115,13 @@ class Sided:
             return {name: held_back(self._alone(name, compared)[0], at.get(name), self._solver.of(name))}
         nest = _nest_of([self.structure.spec.groups[name] for name in cluster])
         gains = self._objective.gains(cluster, at, all_terms=all_terms)
-        if nest is not None and self._solver.permutes([nest.outer]) and nest.parts(gains):
-            return self._pairs(nest, compared, [g for g in gains if list(g.members) == [nest.outer]])
-        return self._in_turn(cluster, at)
+        starts = [self._permuted_first(cluster, gains)]
+        if nest is not None and self._solver.permutes([nest.outer]):
+            found = self._pairs(nest, compared, [g for g in gains if list(g.members) == [nest.outer]])
+            if nest.parts(gains):
+                return found
+            starts.append(found)
+        return self._in_turn(cluster, at, starts)
 
     def _alone(
         self, group: str, compared: Sequence[Compared], other: str | None = None
@@ -139,25 +149,51 @@ class Sided:
         inner = [members[i, k] for i, k in enumerate(blocks.index.tolist())]
         return {nest.outer: blocks, **{name: c for part in inner for name, c in part.items()}}
 
-    def _in_turn(self, cluster: Cluster, at: At) -> dict[str, Coupling]:
-        """Return a change of a cluster made of changes of its groups, each kept if it raises the value."""
-        total: dict[str, Coupling] = {}
-        now, value = dict(at), self.value(at, cluster)
-        for name in cluster:
-            if self._solver.permutes([name]):
-                gains = self._objective.gains(cluster, now)
-                step = couple(gains, [name], assignment_solver)
-            else:
-                terms = self._objective.terms(cluster)
-                change, _ = self._alone(name, compared_of(terms, now, cluster))
-                step = {name: held_back(change, now.get(name), self._solver.of(name))}
-            together = self.structure.followed(total, cluster, step)
-            there = self.structure.followed(at, cluster, together)
-            reached = self.value(there, cluster)
-            if reached > value:
-                total, now, value = together, there, reached
+    def _permuted_first(self, cluster: Cluster, gains: Sequence[Gain]) -> dict[str, Coupling]:
+        """Return the best change of what is permuted in a cluster, by the cells that nothing else in it moves."""
+        names = [n for n in cluster if self._solver.permutes([n])]
+        rigid = [g for g in gains if set(g.members) <= set(names)]
+        known = [n for n in names if any(n in g.members for g in rigid)]
+        return couple(rigid, known, assignment_solver) if known else {}
+
+    def _in_turn(
+        self, cluster: Cluster, at: At, starts: Sequence[dict[str, Coupling]]
+    ) -> dict[str, Coupling]:
+        """Return a change of a cluster made of changes of its groups, from the start that ends at the largest value."""
+        ends = [self._climbed(cluster, at, {}), *(self._climbed(cluster, at, start) for start in starts)]
+        total, _ = max(ends, key=lambda end: end[1])
         identity = {n: Permutation.identity(self.structure.sizes[n]) for n in cluster}
         return {**identity, **total}
+
+    def _climbed(
+        self, cluster: Cluster, at: At, start: dict[str, Coupling]
+    ) -> tuple[dict[str, Coupling], float]:
+        """Return what becomes of a change when its groups are changed further in turn, and its value.
+
+        Each further change is kept if it raises the value; after some rounds the schedule goes on.
+        """
+        total, now = dict(start), self.structure.followed(at, cluster, start) if start else dict(at)
+        value = self.value(now, cluster)
+        # Larger classes first: an order that is right looks wrong while its members are not turned yet.
+        names = sorted(cluster, key=lambda name: self._solver.permutes([name]))
+        for _ in range(_ROUNDS):
+            before = value
+            for name in names:
+                together = self.structure.followed(total, cluster, self._step(name, cluster, now))
+                there = self.structure.followed(at, cluster, together)
+                reached = self.value(there, cluster)
+                if reached > value:
+                    total, now, value = together, there, reached
+            if value - before <= _LITTLE * abs(value):
+                break
+        return total, value
+
+    def _step(self, name: str, cluster: Cluster, now: At) -> dict[str, Coupling]:
+        """Return the best change of one group of a cluster, all others staying."""
+        if self._solver.permutes([name]):
+            return couple(self._objective.gains(cluster, now), [name], assignment_solver)
+        change, _ = self._alone(name, compared_of(self._objective.terms(cluster), now, cluster))
+        return {name: held_back(change, now.get(name), self._solver.of(name))}
 
 
 def held_back(step: Coupling, current: Coupling | None, solver: SidedSolver) -> Coupling:

@@ -78,8 +78,8 @@ def plane_rotations(gain: Any, planes: Any) -> Tensor:
 
     Example:
         >>> plane_rotations([[0.0, -1.0], [1.0, 0.0]], [[0, 1]]).round(decimals=6)
-        tensor([[0., -1.],
-                [1., 0.]], dtype=torch.float64)
+        tensor([[ 0., -1.],
+                [ 1.,  0.]], dtype=torch.float64)
     """
     values = _square(gain, "plane_rotations")
     pairs = torch.as_tensor(planes, dtype=torch.int64, device=values.device).reshape(-1, 2)
