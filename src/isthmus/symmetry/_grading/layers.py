@@ -46,9 +46,8 @@ def _contract(op: Operator, form: Contraction, bias_axis: int | None = None) -> 
 
 
 def _sum_over(op: Operator, form: Contraction, letters: Sequence[Any]) -> None:
-    for k, (operand, own) in enumerate(form.operands):
-        graded = op.graded(operand)
-        for spot in graded.spots:
+    for operand, own in form.operands:
+        for spot in op.graded(operand).spots:
             letter = own[spot.axis]
             if letter not in letters or letter in form.mixed or list(own).count(letter) > 1:
                 continue
@@ -58,11 +57,10 @@ def _sum_over(op: Operator, form: Contraction, letters: Sequence[Any]) -> None:
                 for j, other in enumerate(form.operands)
                 if (g := _at(op, form, other, spot, (ends[0], ends[1]))) is not None
             ]
-            if found and found[0][0] == k:
-                _cancel(op, spot, [g for _, g in found])
-                for j, g in found:
-                    if not op.grading.is_data(form.operands[j][0]):
-                        op.demands(spot.atom).read(g)
+            _cancel(op, spot, [g for _, g in found])
+            for j, g in found:
+                if not op.grading.is_data(form.operands[j][0]):
+                    op.demands(spot.atom).read(g)
 
 
 def _at(

@@ -84,7 +84,7 @@ def _is_zero(given: Any) -> bool:
 
 def _symmetric(bound: dict[str, Any]) -> bool:
     low, high = (bound.get(a, bound.get(b)) for a, b in (("min", "min_val"), ("max", "max_val")))
-    return isinstance(low, (int, float)) and isinstance(high, (int, float)) and low == -high
+    return isinstance(low, (int, float)) and isinstance(high, (int, float)) and low == -high <= 0
 
 
 def _cut_at_zero(bound: dict[str, Any]) -> bool:

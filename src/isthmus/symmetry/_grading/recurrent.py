@@ -12,8 +12,10 @@ from isthmus.symmetry._acts import Acts
 from isthmus.symmetry._axes import Atom
 from isthmus.symmetry._demands import Grade
 from isthmus.symmetry._grading.walk import Operator, Rule, flat
+from isthmus.symmetry._listed import COPIES, RESHAPES, VIEWS
 from isthmus.symmetry._origins import shape_of
 from isthmus.symmetry._spots import Spot
+from isthmus.symmetry._trace import bound_arguments, operator_of
 
 __all__ = ["RECURRENT"]
 
@@ -82,28 +84,28 @@ def _grade_cell(op: Operator, cell: _Cell, size: int) -> None:
         demands.limit(Acts.PERMUTATION, op.cause)
         made = (demands.unsigned if kind == "rnn_relu" else demands.unsized)(grade, op.cause)
         cell.own[spot.atom] = made, one, two
-        reads = op.carried(cell.params[1], spot.atom, ((0, one), (0, two)))
-        if reads is not None:
-            demands.summed(reads, made, op.cause)
-            demands.read(reads)
+        _cancel(op, cell.params[1], spot.atom, made, one, two)
 
 
 def _candidates(op: Operator, cell: _Cell, atom: Atom, units: tuple[int, int], size: int) -> Grade | None:
     """Return how candidates change, in all tensors alike; gates stay."""
     found: Grade | None = None
+    missing = False
     for section, carried in enumerate(_GATES[op.name.removeprefix("aten.")]):
         for tensor in cell.params:
             rest = [0] * (len(shape_of(tensor)) - 1)
             one, two = ((section * size + unit, *rest) for unit in units)
             grade = op.carried(tensor, atom, (one, two))
             if grade is None:
-                continue
-            if not carried:
+                missing = missing or carried
+            elif not carried:
                 op.demands(atom).zero(grade, op.cause)
             elif found is not None:
                 op.demands(atom).equal(grade, found, op.cause)
             else:
                 found = grade
+    if missing and found is not None:  # one of the tensors is the same for all units
+        op.demands(atom).zero(found, op.cause)
     return found
 
 
@@ -135,15 +137,41 @@ def _cancel(op: Operator, weight: fx.Node, atom: Atom, grade: Grade, one: int, t
 
 
 def _start(op: Operator, cells: Sequence[_Cell]) -> None:
-    """Demand that the states a recurrence starts from change as its units do."""
+    """Demand that the states a recurrence starts from change as its units do; zero changes with anything."""
     for state in flat([op.bound["hx"]]):
-        graded = op.graded(state)
+        graded, last = op.graded(state), len(shape_of(state)) - 1
+        held = {spot.atom for spot in graded.spots if spot.axis == last}
         for spot, grade in zip(graded.spots, graded.grades, strict=True):
             known: list[Any] = [cell.own[spot.atom] for cell in cells if spot.atom in cell.own]
-            if known and spot.axis == len(shape_of(state)) - 1:
+            if known and spot.axis == last:
                 op.carried(state, spot.atom, spot.ends())
                 for own, _, _ in known:
                     op.demands(spot.atom).equal(grade, own, op.cause)
+        for cell in cells if not _is_nothing(op, state) else ():
+            for atom, (own, _, _) in cell.own.items():
+                if atom not in held:  # the same for all units, and perhaps not zero
+                    op.demands(atom).zero(own, op.cause)
+
+
+_FILLED = {
+    "zeros": "",
+    "new_zeros": "",
+    "zeros_like": "",
+    **dict.fromkeys(("full", "new_full", "full_like"), "fill_value"),
+}
+
+
+def _is_nothing(op: Operator, node: Any) -> bool:
+    """Return whether a value is known to be zero everywhere: made so, then at most moved, copied or repeated."""
+    while isinstance(node, fx.Node):
+        if op.grading.state_name(node) in op.grading.zeros:
+            return True
+        name = operator_of(node).removeprefix("aten.")
+        if name in _FILLED:
+            return not _FILLED[name] or bound_arguments(node).get(_FILLED[name]) == 0
+        moved = name in RESHAPES | VIEWS | COPIES and len(node.all_input_nodes) > 0
+        node = node.all_input_nodes[0] if moved else None
+    return False
 
 
 RECURRENT: dict[str, Rule] = dict.fromkeys(_GATES, _recurrent)
