@@ -62,11 +62,12 @@ def _joined(op: Operator) -> None:
     def grade(spot: Spot) -> Grade | None:
         one, two = spot.ends()
         if spot.axis != dim and spot.segment is None:
-            return alike([op.carried(n, spot.atom, (_without(one), _without(two))) for n in parts], spot)
+            ends = _without(one), _without(two)
+            return alike([op.carried(n, spot.atom, ends) for n in parts if not op.is_nothing(n)], spot)
         k = next(k for k in range(len(parts)) if starts[k] <= one[dim] < starts[k + 1])
         if not starts[k] <= two[dim] < starts[k + 1]:
             return None
-        if spot.axis != dim and not all(_has(n, spot) for n in parts):
+        if spot.axis != dim and not all(_has(n, spot) or op.is_nothing(n) for n in parts):
             # beside it stands what is the same for all units: whatever runs over both would mix them
             found = op.carried(parts[k], spot.atom, (_within(one, starts[k]), _within(two, starts[k])))
             return None if found is None else op.demands(spot.atom).zero(found, op.cause)

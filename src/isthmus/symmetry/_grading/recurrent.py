@@ -12,10 +12,8 @@ from isthmus.symmetry._acts import Acts
 from isthmus.symmetry._axes import Atom
 from isthmus.symmetry._demands import Grade
 from isthmus.symmetry._grading.walk import Operator, Rule, flat
-from isthmus.symmetry._listed import COPIES, RESHAPES, VIEWS
 from isthmus.symmetry._origins import shape_of
 from isthmus.symmetry._spots import Spot
-from isthmus.symmetry._trace import bound_arguments, operator_of
 
 __all__ = ["RECURRENT"]
 
@@ -147,31 +145,10 @@ def _start(op: Operator, cells: Sequence[_Cell]) -> None:
                 op.carried(state, spot.atom, spot.ends())
                 for own, _, _ in known:
                     op.demands(spot.atom).equal(grade, own, op.cause)
-        for cell in cells if not _is_nothing(op, state) else ():
+        for cell in cells if not op.is_nothing(state) else ():
             for atom, (own, _, _) in cell.own.items():
                 if atom not in held:  # the same for all units, and perhaps not zero
                     op.demands(atom).zero(own, op.cause)
-
-
-_FILLED = {
-    "zeros": "",
-    "new_zeros": "",
-    "zeros_like": "",
-    **dict.fromkeys(("full", "new_full", "full_like"), "fill_value"),
-}
-
-
-def _is_nothing(op: Operator, node: Any) -> bool:
-    """Return whether a value is known to be zero everywhere: made so, then at most moved, copied or repeated."""
-    while isinstance(node, fx.Node):
-        if op.grading.state_name(node) in op.grading.zeros:
-            return True
-        name = operator_of(node).removeprefix("aten.")
-        if name in _FILLED:
-            return not _FILLED[name] or bound_arguments(node).get(_FILLED[name]) == 0
-        moved = name in RESHAPES | VIEWS | COPIES and len(node.all_input_nodes) > 0
-        node = node.all_input_nodes[0] if moved else None
-    return False
 
 
 RECURRENT: dict[str, Rule] = dict.fromkeys(_GATES, _recurrent)

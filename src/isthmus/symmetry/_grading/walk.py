@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from isthmus.symmetry._acts import Acts
 from isthmus.symmetry._axes import Atom
 from isthmus.symmetry._demands import ZERO, Cause, Demands, Grade
+from isthmus.symmetry._listed import COPIES, RESHAPES, VIEWS
 from isthmus.symmetry._origins import shape_of
 from isthmus.symmetry._powers import plus
 from isthmus.symmetry._spots import Place, Spot, aligned, between, spots_of
@@ -21,6 +22,9 @@ from isthmus.symmetry._trace import Trace, bound_arguments, module_of, operator_
 
 __all__ = ["Graded", "Grading", "Operator", "Rule", "flat"]
 
+_ZEROS = frozenset({"zeros", "new_zeros", "zeros_like"})
+_FULL = frozenset({"full", "new_full", "full_like"})
+_MOVED = RESHAPES | VIEWS | COPIES
 _PERMUTED = Acts.PERMUTATION
 Rule = Callable[["Operator"], "bool | None"]
 """Grades the results of an operator; returns False for a call that it does not know."""
@@ -246,6 +250,20 @@ class Operator:
     def graded(self, operand: fx.Node) -> Graded:
         """Return the spots of an operand with their grades."""
         return self.grading.graded(operand)
+
+    def is_nothing(self, node: Any) -> bool:
+        """Return whether a value is known to be zero everywhere: made so, then at most moved, copied or cast."""
+        while isinstance(node, fx.Node):
+            name = operator_of(node).removeprefix("aten.")
+            if self.grading.state_name(node) in self.grading.zeros or name in _ZEROS:
+                return True
+            if name in _FULL:
+                return bound_arguments(node).get("fill_value") == 0
+            if name == "mul":
+                return any(self.is_nothing(n) for n in node.all_input_nodes)
+            moved = name in _MOVED and len(node.all_input_nodes) > 0
+            node = node.all_input_nodes[0] if moved else None
+        return False
 
     # --- What rules say ----------------------------------------------------------------------------------------
 
