@@ -11,6 +11,7 @@ import itertools
 import json
 import random
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -84,6 +85,63 @@ def relabelled(
     return {name: torch.from_numpy(value) for name, value in moved.items()}
 
 
+Element = tuple[list[int], np.ndarray]
+"""The order of the units with a factor for each, or a matrix: what acts on the units of a group."""
+
+
+def element(acts: str, size: int, dice: np.random.Generator) -> Element:
+    """Return a random element of a class of the JSON text."""
+    order = [int(k) for k in dice.permutation(size)]
+    if acts in ("permutation", "signed", "positive", "monomial"):
+        factors = np.ones(size)
+        if acts in ("signed", "monomial"):
+            factors = factors * dice.choice([-1.0, 1.0], size)
+        if acts in ("positive", "monomial"):
+            factors = factors * np.exp(dice.uniform(-0.8, 0.8, size))
+        return order, factors
+    matrix = np.linalg.qr(dice.normal(size=(size, size)))[0]
+    if acts == "mean-fixing":  # a rotation of what is orthogonal to the mean, written in a basis of it
+        basis = np.linalg.qr(np.column_stack([np.ones(size), np.eye(size)[:, 1:]]))[0]
+        inner = np.eye(size)
+        inner[1:, 1:] = np.linalg.qr(dice.normal(size=(size - 1, size - 1)))[0]
+        matrix = basis @ inner @ basis.T
+    if acts == "general":
+        matrix = (
+            matrix
+            @ np.diag(np.exp(dice.uniform(-0.8, 0.8, size)))
+            @ np.linalg.qr(dice.normal(size=(size, size)))[0]
+        )
+    return order, matrix
+
+
+def acted_on(
+    spec: Mapping[str, Any], elements: Mapping[str, Element], state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Let elements act on a state as the classes and powers of the JSON say, group by group, outer ones first."""
+    moved = {name: value.numpy().copy() for name, value in state.items()}
+    for group in spec["groups"]:
+        order, values = elements[group["name"]]
+        for slot in group["slots"]:
+            power, array = slot.get("power"), moved[slot["tensor"]]
+            if values.ndim == 2 and power is None:
+                continue  # known to hold ones or zeros
+            where = [list(range(n)) for n in array.shape]
+            for block in slot.get("block", ()):
+                where[block["axis"]] = [p for unit in places(block, 1) for p in unit]
+            at = places(slot, group["size"])
+            where[slot["axis"]] = [p for unit in at for p in unit]
+            taken = np.moveaxis(array[np.ix_(*where)], slot["axis"], 0)
+            units = taken.reshape(group["size"], -1)
+            if values.ndim == 2:
+                units = (values if power == 1 else np.linalg.inv(values).T) @ units
+            else:
+                units = units[order]
+                if power:
+                    units = units * (values**power)[:, None]
+            array[np.ix_(*where)] = np.moveaxis(units.reshape(taken.shape), 0, slot["axis"])
+    return {name: torch.from_numpy(value) for name, value in moved.items()}
+
+
 def run(model: nn.Module, state: Mapping[str, Tensor], x: Tensor) -> list[Tensor]:
     with torch.no_grad():
         return [v.clone() for v in leaves(torch.func.functional_call(model, dict(state), (x,)))]
@@ -101,8 +159,10 @@ def differ(one: list[Tensor], two: list[Tensor]) -> bool:
     return False
 
 
-def changed_on(model: nn.Module, spec: SymmetrySpec, inputs: Mapping[str, Tensor], seed: int) -> list[str]:
-    """Return the inputs on which a random relabelling changes what the network returns.
+def changed_on(
+    model: nn.Module, spec: SymmetrySpec, inputs: Mapping[str, Tensor], seed: int, *, classes: bool = False
+) -> list[str]:
+    """Return the inputs on which a random relabelling, or a random element of the classes, changes what is returned.
 
     What moves as much when the state is changed by rounding is chance and says nothing about the spec.
     """
@@ -110,7 +170,14 @@ def changed_on(model: nn.Module, spec: SymmetrySpec, inputs: Mapping[str, Tensor
     dice = random.Random(seed)
     orders = {g["name"]: dice.sample(range(g["size"]), g["size"]) for g in text["groups"]}
     state = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    moved = relabelled(text, orders, state)
+    if classes:
+        source = np.random.default_rng(seed)
+        elements = {
+            g["name"]: element(g.get("acts", "permutation"), g["size"], source) for g in text["groups"]
+        }
+        moved = acted_on(text, elements, state)
+    else:
+        moved = relabelled(text, orders, state)
     noise = torch.Generator().manual_seed(seed)
     close = {
         k: v * (1 + 1e-13 * torch.rand(v.shape, generator=noise, dtype=torch.float64))
@@ -133,17 +200,23 @@ def drawn(seed: int) -> tuple[Program, SymmetrySpec]:
         return program.double(), discover(program.float(), program.inputs())
 
 
-def wrong(seeds: range) -> tuple[list[str], int, int]:
-    """Return the programs whose spec is wrong, and how many groups there were in how many programs with any."""
+def wrong(seeds: range) -> tuple[list[str], int, Counter[str]]:
+    """Return the programs whose spec is wrong, how many groups there were, and how many of each class."""
     found: list[str] = []
-    groups = programs = 0
+    groups = 0
+    classes: Counter[str] = Counter()
     for seed in seeds:
         program, spec = drawn(seed)
-        groups, programs = groups + len(spec.groups), programs + bool(spec.groups)
+        groups += len(spec.groups)
+        classes.update(str(group.acts) for group in spec.groups.values())
         on = changed_on(program.double(), spec, inputs_of(program), seed)
+        if spec.larger:
+            on += [
+                f"{x} (classes)" for x in changed_on(program, spec, inputs_of(program), seed, classes=True)
+            ]
         if on:
             found.append(f"seed {seed}, on {on}: {'; '.join(program.listing)}\n{spec}")
-    return found, groups, programs
+    return found, groups, classes
 
 
 def damaged(spec: SymmetrySpec, dice: random.Random) -> SymmetrySpec | None:
@@ -160,6 +233,23 @@ def damaged(spec: SymmetrySpec, dice: random.Random) -> SymmetrySpec | None:
         data["groups"].append({"name": "freed", "size": axis["size"], "slots": [slot]})
     else:
         return None
+    return SymmetrySpec.from_json(json.dumps(data))
+
+
+def enlarged(spec: SymmetrySpec, dice: random.Random) -> SymmetrySpec | None:
+    """Return the spec of somebody who believed that a larger class acts on the units of a group."""
+    data = json.loads(spec.to_json())
+    larger = {
+        "signed": "monomial",
+        "positive": "monomial",
+        "mean-fixing": "orthogonal",
+        "orthogonal": "general",
+    }
+    several = [g for g in data["groups"] if g.get("acts") in larger and g["size"] > 1]
+    if not several:
+        return None
+    group = dice.choice(several)
+    group["acts"] = larger[group["acts"]]
     return SymmetrySpec.from_json(json.dumps(data))
 
 
@@ -187,9 +277,23 @@ def test_programs_are_varied_and_repeat_themselves() -> None:
 
 
 def test_nothing_claimed_of_random_programs_is_wrong() -> None:
-    found, groups, _ = wrong(range(12))
+    found, groups, classes = wrong(range(12))
     assert not found, "\n".join(found)
     assert groups > 40
+    assert sum(classes.values()) - classes["permutation"] > 8, classes
+
+
+def test_the_judge_finds_classes_that_are_too_large() -> None:
+    """The comparison under random elements can fail, and does where a class is one step too large."""
+    tried = noticed = 0
+    for seed in range(24):
+        program, spec = drawn(seed)
+        worse = enlarged(spec, random.Random(seed))
+        if worse is not None:
+            tried += 1
+            noticed += bool(changed_on(program.double(), worse, inputs_of(program), seed, classes=True))
+    assert tried >= 3
+    assert noticed >= 0.6 * tried, (noticed, tried)
 
 
 def test_the_judge_finds_damage() -> None:

@@ -46,11 +46,14 @@ def _contract(op: Operator, form: Contraction, bias_axis: int | None = None) -> 
 
 
 def _sum_over(op: Operator, form: Contraction, letters: Sequence[Any]) -> None:
-    for k, (operand, own) in enumerate(form.operands):
-        graded = op.graded(operand)
-        for spot in graded.spots:
+    nothing = any(op.is_nothing(n) for n, _ in form.operands)
+    for operand, own in form.operands:
+        for spot in op.graded(operand).spots:
             letter = own[spot.axis]
             if letter not in letters or letter in form.mixed or list(own).count(letter) > 1:
+                continue
+            if nothing:
+                op.carried(operand, spot.atom, spot.ends())
                 continue
             ends = tuple(dict(zip(own, at, strict=True)) for at in spot.ends())
             found = [
@@ -58,11 +61,10 @@ def _sum_over(op: Operator, form: Contraction, letters: Sequence[Any]) -> None:
                 for j, other in enumerate(form.operands)
                 if (g := _at(op, form, other, spot, (ends[0], ends[1]))) is not None
             ]
-            if found and found[0][0] == k:
-                _cancel(op, spot, [g for _, g in found])
-                for j, g in found:
-                    if not op.grading.is_data(form.operands[j][0]):
-                        op.demands(spot.atom).read(g)
+            _cancel(op, spot, [g for _, g in found])
+            for j, g in found:
+                if not op.grading.is_data(form.operands[j][0]):
+                    op.demands(spot.atom).read(g)
 
 
 def _at(
@@ -109,7 +111,7 @@ def _shift(op: Operator, bias: fx.Node, axis: int | None = None) -> None:
     """Add a bias, broadcast from the right or along one axis: it must change like what it is added to."""
 
     def grade(spot: Spot, before: Grade) -> Grade:
-        if op.grading.state_name(bias) in op.grading.zeros:
+        if op.is_nothing(bias):
             op.excuse(bias)
             return before
         found = _along(op, bias, spot, axis)

@@ -62,10 +62,15 @@ def _joined(op: Operator) -> None:
     def grade(spot: Spot) -> Grade | None:
         one, two = spot.ends()
         if spot.axis != dim and spot.segment is None:
-            return alike([op.carried(n, spot.atom, (_without(one), _without(two))) for n in parts], spot)
+            ends = _without(one), _without(two)
+            return alike([op.carried(n, spot.atom, ends) for n in parts if not op.is_nothing(n)], spot)
         k = next(k for k in range(len(parts)) if starts[k] <= one[dim] < starts[k + 1])
         if not starts[k] <= two[dim] < starts[k + 1]:
             return None
+        if spot.axis != dim and not all(_has(n, spot) or op.is_nothing(n) for n in parts):
+            # beside it stands what is the same for all units: whatever runs over both would mix them
+            found = op.carried(parts[k], spot.atom, (_within(one, starts[k]), _within(two, starts[k])))
+            return None if found is None else op.demands(spot.atom).zero(found, op.cause)
         return op.carried(parts[k], spot.atom, (_within(one, starts[k]), _within(two, starts[k])))
 
     def alike(found: Sequence[Grade | None], spot: Spot) -> Grade | None:
@@ -76,6 +81,10 @@ def _joined(op: Operator) -> None:
         if grades and len(grades) < len(found):
             op.demands(spot.atom).zero(grades[0], op.cause)
         return grades[0] if grades else None
+
+    def _has(part: fx.Node, spot: Spot) -> bool:
+        axis = spot.axis - (stacked and spot.axis > dim)
+        return any(own.axis == axis for own in op.graded(part).spots)
 
     def _without(at: Place) -> Place:
         return _within(at, at[dim])

@@ -84,7 +84,7 @@ def _is_zero(given: Any) -> bool:
 
 def _symmetric(bound: dict[str, Any]) -> bool:
     low, high = (bound.get(a, bound.get(b)) for a, b in (("min", "min_val"), ("max", "max_val")))
-    return isinstance(low, (int, float)) and isinstance(high, (int, float)) and low == -high
+    return isinstance(low, (int, float)) and isinstance(high, (int, float)) and low == -high <= 0
 
 
 def _cut_at_zero(bound: dict[str, Any]) -> bool:
@@ -104,7 +104,7 @@ def _factors(op: Operator, names: Sequence[str]) -> list[Any]:
 def _added(op: Operator) -> None:
     """Add: what carries units must change alike; a constant stays, so that nothing may scale."""
     terms = [t for t in _factors(op, ("self", "other")) if not _is_zero(t)]
-    terms = [t for t in terms if op.grading.state_name(t) not in op.grading.zeros]
+    terms = [t for t in terms if not op.is_nothing(t)]
     for operand in op.operands:
         if operand not in terms:
             op.excuse(operand)
@@ -221,7 +221,7 @@ def _compared(op: Operator, *, order: bool) -> bool | None:
 def _chosen(op: Operator) -> None:
     """Choose entry by entry: both values must change alike; zero changes with anything."""
     bound = op.bound
-    values = [v for v in (bound.get("self"), bound.get("other")) if not _is_zero(v)]
+    values = [v for v in (bound.get("self"), bound.get("other")) if not (_is_zero(v) or op.is_nothing(v))]
     _selected(op, bound["condition"], values)
 
 

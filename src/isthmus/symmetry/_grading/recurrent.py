@@ -82,28 +82,28 @@ def _grade_cell(op: Operator, cell: _Cell, size: int) -> None:
         demands.limit(Acts.PERMUTATION, op.cause)
         made = (demands.unsigned if kind == "rnn_relu" else demands.unsized)(grade, op.cause)
         cell.own[spot.atom] = made, one, two
-        reads = op.carried(cell.params[1], spot.atom, ((0, one), (0, two)))
-        if reads is not None:
-            demands.summed(reads, made, op.cause)
-            demands.read(reads)
+        _cancel(op, cell.params[1], spot.atom, made, one, two)
 
 
 def _candidates(op: Operator, cell: _Cell, atom: Atom, units: tuple[int, int], size: int) -> Grade | None:
     """Return how candidates change, in all tensors alike; gates stay."""
     found: Grade | None = None
+    missing = False
     for section, carried in enumerate(_GATES[op.name.removeprefix("aten.")]):
         for tensor in cell.params:
             rest = [0] * (len(shape_of(tensor)) - 1)
             one, two = ((section * size + unit, *rest) for unit in units)
             grade = op.carried(tensor, atom, (one, two))
             if grade is None:
-                continue
-            if not carried:
+                missing = missing or carried
+            elif not carried:
                 op.demands(atom).zero(grade, op.cause)
             elif found is not None:
                 op.demands(atom).equal(grade, found, op.cause)
             else:
                 found = grade
+    if missing and found is not None:  # one of the tensors is the same for all units
+        op.demands(atom).zero(found, op.cause)
     return found
 
 
@@ -135,15 +135,20 @@ def _cancel(op: Operator, weight: fx.Node, atom: Atom, grade: Grade, one: int, t
 
 
 def _start(op: Operator, cells: Sequence[_Cell]) -> None:
-    """Demand that the states a recurrence starts from change as its units do."""
+    """Demand that the states a recurrence starts from change as its units do; zero changes with anything."""
     for state in flat([op.bound["hx"]]):
-        graded = op.graded(state)
+        graded, last = op.graded(state), len(shape_of(state)) - 1
+        held = {spot.atom for spot in graded.spots if spot.axis == last}
         for spot, grade in zip(graded.spots, graded.grades, strict=True):
             known: list[Any] = [cell.own[spot.atom] for cell in cells if spot.atom in cell.own]
-            if known and spot.axis == len(shape_of(state)) - 1:
+            if known and spot.axis == last:
                 op.carried(state, spot.atom, spot.ends())
                 for own, _, _ in known:
                     op.demands(spot.atom).equal(grade, own, op.cause)
+        for cell in cells if not op.is_nothing(state) else ():
+            for atom, (own, _, _) in cell.own.items():
+                if atom not in held:  # the same for all units, and perhaps not zero
+                    op.demands(atom).zero(own, op.cause)
 
 
 RECURRENT: dict[str, Rule] = dict.fromkeys(_GATES, _recurrent)

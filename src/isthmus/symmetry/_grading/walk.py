@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from isthmus.symmetry._acts import Acts
 from isthmus.symmetry._axes import Atom
 from isthmus.symmetry._demands import ZERO, Cause, Demands, Grade
+from isthmus.symmetry._listed import COPIES, RESHAPES, VIEWS
 from isthmus.symmetry._origins import shape_of
 from isthmus.symmetry._powers import plus
 from isthmus.symmetry._spots import Place, Spot, aligned, between, spots_of
@@ -22,6 +23,9 @@ from isthmus.symmetry._trace import Trace, bound_arguments, module_of, operator_
 
 __all__ = ["Graded", "Grading", "Operator", "Rule", "flat"]
 
+_ZEROS = frozenset({"zeros", "new_zeros", "zeros_like"})
+_FULL = frozenset({"full", "new_full", "full_like"})
+_MOVED = RESHAPES | VIEWS | COPIES
 _PERMUTED = Acts.PERMUTATION
 Rule = Callable[["Operator"], "bool | None"]
 """Grades the results of an operator; returns False for a call that it does not know."""
@@ -75,7 +79,7 @@ class Grading:
         for node in traced.graph.find_nodes(op="placeholder"):
             name = self._names.get(node.name)
             if name is not None:
-                self._graded[node, 0] = self._of_state(name, values[node])
+                self._graded[node, 0] = self._of_state(name, values[node], node.meta.get("val"))
             elif node.name not in traced.constants:
                 self._of_data.add(node)
         self._walk(traced.graph, traced.program.graph_module)
@@ -98,15 +102,22 @@ class Grading:
             self._names.get(node.name, "") if isinstance(node, fx.Node) and node.op == "placeholder" else ""
         )
 
-    def _of_state(self, name: str, value: Any) -> Graded:
+    def _of_state(self, name: str, value: Any, example: Any) -> Graded:
+        one = Fraction(1)
         if name not in self.unknowns:
             self.unknowns[name] = []
             for spot in spots_of(value):
-                self.unknowns[name].append((spot, self._count))
-                self.of_atom(spot.atom).unknowns.append(self._count)
+                demands, unknown = self.of_atom(spot.atom), self._count
+                self.unknowns[name].append((spot, unknown))
+                demands.unknowns.append(unknown)
                 self._count += 1
+                grade = Grade({unknown: one}, {unknown: one}, {unknown: one})
+                if isinstance(example, Tensor) and not example.is_floating_point():
+                    demands.zero(grade, Cause(str(example.dtype), name))  # holds no other numbers
+                elif name in self.ones:  # must hold nothing but ones afterwards
+                    demands.sizes.append((grade.size, Cause("ones", name)))
+                    demands.signs.append((grade.sign, Cause("ones", name)))
         known = self.unknowns[name]
-        one = Fraction(1)
         return Graded([s for s, _ in known], [Grade({u: one}, {u: one}, {u: one}) for _, u in known])
 
     def _walk(self, graph: fx.Graph, modules: Any) -> None:
@@ -232,6 +243,10 @@ class Operator:
             return None
         grades = [known.grades[list(known.spots).index(spot)] for spot in found]
         self._seen.update((operand, list(known.spots).index(spot)) for spot in found)
+        if (
+            self.grading.state_name(operand) in self.grading.ones
+        ):  # no matrix moves it, whatever moves the units
+            self.demands(atom).limit(_PERMUTED, self.cause)
         if len(grades) == 1:
             return grades[0]
         self.demands(atom).limit(_PERMUTED, self.cause)
@@ -248,6 +263,20 @@ class Operator:
     def graded(self, operand: fx.Node) -> Graded:
         """Return the spots of an operand with their grades."""
         return self.grading.graded(operand)
+
+    def is_nothing(self, node: Any) -> bool:
+        """Return whether a value is known to be zero everywhere: made so, then at most moved, copied or cast."""
+        while isinstance(node, fx.Node):
+            name = operator_of(node).removeprefix("aten.")
+            if self.grading.state_name(node) in self.grading.zeros or name in _ZEROS:
+                return True
+            if name in _FULL:
+                return bound_arguments(node).get("fill_value") == 0
+            if name == "mul":
+                return any(self.is_nothing(n) for n in node.all_input_nodes)
+            moved = name in _MOVED and len(node.all_input_nodes) > 0
+            node = node.all_input_nodes[0] if moved else None
+        return False
 
     # --- What rules say ----------------------------------------------------------------------------------------
 
@@ -280,22 +309,44 @@ class Operator:
 
     def finish(self, known: bool) -> None:
         """Demand zero of all that no rule has looked at, and keep the grades of the results."""
+        overlooked: set[Atom] = set()
         for operand in dict.fromkeys(self.node.all_input_nodes):
             if known and operand in self._excused:
                 continue
             graded = self.grading.graded(operand)
             for k, (spot, grade) in enumerate(zip(graded.spots, graded.grades, strict=True)):
-                if not known or (operand, k) not in self._seen:
+                if known and (operand, k) in self._seen:
+                    continue
+                twin = self._twin(operand, spot) if known else None
+                if twin is not None and twin.squared == grade.squared:
+                    self.demands(spot.atom).equal(twin, grade, self.cause)
+                else:
                     self.demands(spot.atom).zero(grade, self.cause)
+                    overlooked.add(spot.atom)
         for k, spots in enumerate(self.results):
             grades = self._made.get(k) if known else None
             if grades is None:
                 grades = [self._unknown(spot) for spot in spots]
-            if not self._is_floating(k):
-                for spot, grade in zip(spots, grades, strict=True):
+            for spot, grade in zip(spots, grades, strict=True):
+                if spot.atom in overlooked or not self._is_floating(k):
                     self.demands(spot.atom).zero(grade, self.cause)
+            if not self._is_floating(k):
                 grades = [ZERO for _ in spots]
             self.grading.put(self.node, k, Graded(spots, [replace(g) for g in grades]))
+
+    def _twin(self, operand: fx.Node, spot: Spot) -> Grade | None:
+        """Return how another segment of an operand changes that a rule has looked at for all of them.
+
+        Segments lie side by side along an axis that the rule mixes, such as the tokens that a sum runs over.
+        """
+        if spot.segment is None or spot.segment[0] == spot.axis:
+            return None
+        graded = self.grading.graded(operand)
+        for k, (other, grade) in enumerate(zip(graded.spots, graded.grades, strict=True)):
+            same = other.atom is spot.atom and other.axis == spot.axis and other.placement == spot.placement
+            if same and (operand, k) in self._seen and (other.segment or ())[:1] == spot.segment[:1]:
+                return grade
+        return None
 
     def _unknown(self, spot: Spot) -> Grade:
         """Grade what an operator without a rule makes: as zero, which is what its operands must be, too.
