@@ -23,6 +23,7 @@ from isthmus.symmetry import (
     random_element,
     verify,
 )
+from isthmus.symmetry._elements import class_of
 from isthmus.symmetry._powers import System
 
 TOLERANCE = 1e-10
@@ -257,6 +258,8 @@ def test_streams_rotate_once_their_norms_are_folded(norm: type[nn.Module], acts:
     group = next(g for g in spec.groups.values() if g.size == 6)
     assert group.acts is acts
     assert not {s.tensor for s in group.slots} & {*gains, *biases}
+    assert verify(spec, net, (ids,)).passed  # which leaves ones and zeros as they are
+    assert SymmetrySpec.from_json(spec.to_json()).ones == tuple(sorted(gains))
     one = {s.tensor: s.power for s in group.slots}
     assert one["down.weight"] == 1
     assert tied or one["head.weight"] == -1
@@ -348,6 +351,37 @@ def test_random_elements_are_of_their_class() -> None:
     assert torch.allclose(fixing.values @ ones, ones)
     assert not torch.allclose(rotation.values @ ones, ones)
     assert float(torch.linalg.cond(general.values)) < 100
+
+
+@pytest.mark.parametrize(
+    ("function", "element", "words"),
+    [
+        (nn.ReLU(), Acts.SIGNED, "only positive scales leave the function alone, found signs"),
+        (nn.ReLU(), Acts.ORTHOGONAL, "only positive scales leave the function alone, found rotations"),
+        (nn.Tanh(), Acts.MONOMIAL, "only signs leave the function alone, found signs and scales"),
+        (
+            nn.LayerNorm(6, elementwise_affine=False),
+            Acts.ORTHOGONAL,
+            "only rotations that fix the mean leave",
+        ),
+        (
+            nn.RMSNorm(6, elementwise_affine=False),
+            Acts.GENERAL,
+            "only rotations leave the function alone, found inv",
+        ),
+    ],
+)
+def test_a_coupling_of_a_larger_class_is_refused(function: nn.Module, element: Acts, words: str) -> None:
+    """What would change the function is refused by name, not applied."""
+    net = nn.Sequential(nn.Linear(4, 6), function, nn.Linear(6, 3)).eval()
+    spec = discover(net, torch.randn(5, 4))
+    coupling = random_element(element, torch.arange(6), torch.Generator().manual_seed(3))
+    assert class_of(coupling) is element
+    with pytest.raises(SymmetryError, match=words):
+        isthmus.apply(spec, {"0": coupling}, net.state_dict())
+    unit = Monomial(torch.arange(6), torch.ones(6))
+    assert class_of(unit) is Acts.PERMUTATION
+    isthmus.apply(spec, {"0": unit}, net.state_dict())
 
 
 def test_classes_are_ordered() -> None:

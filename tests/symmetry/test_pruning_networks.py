@@ -275,7 +275,8 @@ def test_a_recurrent_layer_between_others() -> None:
         return m.out(m.lstm(m.a(x).relu())[0])
 
     parts = {"a": nn.Linear(3, 4), "lstm": nn.LSTM(4, 5, batch_first=True), "out": nn.Linear(5, 2)}
-    gates = [f"lstm.{t}_l0[0] (5/1 ×4/5 of 20)" for t in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    tensors = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    gates = [f"lstm.{t}_l0[0] ({at}5/1 of 20)" for t in tensors for at in ("", "5+", "10+", "15+")]
     expected = {
         group(4, "a.weight[0]", "a.bias[0]", "lstm.weight_ih_l0[1]"),
         group(5, *gates, "lstm.weight_hh_l0[1]", "out.weight[1]"),

@@ -109,7 +109,7 @@ def test_roles_are_written_read_and_printed_where_there_are_any() -> None:
         ["holds", "0.bias[0]"],
         ["reads", "2.weight[1]"],
     ]
-    assert lines[3].split() == ["group", "units", "role", "moves"]
+    assert lines[3].split() == ["group", "units", "acts", "role", "moves"]
     bare = small_spec()
     assert "role" not in bare.to_json()
     assert "group   units  moves\nhidden      3  a[0]\n               b[1]" in str(bare)

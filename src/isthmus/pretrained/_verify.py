@@ -76,7 +76,8 @@ def verify(
     """
     source = torch.Generator().manual_seed(seed) if generator is None else generator
     drawn = drawn_relabellings(spec, source, draws)
-    runs = _StoredRuns(model, spec.outputs if outputs is None else outputs, source.initial_seed())
+    wanted, kept = spec.outputs if outputs is None else outputs, (*spec.ones, *spec.zeros)
+    runs = _StoredRuns(model, wanted, source.initial_seed(), kept)
     return verified(spec, runs, drawn, source, symmetry=symmetry)
 
 
@@ -156,10 +157,13 @@ class _StoredRuns:
         model: the opened model folder.
         outputs: which outputs count.
         seed: of the changes of its weights and of inputs that are the same everywhere; None changes nothing.
+        kept: tensors that are left as they are all the same.
     """
 
-    def __init__(self, model: OpenedModel, outputs: Any, seed: int | None) -> None:
-        self._model, self._outputs, self._seed = model, outputs, seed
+    def __init__(
+        self, model: OpenedModel, outputs: Any, seed: int | None, kept: Collection[str] = ()
+    ) -> None:
+        self._model, self._outputs, self._seed, self._kept = model, outputs, seed, frozenset(kept)
         entries = max((t.numel() for t in model.state.shapes().values()), default=0)
         self.dtype = torch.float32 if entries > _LARGE else torch.float64
 
@@ -211,7 +215,7 @@ class _StoredRuns:
         source = self._model.state[name] if stored else self._model.buffers[name]
         if not source.is_floating_point():
             return source
-        if self._seed is None:
+        if self._seed is None or name in self._kept:
             return source.to(self.dtype, copy=True)
         key = self._model.state.stored(name).key if stored else name
         wide = (

@@ -11,7 +11,8 @@ from torch import Tensor
 from isthmus.couplings import Coupling, Monomial, Permutation, Rotation, index_of, validate_permutation
 from isthmus.errors import ShapeError, SymmetryError
 from isthmus.states import with_versions_of
-from isthmus.symmetry._slots import Slot
+from isthmus.symmetry._elements import class_of
+from isthmus.symmetry._slots import AxisGroup, Slot
 from isthmus.symmetry._spec import SymmetrySpec
 
 __all__ = [
@@ -209,7 +210,7 @@ def _acting(slot: Slot, coupling: Coupling, group: str) -> tuple[Coupling, bool]
         # factors pass through what multiplies one by one
         return Permutation.known(coupling.index), False
     allowed, which = _ALLOWED.get(slot.role, ((), ""))
-    if slot.power == 0:
+    if slot.power == 0 and not allowed:
         allowed, which = (Permutation, Monomial), "keeps the size of"
     if allowed and not isinstance(coupling, allowed):
         listed = " or a ".join(kind.__name__ for kind in allowed)
@@ -219,11 +220,23 @@ def _acting(slot: Slot, coupling: Coupling, group: str) -> tuple[Coupling, bool]
     return coupling, slot.role == "reads"
 
 
+def _check_class(group: AxisGroup, coupling: Coupling) -> None:
+    """Refuse a coupling of a larger class than may act on a group; a group without powers is left to its roles."""
+    if isinstance(coupling, Permutation) or all(slot.power is None for slot in group.slots):
+        return
+    found = class_of(coupling)
+    if found is not None and not group.acts.contains(found):
+        raise SymmetryError(
+            f"group {group.name!r}: only {group.acts.words} leave the function alone, found {found.words}: "
+            f"{coupling!r}."
+        )
+
+
 def as_couplings(spec: SymmetrySpec, permutations: Couplings) -> dict[str, Coupling]:
     """Return couplings by group, each checked against its group; an index tensor stands for its permutation.
 
     Raises:
-        SymmetryError: a group is unknown.
+        SymmetryError: a group is unknown, or a coupling is of a larger class than may act on its group.
         ShapeError: an entry is not a permutation of the group's units, or a coupling of other units.
     """
     unknown = [name for name in permutations if name not in spec.groups]
@@ -238,6 +251,7 @@ def as_couplings(spec: SymmetrySpec, permutations: Couplings) -> dict[str, Coupl
             raise ShapeError(
                 f"coupling of group {name!r}: expected one of {size} units with themselves, found {given!r}."
             )
+        _check_class(spec.groups[name], given)
         found[name] = given
     return found
 

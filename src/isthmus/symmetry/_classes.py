@@ -39,14 +39,16 @@ def with_acts(
         ones: tensors that hold nothing but ones, such as gains after folding.
         zeros: tensors that hold nothing but zeros.
     """
-    grading = Grading(RULES, frozenset(ones), frozenset(zeros))
+    ones, zeros = frozenset(ones), frozenset(zeros)
+    grading = Grading(RULES, ones, zeros)
     for way in (traced, *traced.others):
         grading.run(way, values)
     for atom in outer:
         grading.of_atom(atom).outer = True
     first = {name: names[0] for names in traced.aliases.values() for name in names}
     found = _Classes(spec, grading, first)
-    return replace(spec, groups={name: found.classified(group) for name, group in spec.groups.items()})
+    groups = {name: found.classified(group) for name, group in spec.groups.items()}
+    return replace(spec, groups=groups, ones=tuple(sorted(ones)), zeros=tuple(sorted(zeros)))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Random elements of a class: what verification tries on the units of a group."""
+"""Elements of classes: of which class a coupling is, and random ones for verification."""
 
 from __future__ import annotations
 
@@ -8,10 +8,29 @@ from torch import Tensor
 from isthmus.couplings import Coupling, Linear, Monomial, Permutation, Rotation
 from isthmus.symmetry._acts import Acts
 
-__all__ = ["random_element"]
+__all__ = ["class_of", "random_element"]
 
+_FIXED = 1e-8
+"""Most that a rotation may move the direction in which all units are equal, as much as its rows may be off."""
 _SPREAD = 0.5
 """Standard deviation of the logarithm of random factors, and of singular values."""
+
+
+def class_of(coupling: Coupling) -> Acts | None:
+    """Return the smallest class that a coupling is an element of; ``None`` for plans and nested couplings."""
+    if isinstance(coupling, Permutation):
+        return Acts.PERMUTATION
+    if isinstance(coupling, Monomial):
+        sizes = coupling.factors.detach().abs()
+        unit, positive = bool((sizes == 1).all()), bool((coupling.factors > 0).all())
+        if unit and positive:
+            return Acts.PERMUTATION
+        return Acts.SIGNED if unit else Acts.POSITIVE if positive else Acts.MONOMIAL
+    if isinstance(coupling, Rotation):
+        moved = coupling.values.detach().sum(1) - 1
+        fixing = len(moved) == 0 or float(moved.abs().max()) < _FIXED
+        return Acts.MEAN_FIXING if fixing else Acts.ORTHOGONAL
+    return Acts.GENERAL if isinstance(coupling, Linear) else None
 
 
 def random_element(acts: Acts, permutation: Tensor, generator: torch.Generator) -> Coupling:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -85,6 +85,7 @@ class Runner:
         outputs: which outputs count.
         generator: with one, every floating entry of the state is changed at random, and so are inputs whose
             entries are all equal.
+        kept: tensors that are left as they are all the same: gains and biases that folding has made ones and zeros.
 
     Raises:
         ModelError: the model is in training mode, on the meta device, fails, is random, reads tensors that are not
@@ -98,6 +99,7 @@ class Runner:
         kwargs: Mapping[str, Any],
         outputs: Any,
         generator: torch.Generator | None,
+        kept: Collection[str] = (),
     ) -> None:
         require_evaluation(model)
         _refuse_meta(model)
@@ -106,7 +108,7 @@ class Runner:
         self._calls = 1
         self.dtype = torch.float64
         self._replica = Replica(model, lambda t: torch.float64)
-        self._state = _changed_state(self._replica, generator)
+        self._state = _changed_state(self._replica, generator, kept)
         self._reference = self._first_run(generator)
         if not self._reference:
             raise ModelError(
@@ -243,7 +245,9 @@ def _refuse_meta(model: nn.Module) -> None:
         )
 
 
-def _changed_state(replica: Replica, generator: torch.Generator | None) -> dict[str, Tensor]:
+def _changed_state(
+    replica: Replica, generator: torch.Generator | None, kept: Collection[str]
+) -> dict[str, Tensor]:
     """Return a copy of a private copy's state; with a generator, every floating entry is changed.
 
     Names of one tensor keep one, and tensors that share memory agree. The change is a positive factor plus a positive
@@ -251,7 +255,7 @@ def _changed_state(replica: Replica, generator: torch.Generator | None) -> dict[
     """
     own = dict(saved_tensors(replica.module))
     if generator is not None:
-        changed: set[int] = set()
+        changed = {id(own[name]) for name in kept if name in own}
         with torch.no_grad():
             for name, tensor in own.items():
                 if id(tensor) not in changed:

@@ -42,6 +42,8 @@ class SymmetrySpec:
         shapes: shape of every parameter and buffer of the network.
         outputs: the outputs that are preserved, ``None`` for all.
         experiments: operators without a rule that were seen to pass axes on when they were run by themselves.
+        ones: tensors that hold nothing but ones, by which classes were found (see :func:`isthmus.discover`).
+        zeros: the same of zeros.
     """
 
     groups: Mapping[str, AxisGroup]
@@ -49,6 +51,8 @@ class SymmetrySpec:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     outputs: tuple[str, ...] | None = None
     experiments: tuple[str, ...] = ()
+    ones: tuple[str, ...] = ()
+    zeros: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every slot against the shapes and the other slots.
@@ -165,6 +169,8 @@ class SymmetrySpec:
             "shapes": {k: list(v) for k, v in self.shapes.items()},
             "outputs": None if self.outputs is None else list(self.outputs),
             **({"experiments": list(self.experiments)} if self.experiments else {}),
+            **({"ones": list(self.ones)} if self.ones else {}),
+            **({"zeros": list(self.zeros)} if self.zeros else {}),
         }
         return json.dumps(data, indent=1)
 
@@ -186,12 +192,14 @@ class SymmetrySpec:
                 raise SymmetryError("not a symmetry spec in JSON: two groups have the same name.")
             pinned = tuple(PinnedAxis(**p) for p in data["pinned"])
             outputs = None if data["outputs"] is None else tuple(data["outputs"])
-            experiments = tuple(str(name) for name in data.get("experiments", ()))
+            experiments, ones, zeros = (
+                tuple(str(name) for name in data.get(key, ())) for key in ("experiments", "ones", "zeros")
+            )
         except SymmetryError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise SymmetryError(f"not a symmetry spec in JSON: {type(error).__name__}: {error}.") from error
-        return cls(groups, pinned, shapes, outputs, experiments)
+        return cls(groups, pinned, shapes, outputs, experiments, ones, zeros)
 
     def to_permutation_spec(self) -> PermutationSpec:
         """Return the spec in the field's form, which knows whole axes only.

@@ -149,7 +149,8 @@ def verify(
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     source = generator if generator is not None else torch.Generator().manual_seed(0)
     drawn = drawn_relabellings(spec, source, draws)
-    runner = Runner(model, args, dict(kwargs or {}), spec.outputs if outputs is None else outputs, source)
+    wanted, kept = spec.outputs if outputs is None else outputs, (*spec.ones, *spec.zeros)
+    runner = Runner(model, args, dict(kwargs or {}), wanted, source, kept)
     return verified(spec, runner, drawn, source, tolerance=tolerance, symmetry=symmetry)
 
 

@@ -79,7 +79,13 @@ def _when(condition: Callable[[dict[str, Any]], bool], rule: Rule) -> Rule:
 
 
 def _is_zero(given: Any) -> bool:
-    return isinstance(given, (int, float)) and given == 0
+    """Return whether a number is zero, or a tensor is made of zeros."""
+    if not isinstance(given, fx.Node):
+        return isinstance(given, (int, float)) and given == 0
+    name = getattr(given.target, "_opname", "")
+    if name in ("scalar_tensor", "full", "full_like", "new_full"):
+        return bool(given.args[0 if name == "scalar_tensor" else -1] == 0)
+    return name in ("zeros", "zeros_like", "new_zeros")
 
 
 def _symmetric(bound: dict[str, Any]) -> bool:
