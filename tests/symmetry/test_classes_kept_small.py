@@ -78,9 +78,7 @@ def test_units_of_a_cell_start_from_what_changes_as_they_do(kind: str, state: st
         "single": nn.Parameter(torch.ones(1, 1, 1)),
     }
     parts["cell"] = getattr(nn, kind)(4, 6)
-    spec = discovered(
-        lambda m, x: _started(m, x, start(m, x)), torch.randn(5, 2, 4), **{"cell": cell, **parts}
-    )
+    spec = discovered(lambda m, x: _started(m, x, start(m, x)), torch.randn(5, 2, 4), **parts)
     assert spec.groups["cell" if "cell" in spec.groups else "each"].acts is (
         Acts.SIGNED if free else Acts.PERMUTATION
     )
