@@ -167,3 +167,16 @@ def test_further_keys_and_values_change_like_the_others() -> None:
         frozenset((s.tensor, s.power) for s in g.slots if s.tensor.startswith("attend.bias")) for g in inner
     }
     assert powers == {frozenset({("attend.bias_k", -1)}), frozenset({("attend.bias_v", 1)})}
+
+
+def test_sums_that_start_from_zero_limit_nothing() -> None:
+    """Zero changes with anything, however it was made; what was zero and then filled does not."""
+
+    def filled(m: Any, x: Tensor) -> Tensor:
+        z = torch.zeros(5, 6, dtype=x.dtype)
+        z += 1
+        return m.last(z + m.first(x).relu())
+
+    start = lambda m, x: m.last(torch.zeros((), dtype=x.dtype) + m.first(x))  # noqa: E731
+    assert classes(discovered(start, torch.randn(5, 4))) == {Acts.GENERAL}
+    assert classes(discovered(filled, torch.randn(5, 4))) == {Acts.PERMUTATION}

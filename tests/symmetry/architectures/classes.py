@@ -37,12 +37,14 @@ READ: dict[str, Classes] = {
     **dict.fromkeys(
         (
             "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "cohere", "cohere2", "granite",
-            "olmo2", "mixtral", "qwen3_moe", "granitemoe", "olmoe", "mixtral_grouped", "modernbert", "mt5",
+            "olmo2", "mixtral", "qwen3_moe", "granitemoe", "olmoe", "modernbert", "mt5",
         ),
         _GATED,
     ),
     **dict.fromkeys(("opt", "t5", "transformer_encoder", "transformer"), _RELU),
     "olmo": {**_GATED, "stream": MEAN_FIXING},  # its norms have neither gain nor bias
+    # signs pass its norms, whose gains are written as 1 + w and hold none
+    **{key: {**_GATED, "stream": SIGNED} for key in ("gemma", "gemma2", "gemma3")},
     # factors sit on the gain and the bias of the norm whose result one layer alone reads
     "rembert": {**_HEADS, "embedding": MONOMIAL, "output": MONOMIAL},
     "bert_classifier": {**_HEADS, "pooler": SIGNED},
@@ -94,7 +96,10 @@ INCOMPLETE: dict[str, str] = {
     "graph_attention": "a product that a sum follows is not seen to be an inner product",
     "matrix_factorisation": "a product that a sum follows is not seen to be an inner product",
     "state_space": "a product that a sum follows is not seen to be an inner product",
-    "chosen_experts": "experts that the data choose are not seen to be tensors of the network",
+    **dict.fromkeys(
+        ("chosen_experts", "mixtral", "qwen3_moe", "granitemoe", "olmoe"),
+        "experts that the data choose are not seen to be tensors of the network",
+    ),
     "resnext": "convolutions in groups are not graded",
     "falcon": "value dimensions that all heads share are not graded",
     "gpt_bigcode": "value dimensions that all heads share are not graded",

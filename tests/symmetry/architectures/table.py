@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from classes import INCOMPLETE, READ, found_classes, read_classes
 from suite import EXPECTED, NAMES, Entry, expected_sizes, run
 
 MARKER = "<!-- written by tests/symmetry/architectures/table.py -->"
@@ -30,6 +31,10 @@ network is relabelled at random twice, all groups together, and run in float64.
 - *error*: largest relative change of the outputs that count.
 - *reader*: whether the groups are exactly those that a person wrote down for this network, where one did.
 - *seconds*: processor time of tracing and discovery together.
+- *acts*: how many groups there are of each class, the largest one whose random elements leave the function alone;
+  units that have units of their own, such as heads, change places alone.
+- *reader of classes*: whether these are the classes that a person wrote down for this network, where one did; where
+  discovery finds less than the person sees, it is *incomplete*.
 
 Parameters that do not move, and the operator that holds each of them, are listed by `isthmus symmetry`.
 """
@@ -48,9 +53,22 @@ def _reader(entry: Entry) -> str:
     return "the same" if entry.sizes == expected_sizes(EXPECTED[entry.name]) else "differs"
 
 
+def _acts(entry: Entry) -> str:
+    counted = Counter(str(g.acts) for g in entry.spec.groups.values())
+    return ", ".join(f"{acts}" + (f" ×{n}" if n > 1 else "") for acts, n in sorted(counted.items()))
+
+
+def _classes(entry: Entry) -> str:
+    if entry.name not in READ:
+        return ""
+    if found_classes(entry.spec) == read_classes(entry.name):
+        return "the same"
+    return "incomplete" if entry.name in INCOMPLETE else "differs"
+
+
 HEAD = (
-    "| network | class | parameters | groups | moved | error | reader | seconds |",
-    "| --- | --- | ---: | --- | ---: | ---: | --- | ---: |",
+    "| network | kind | parameters | groups | moved | error | reader | seconds | acts | reader of classes |",
+    "| --- | --- | ---: | --- | ---: | ---: | --- | ---: | --- | --- |",
 )
 
 
@@ -59,7 +77,7 @@ def row_of(e: Entry) -> str:
     error = f"{e.verification.max_relative_error:.0e}" + ("" if e.verification.passed else " **wrong**")
     return (
         f"| {e.name} | {e.kind} | {e.parameters:,} | {_groups(e)} | {e.spec.fraction_moved:.1%} | {error} | "
-        f"{_reader(e)} | {e.seconds:.1f} |"
+        f"{_reader(e)} | {e.seconds:.1f} | {_acts(e)} | {_classes(e)} |"
     )
 
 
@@ -76,8 +94,10 @@ def page_of(rows: Mapping[str, str]) -> str:
     cells = {name: [c.strip() for c in row.strip("|").split("|")] for name, row in rows.items()}
     wrong = sum("**wrong**" in row for row in rows.values())
     read = [c[6] for c in cells.values() if c[6]]
+    classes = [c[9] for c in cells.values() if c[9]]
     summary = (
         f"{len(rows)} networks; wrong: {wrong}; the same as a reader's list: {read.count('the same')} of {len(read)}; "
+        f"the same classes: {classes.count('the same')} of {len(classes)}; "
         f"at least 95 % of the entries move in {sum(float(c[4].rstrip('%')) >= 95 for c in cells.values())}. "
         f"PyTorch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}, "
         f"Python {platform.python_version()}, one thread."
