@@ -121,6 +121,22 @@ def test_align_line_and_merge(isthmus: Cli, project: Path) -> None:
     assert set(load_state("m.safetensors")) == set(expected.shapes)
 
 
+def test_align_by_what_the_network_allows(isthmus: Cli, project: Path) -> None:
+    command = ("align", "a.safetensors", "b.pt", "--model", "mynet:with_inputs", "--method", "weights")
+    result = isthmus(*command, "--symmetry", "all", "--out", "all.safetensors", "--json")
+    assert result.code == 0, result.err
+    assert set(result.json["kinds"]) == {"Monomial"}
+    assert result.json["verification_error"] < 1e-10
+    assert Alignment.load("all.safetensors").kinds == result.json["kinds"]
+    printed = isthmus(*command, "--symmetry", "positive,signed", "--out", "some.safetensors", "--verbose")
+    assert printed.code == 0, printed.err
+    assert "by Monomial" in printed.out
+    unknown = isthmus(*command, "--symmetry", "mirrors", "--out", "none.safetensors")
+    assert unknown.code == 2
+    assert "mirrors" in unknown.err
+    assert not (project / "none.safetensors").exists()
+
+
 def test_align_writes_b_relabelled(isthmus: Cli, project: Path) -> None:
     result = isthmus(
         "align",

@@ -13,7 +13,7 @@ from isthmus.cli import _folders as folders
 from isthmus.cli import _options as options
 from isthmus.cli._pair import align_pair, data_for, load_pair, training_part
 from isthmus.cli._texts import alignment_text
-from isthmus.errors import OutputError
+from isthmus.errors import DataError, OutputError
 from isthmus.states import state_of
 
 __all__ = ["align"]
@@ -25,6 +25,7 @@ def align(
     out: Annotated[Path, typer.Option(help="The alignment file (.safetensors) to write.")],
     model: options.OptionalModel = None,
     method: options.OptionalMethod = None,
+    symmetry: options.SymmetryChoice = "permutations",
     data: options.OptionalData = None,
     data_dir: options.DataDir = None,
     normalise: options.NormaliseChoice = None,
@@ -49,6 +50,11 @@ def align(
             "what --apply writes."
         )
     in_folders = folders.are_folders(a, b, model)
+    if in_folders and symmetry != "permutations":
+        raise DataError(
+            f"--symmetry {symmetry}: model folders are aligned by permutations. Give --model TARGET with checkpoints "
+            "of both networks, whose whole symmetry is matched, or leave --symmetry out."
+        )
     if in_folders:
         folders.check_output(apply, max_shard_size)
     wanted = options.output_names(outputs)
@@ -78,6 +84,7 @@ def align(
                 batches=batches,
                 shapes=shape,
                 outputs=wanted,
+                symmetry=options.symmetry_of(symmetry),
                 seed=seed,
                 tell=tell,
             )
@@ -90,6 +97,7 @@ def align(
         "method": alignment.method,
         "status": alignment.status,
         "moved": alignment.moved,
+        "kinds": alignment.kinds,
         "costs": {g: list(c) for g, c in alignment.costs.items()},
         "sweeps": list(alignment.sweeps),
         "notes": [*notes, *alignment.notes],

@@ -30,10 +30,12 @@ __all__ = [
     "RelabelMethod",
     "Seed",
     "Shape",
+    "SymmetryChoice",
     "TrustRemoteCode",
     "Verbose",
     "output_names",
     "refresh_of",
+    "symmetry_of",
 ]
 
 DATA_HELP = "`digits`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, or `package.module:function` returning batches."
@@ -60,6 +62,14 @@ OptionalMethod = Annotated[
     typer.Option(
         metavar="METHOD",
         help=f"{METHODS_HELP}. Default `covariance` with data, `weights` without.",
+    ),
+]
+SymmetryChoice = Annotated[
+    str,
+    typer.Option(
+        metavar="CLASSES",
+        help="What may act on the units: `permutations`, `all` that the network allows, or classes such as "
+        "`signed,positive`.",
     ),
 ]
 RelabelMethod = Annotated[
@@ -116,6 +126,11 @@ TrustRemoteCode = Annotated[
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, for machines.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print every group and every pinned axis.")]
+
+
+def symmetry_of(given: str) -> str | list[str]:
+    """Return what may act on units, as :func:`isthmus.align` takes it."""
+    return given if given in ("permutations", "all") else [name.strip() for name in given.split(",")]
 
 
 def output_names(given: list[str] | None) -> list[str | int] | None:

@@ -17,7 +17,7 @@ from isthmus.cli import _console as console
 from isthmus.cli._folders import are_folders, open_pair
 from isthmus.cli._target import Target, load_target
 from isthmus.errors import DataError
-from isthmus.matching import Alignment, align
+from isthmus.matching import Alignment, Symmetry, align
 from isthmus.pretrained import LazyState, inspect_input, is_model_folder, open_model
 from isthmus.replica import private_copy, with_state
 from isthmus.states import (
@@ -169,6 +169,7 @@ def align_pair(
     batches: Batches | None,
     shapes: Sequence[str] | None,
     outputs: Outputs = None,
+    symmetry: Symmetry = "permutations",
     seed: int = 0,
     tell: Callable[[str, int, int], None] | None = None,
 ) -> Alignment:
@@ -187,6 +188,7 @@ def align_pair(
         args=example.args,
         kwargs=example.kwargs,
         outputs=outputs,
+        symmetry=symmetry,
         seed=seed,
         on_stage=tell,
     )
