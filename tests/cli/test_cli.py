@@ -48,7 +48,8 @@ def test_symmetry_prints_groups_pins_and_error(isthmus: Cli, project: Path) -> N
     assert "layers.0" in result.out
     assert "the model's output" in result.out
     assert "function preserved" in result.out
-    assert re.search(r"group +units +role +moves\n *layers.0 +\d+ +holds +layers.0.weight\[0\]", result.out)
+    heads = r"group +units +acts +role +moves\n *layers.0 +\d+ +positive scales +holds +layers.0.weight\[0\]"
+    assert re.search(heads, result.out)
     assert re.search(r"reads +layers.1.weight\[1\]", result.out)
 
 
