@@ -166,22 +166,29 @@ class Demands:
     ) -> dict[int, int] | None:
         """Return the powers of one factor for each unit, which all its readers take out again; None if there is none.
 
-        Where readers can be scaled one by one, the factors belong to the gains of the norms that they read, not to
-        the units; where none reads, nothing takes a factor out again.
+        Gains stay if they can. Where readers can then be scaled one by one, the factors belong to the gains of the
+        norms that they read, not to the units; where none reads, nothing takes a factor out again.
         """
         system = System(modulus)
         system.demand_all(forms)
-        readers = list(self.readers)
+        listed = list(wishes)
+        with_gains_at_rest = wished(system, [(u, number) for u, number in listed if not number])
+        return self._shared(with_gains_at_rest, listed) or self._shared(system, listed)
+
+    def _shared(self, system: System, wishes: Iterable[tuple[int, int]]) -> dict[int, int] | None:
+        """Return the powers by which all readers share one factor; None where they share none."""
+        readers, modulus = list(self.readers), system.modulus
         if not readers or system.rank_of(readers) != 1:
             return None
         first = next(u for u in readers if system.reduced({u: Fraction(1)}))
-        system.demand({first: Fraction(1), ONE: Fraction(1)})
-        found = wished(system, wishes).solution(self.unknowns)
-        if not all(found[u] for u in readers):
+        found = system.copy()
+        found.demand({first: Fraction(1), ONE: Fraction(1)})
+        solved = wished(found, wishes).solution(self.unknowns)
+        if not all(solved[u] for u in readers):
             return None
-        whole = math.lcm(*(power.denominator for power in found.values()))
+        whole = math.lcm(*(power.denominator for power in solved.values()))
         return {
-            u: int(power * whole) % modulus if modulus else int(power * whole) for u, power in found.items()
+            u: int(power * whole) % modulus if modulus else int(power * whole) for u, power in solved.items()
         }
 
 

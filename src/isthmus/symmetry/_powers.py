@@ -45,17 +45,17 @@ def minus(one: Form, other: Form) -> Form:
 class System:
     """Linear equations ``form = 0``, kept solved: each determines one unknown by those that are free.
 
-    Args:
+    Attributes:
         modulus: 2 for signs, 0 for rational numbers.
     """
 
     def __init__(self, modulus: int = 0) -> None:
-        self._modulus = modulus
+        self.modulus = modulus
         self._rows: dict[int, Form] = {}
 
     def copy(self) -> System:
         """Return a system with the same equations, to which others may be added."""
-        found = System(self._modulus)
+        found = System(self.modulus)
         found._rows = dict(self._rows)
         return found
 
@@ -88,7 +88,7 @@ class System:
 
     def rank_of(self, unknowns: Sequence[int]) -> int:
         """Return in how many independent ways some unknowns can be chosen."""
-        seen = System(self._modulus)
+        seen = System(self.modulus)
         for unknown in unknowns:
             seen.demand(self.reduced({unknown: Fraction(1)}))
         return len(seen._rows)
@@ -98,9 +98,9 @@ class System:
         return {u: self.reduced({u: Fraction(1)}).get(ONE, Fraction(0)) for u in unknowns}
 
     def _taken(self, form: Form) -> Form:
-        if not self._modulus:
+        if not self.modulus:
             return dict(form)
-        return {u: Fraction(1) for u, factor in form.items() if factor % self._modulus}
+        return {u: Fraction(1) for u, factor in form.items() if factor % self.modulus}
 
 
 def wished(system: System, wishes: Iterable[tuple[int, int]]) -> System:

@@ -30,28 +30,35 @@ READ: dict[str, Classes] = {
             "gpt2", "gpt_neo", "gpt_neox", "gptj", "codegen", "phi", "bloom", "mpt", "falcon_alibi", "falcon",
             "gpt_bigcode", "starcoder2", "biogpt", "openai_gpt", "xlm", "bert", "roberta", "distilbert", "vit", "deit",
             "ast", "data2vec_text", "vit_msn", "vivit", "electra", "albert", "bart", "pegasus", "marian", "blenderbot",
-            "mbart", "whisper", "gpt_oss",
+            "mbart", "whisper",
         ),
         _HEADS,
     ),
     **dict.fromkeys(
         (
-            "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "cohere", "cohere2", "granite",
-            "olmo2", "mixtral", "qwen3_moe", "granitemoe", "olmoe", "modernbert", "mt5",
+            "cohere", "cohere2", "modernbert",
         ),
         _GATED,
     ),
-    **dict.fromkeys(("opt", "t5", "transformer_encoder", "transformer"), _RELU),
+    **dict.fromkeys(("opt", "transformer_encoder", "transformer"), _RELU),
     "olmo": {**_GATED, "stream": MEAN_FIXING},  # its norms have neither gain nor bias
-    # signs pass its norms, whose gains are written as 1 + w and hold none
-    **{key: {**_GATED, "stream": SIGNED} for key in ("gemma", "gemma2", "gemma3")},
+    # signs pass RMS norms, whatever their gains
+    **{
+        key: {**_GATED, "stream": SIGNED}
+        for key in (
+            "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "granite", "olmo2", "mixtral",
+            "qwen3_moe", "granitemoe", "olmoe", "mt5",
+        )
+    },
+    "t5": {**_RELU, "stream": SIGNED},
+    "gpt_oss": {**_HEADS, "stream": SIGNED},
     # factors sit on the gain and the bias of the norm whose result one layer alone reads
     "rembert": {**_HEADS, "embedding": MONOMIAL, "output": MONOMIAL},
     "bert_classifier": {**_HEADS, "pooler": SIGNED},
     "clip": {**_HEADS, "projection": ORTHOGONAL},
     "convnext": {},
-    "mamba": {"states": MONOMIAL, "step rank": GENERAL},
-    "falcon_mamba": {"states": SIGNED, "step rank": ORTHOGONAL},
+    "mamba": {"stream": SIGNED, "states": MONOMIAL, "step rank": GENERAL},
+    "falcon_mamba": {"stream": SIGNED, "states": SIGNED, "step rank": ORTHOGONAL},
     **{n: {"hidden units": SIGNED} for n in ("lstm", "gru", "rnn", "lstm_final_state", "lstm_bidirectional")},
     "lstm_projected": {"cells": SIGNED, "states": GENERAL},
     "swiglu": {"hidden units": MONOMIAL},
