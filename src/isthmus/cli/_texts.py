@@ -22,7 +22,7 @@ def spec_text(spec: SymmetrySpec, verbose: bool = False) -> str:
     if verbose or whole.count("\n") < _LINES:
         return whole
     headline = whole.partition("\n\n")[0]
-    lines = [headline, "", *_alike((name, _described(group)) for name, group in spec.groups.items())]
+    lines = [headline, "", *_alike((name, _described(group, spec)) for name, group in spec.groups.items())]
     if spec.pinned:
         reasons = Counter[str]()
         for axis in spec.pinned:
@@ -36,14 +36,15 @@ def spec_text(spec: SymmetrySpec, verbose: bool = False) -> str:
     return "\n".join([*lines, "", "--verbose lists every group and every pinned axis."])
 
 
-def _described(group: AxisGroup) -> str:
+def _described(group: AxisGroup, spec: SymmetrySpec) -> str:
     """Return how many units a group has, what may act on them, and which operators prevent more."""
     limits = (
         f"{limit.acts.words}, were it not for {limit.operator.removeprefix('aten.')}"
         for limit in group.limits
     )
     more = "; ".join(dict.fromkeys(limits))
-    return f"{group.size} units, {group.acts.words}{f' ({more})' if more else ''}"
+    acts = f", {group.acts.words}" if spec.larger else ""
+    return f"{group.size} units{acts}{f' ({more})' if more else ''}"
 
 
 def alignment_text(alignment: Alignment, verbose: bool = False) -> str:

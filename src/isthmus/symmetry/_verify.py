@@ -173,12 +173,17 @@ def verified(
         tolerance: largest error that passes; default: by the precision of the runs.
         symmetry: ``"permutations"`` tries these alone.
     """
-    found = verification_of(spec, runs, drawn, generator, tolerance)
-    if symmetry == "permutations" or not found.passed or not spec.larger:
-        return found
+    if symmetry == "permutations" or not spec.larger:
+        return verification_of(spec, runs, drawn, generator, tolerance)
     others = torch.Generator().manual_seed(generator.initial_seed())
     elements = drawn_elements(spec, others, len(drawn))
-    return _joined(found, verification_of(spec, runs, elements, others, tolerance))
+    measured = list(
+        runs.errors(spec, [*drawn, *elements])
+    )  # one run over the network's files for all of them
+    found = _judged(spec, runs, drawn, measured[: len(drawn)], generator, tolerance)
+    if not found.passed:
+        return found
+    return _joined(found, _judged(spec, runs, elements, measured[len(drawn) :], others, tolerance))
 
 
 def _joined(permuted: Verification, moved: Verification) -> Verification:
@@ -244,9 +249,21 @@ def verification_of(
         generator: source of randomness for the groups alone; advanced.
         tolerance: largest error that passes; default: by the precision of the runs.
     """
+    return _judged(spec, runs, drawn, list(runs.errors(spec, drawn)), generator, tolerance)
+
+
+def _judged(
+    spec: SymmetrySpec,
+    runs: Runs,
+    drawn: Sequence[Couplings],
+    measured: Sequence[Mapping[str, float]],
+    generator: torch.Generator,
+    tolerance: float | None,
+) -> Verification:
+    """Return what was measured as a verification, with the guilty groups where it fails."""
     allowed = _TOLERANCES.get(runs.dtype, 1e-1) if tolerance is None else tolerance
     worst: dict[str, float] = {}
-    for errors in runs.errors(spec, drawn):
+    for errors in measured:
         worst = {name: max(worst.get(name, 0.0), error) for name, error in errors.items()}
     largest = max(worst.values(), default=0.0)
     guilty: set[str] = set()
