@@ -31,7 +31,8 @@ def main() -> None:
         raise SystemExit(2) from error
     code = run(sys.argv[1:])
     # The result stands; an interruption of what is left, seconds of Python's own shutdown, must not change the code.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.SIG_IGN)
     if code == INTERRUPTED:  # all cleaning up has been done by now, so that shutdown is left out
         sys.stdout.flush()
         sys.stderr.flush()

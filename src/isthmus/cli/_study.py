@@ -89,21 +89,21 @@ def run(
         raise StudyError("Give --out DIR, the folder of the study. Only --dry-run needs none.")
     check_continuation(config, out)
     console.usable_folder(out)
-    with (
-        _stoppable(out),
-        console.progress() as bar,
-        _executor(executor, workers, threads, memory, address) as chosen,
-        _sinks(log or (), config, out) as sinks,
-    ):
-        task = bar.add_task("reading data", total=None)
+    with _stoppable(out):  # to the end: the summary is cut short like the work
+        with (
+            console.progress() as bar,
+            _executor(executor, workers, threads, memory, address) as chosen,
+            _sinks(log or (), config, out) as sinks,
+        ):
+            task = bar.add_task("reading data", total=None)
 
-        def tell(progress: Progress) -> None:
-            bar.update(task, description=_words(progress), completed=progress.done, total=progress.total)
+            def tell(progress: Progress) -> None:
+                bar.update(task, description=_words(progress), completed=progress.done, total=progress.total)
 
-        status = run_study(
-            config, out, data_dir=data_dir, executor=chosen, device=device, on_progress=tell, sinks=sinks
-        )
-    _finish(status, json, out)
+            status = run_study(
+                config, out, data_dir=data_dir, executor=chosen, device=device, on_progress=tell, sinks=sinks
+            )
+        _finish(status, json, out)
 
 
 @study.command()
