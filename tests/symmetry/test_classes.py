@@ -134,6 +134,7 @@ def written(function: object, hidden: int = 6) -> SymmetrySpec:
         (lambda m, x: m.last(m.first(x).clamp(-1, 1)), Acts.SIGNED),
         (lambda m, x: m.last(m.first(x).clamp(-1, 2)), Acts.PERMUTATION),
         (lambda m, x: m.last(torch.cumsum(m.first(x), 0)), Acts.GENERAL),
+        (lambda m, x: m.last(m.first(x).repeat_interleave(2, 0)), Acts.GENERAL),
         (lambda m, x: m.last(m.first(x).view(5, 1, 6).transpose(0, 1).reshape(5, 6)), Acts.GENERAL),
     ],
 )

@@ -109,6 +109,21 @@ def _repeated(op: Operator) -> None:
     op.each(grade)
 
 
+def _interleaved(op: Operator) -> bool | None:
+    """Repeat every entry a number of times along an axis."""
+    source, times, dim = op.node.all_input_nodes[0], op.bound.get("repeats"), op.bound.get("dim")
+    if not isinstance(times, int) or not isinstance(dim, int):
+        return False
+    place = dim % len(op.shape)
+
+    def grade(spot: Spot) -> Grade | None:
+        one, two = ((*at[:place], at[place] // times, *at[place + 1 :]) for at in spot.ends())
+        return op.carried(source, spot.atom, (one, two))
+
+    op.each(grade)
+    return None
+
+
 def _along(dims: Any, rank: int) -> set[int]:
     listed = dims if isinstance(dims, (list, tuple)) else [dims]
     return {int(d) % rank for d in listed}
@@ -207,6 +222,7 @@ MOVES: dict[str, Rule] = {
     **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout"), _dropped),
     **dict.fromkeys(("cat", "concat", "concatenate", "stack"), _joined),
     "repeat": _repeated,
+    "repeat_interleave": _interleaved,
     **dict.fromkeys(("flip", "roll"), _flipped),
     "cumsum": _summed_up,
     **dict.fromkeys(("constant_pad_nd", "pad"), _padded),
