@@ -40,7 +40,7 @@ class Way:
     def tensor_of(self, node: fx.Node) -> str | None:
         """Return the name of the state's tensor at a placeholder (the first of its names); ``None`` for all else."""
         name = self.traced.tensors.get(node.name) if node.op == "placeholder" else None
-        return None if name is None else self.traced.aliases.get(name, (name,))[0]
+        return None if name is None else self.traced.first_name(name)
 
     @cached_property
     def placeholders(self) -> dict[str, list[fx.Node]]:

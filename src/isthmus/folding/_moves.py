@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from isthmus.folding._graph import Way, kind_of, operands, shape_of
-from isthmus.symmetry import bound_arguments
+from isthmus.symmetry import DROPOUTS, SAME_ENTRIES, bound_arguments
 
 __all__ = ["Channels", "Part", "carried", "is_move", "part_of", "uses_of", "whole_axis", "whole_source_axis"]
 
@@ -26,26 +26,7 @@ _VIEWS = frozenset(
     ]
 )
 """Their results are views of the operand, each entry once (where memory allows; that is asked)."""
-_SAME = frozenset(
-    [
-        *(
-            "contiguous",
-            "clone",
-            "detach",
-            "alias",
-            "to",
-            "_to_copy",
-            "type_as",
-            "lift_fresh",
-            "lift_fresh_copy",
-        ),
-        *(
-            "dropout",
-            "feature_dropout",
-            "alpha_dropout",
-        ),  # traced in evaluation mode, where they pass entries along
-    ]
-)
+_SAME = SAME_ENTRIES | DROPOUTS  # traced in evaluation mode, where dropout passes entries along
 """Every entry stays where it is; another floating dtype may hold it."""
 _SPREADING = frozenset(["expand", "broadcast_to", "repeat", "tile", "flip", "roll"])
 _LOOKUPS = frozenset(["index", "index_select"])

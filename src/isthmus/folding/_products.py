@@ -10,18 +10,12 @@ from torch import fx
 
 from isthmus.folding._graph import kind_of, operands, shape_of
 from isthmus.layers import CONVOLUTIONS, Convolution
-from isthmus.symmetry import bound_arguments, operator_of
+from isthmus.symmetry import SUMS, bound_arguments, contraction_of, operator_of
 
 __all__ = ["Product", "product_with", "product_writing"]
 
-_PAIRS = {
-    "mm": ("self", "mat2", ""),
-    "bmm": ("self", "mat2", ""),
-    "matmul": ("self", "other", ""),
-    "mv": ("self", "vec", ""),
-    "addmm": ("mat1", "mat2", "self"),
-    "baddbmm": ("batch1", "batch2", "self"),
-}
+_SUMMED = frozenset({"linear", "einsum", *SUMS} - {"dot"})
+"""Products of two factors, besides convolutions."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +63,18 @@ def _products(node: fx.Node) -> list[Product]:
     bound = bound_arguments(node) if kind and kind != "getitem" else {}
     if operator_of(node) in CONVOLUTIONS or kind == "convolution":
         return [_convolution(node, bound)]
-    if kind == "linear":
-        rows = len(shape_of(bound["input"])) - 1
-        weight = ["o", "i"][2 - len(shape_of(bound["weight"])) :]
-        out = [*range(rows), *weight[:-1]]
-        return _both(
-            node, (bound["input"], [*range(rows), "i"]), (bound["weight"], weight), out, bound["bias"]
-        )
-    if kind in _PAIRS:
-        return _matrices(node, kind, bound)
-    if kind == "einsum":
-        return _einsum(node)
-    return []
+    form = contraction_of(node) if kind in _SUMMED else None
+    if form is None or (kind == "einsum" and not _is_plain(str(node.args[0]), len(form.operands))):
+        return []
+    scaled = bound.get("alpha", 1) != 1 or bound.get("beta", 1) != 1
+    one, two = ((n, list(letters)) for n, letters in form.operands)
+    found = (_product(node, x, w, form.out, form.bias, scaled) for x, w in ((one, two), (two, one)))
+    return [p for p in found if p is not None]
+
+
+def _is_plain(equation: str, factors: int) -> bool:
+    """Return whether an ``einsum`` names every axis of two factors, and of its result."""
+    return factors == 2 and "->" in equation and "." not in equation
 
 
 def _convolution(node: fx.Node, bound: Mapping[str, Any]) -> Product:
@@ -102,37 +96,7 @@ def _convolution(node: fx.Node, bound: Mapping[str, Any]) -> Product:
     )
 
 
-def _matrices(node: fx.Node, kind: str, bound: Mapping[str, Any]) -> list[Product]:
-    first, second, added = _PAIRS[kind]
-    left, right = bound[first], bound[second]
-    ranks = [len(shape_of(n)) for n in (left, right)]
-    letters = (
-        [*range(-ranks[0], -2), *(["r"] if ranks[0] > 1 else []), "i"],
-        [*range(-ranks[1], -2), "i", *(["c"] if ranks[1] > 1 else [])],
-    )
-    out = [*range(-max(ranks), -2), *(["r"] if ranks[0] > 1 else []), *(["c"] if ranks[1] > 1 else [])]
-    scaled = bound.get("alpha", 1) != 1 or bound.get("beta", 1) != 1
-    bias = bound.get(added) if added else None
-    return _both(node, (left, letters[0]), (right, letters[1]), out, bias, scaled)
-
-
-def _einsum(node: fx.Node) -> list[Product]:
-    equation, tensors = str(node.args[0]).replace(" ", ""), list(node.args[1])  # pyright: ignore
-    left, arrow, right = equation.partition("->")
-    terms = left.split(",")
-    if not arrow or "." in equation or len(terms) != 2 or len(tensors) != 2:
-        return []
-    return _both(node, (tensors[0], list(terms[0])), (tensors[1], list(terms[1])), list(right), None)
-
-
 _Factor = tuple[fx.Node, list[Any]]
-
-
-def _both(
-    node: fx.Node, one: _Factor, two: _Factor, out: Sequence[Any], bias: Any, scaled: bool = False
-) -> list[Product]:
-    found = (_product(node, x, w, out, bias, scaled) for x, w in ((one, two), (two, one)))
-    return [p for p in found if p is not None]
 
 
 def _product(

@@ -11,8 +11,10 @@ from isthmus.symmetry._apply import (
     check_permutations,
     reordering,
 )
+from isthmus.symmetry._contractions import Contraction, contraction_of
 from isthmus.symmetry._discover import Outputs, activation_name, discover, discover_from_trace
 from isthmus.symmetry._elements import random_element
+from isthmus.symmetry._listed import DROPOUTS, SAME_ENTRIES, SUMS
 from isthmus.symmetry._operation import Operation, rule
 from isthmus.symmetry._outputs import NamedOutputs, named_outputs
 from isthmus.symmetry._permutation_spec import PermutationSpec
@@ -37,6 +39,11 @@ from isthmus.symmetry._verify import (
 )
 
 __all__ = [
+    "DROPOUTS",
+    "SAME_ENTRIES",
+    "SUMS",
+    "Contraction",
+    "contraction_of",
     "Acts",
     "AxisGroup",
     "Couplings",

@@ -45,8 +45,7 @@ def with_acts(
         grading.run(way, values)
     for atom in outer:
         grading.of_atom(atom).outer = True
-    first = {name: names[0] for names in traced.aliases.values() for name in names}
-    found = _Classes(spec, grading, first)
+    found = _Classes(spec, grading, traced)
     groups = {name: found.classified(group) for name, group in spec.groups.items()}
     return replace(spec, groups=groups, ones=tuple(sorted(ones)), zeros=tuple(sorted(zeros)))
 
@@ -60,8 +59,8 @@ class _Verdict:
 class _Classes:
     """Puts the verdicts on atoms into the groups."""
 
-    def __init__(self, spec: SymmetrySpec, grading: Grading, first: Mapping[str, str]) -> None:
-        self._grading, self._first = grading, first
+    def __init__(self, spec: SymmetrySpec, grading: Grading, traced: Trace) -> None:
+        self._grading, self._traced = grading, traced
         self._roles: dict[int, Role] = {}
         self._places = {
             (name, k): self._unknowns(group, slot)
@@ -95,19 +94,17 @@ class _Classes:
         return replace(group, acts=acts, limits=verdict.limits, slots=tuple(slots))
 
     def _is_folded(self, slot: Slot) -> bool:
-        name = self._first.get(slot.tensor, slot.tensor)
+        name = self._traced.first_name(slot.tensor)
         return name in self._grading.ones or name in self._grading.zeros
 
     def _unknowns(self, group: AxisGroup, slot: Slot) -> list[tuple[Spot, int]]:
         """Return the spots that a slot stands for, with their unknowns: several where segments were joined."""
-        known = self._grading.unknowns.get(self._first.get(slot.tensor, slot.tensor), [])
+        known = self._grading.unknowns.get(self._traced.first_name(slot.tensor), [])
         spots = [spot for spot, _ in known if spot.axis == slot.axis and spot.atom.size == group.size]
         if not spots:
             return []
         one, two = _ends(slot, spots[0].rank)
-        found = {
-            id(spot): spot for atom in {s.atom for s in spots} for spot in between(spots, atom, (one, two))
-        }
+        found = [spots[k] for atom in {s.atom for s in spots} for k in between(spots, atom, (one, two))]
         blocked = {axis for axis, _ in slot.block}
         alike = [
             spot
@@ -119,7 +116,7 @@ class _Classes:
                 and (
                     spot is own or (spot.segment is not None and spot.segment[0] not in (*blocked, slot.axis))
                 )
-                for own in found.values()
+                for own in found
             )
         ]
         return [(spot, unknown) for spot, unknown in known if any(spot is own for own in alike)]

@@ -60,7 +60,7 @@ def cut_parameters(traced: Trace, labels: Mapping[str, Value | Stacked]) -> Segm
         labels: of every state tensor after an interpretation.
     """
     useful = {
-        _first(way.tensors[node.name], way)
+        way.first_name(way.tensors[node.name])
         for way in (traced, *traced.others)
         for node in way.graph.find_nodes(op="placeholder")
         if node.name in way.tensors and any(operator_of(user) not in _USE_THE_WHOLE for user in node.users)
@@ -78,10 +78,6 @@ def cut_parameters(traced: Trace, labels: Mapping[str, Value | Stacked]) -> Segm
                 dim = min(fitting, key=lambda k: (max(fitting[k]) > 1, k))
                 found[name] = dim, fitting[dim]
     return found
-
-
-def _first(name: str, traced: Trace) -> str:
-    return traced.aliases.get(name, (name,))[0]
 
 
 def _lengths(axis: _axes.Expression) -> tuple[int, ...]:
@@ -113,7 +109,7 @@ def unread_parameters(traced: Trace, values: Mapping[fx.Node, Any]) -> set[str]:
             if isinstance(value, Stacked):
                 read[node] = _read(node, value, values, read)
                 if node.name in way.tensors and len(read[node]) < sum(value.lengths):
-                    found.add(_first(way.tensors[node.name], way))
+                    found.add(way.first_name(way.tensors[node.name]))
     return found
 
 

@@ -113,7 +113,7 @@ def discover_from_trace(
             _pin_value(interpreter.values[node], Pin("its values are read by Python"))
         for name, node in way.staying.items():
             if name in way.rewritten:
-                _move_alike(interpreter.values[node], labels[_first(name, way)])
+                _move_alike(interpreter.values[node], labels[way.first_name(name)])
             else:  # later calls may look at it in ways that this trace does not show
                 _pin_value(interpreter.values[node], Pin(f"kept for later calls in {name!r}"))
     used = used_atoms(interpreter.steps)
@@ -157,9 +157,8 @@ def activation_name(node: str) -> str:
 
 def _ties(traced: Trace) -> Ties:
     """Return a prover for the graph: parameters are in general position, buffers and inputs may hold anything."""
-    first = {name: names[0] for name, names in traced.aliases.items()}
-    learned = {first.get(n, n) for n in traced.program.graph_signature.inputs_to_parameters.values()}
-    named = {place: first.get(name, name) for place, name in traced.tensors.items()}
+    learned = {traced.first_name(n) for n in traced.program.graph_signature.inputs_to_parameters.values()}
+    named = {place: traced.first_name(name) for place, name in traced.tensors.items()}
     parameters = {place: name for place, name in named.items() if name in learned}
     others = (n.name for n in traced.graph.find_nodes(op="placeholder") if n.name not in parameters)
     return Ties(parameters, others)
@@ -204,7 +203,7 @@ def _interpret(
             shape = tuple(int(s) for s in getattr(node.meta.get("val"), "shape", ()))
             if node.name in way.tensors:
                 name = way.tensors[node.name]
-                first = _first(name, way)
+                first = way.first_name(name)
                 made = (
                     in_segments(shape, *segments[first])
                     if first in segments
@@ -221,16 +220,11 @@ def _interpret(
                 value = Value(tuple(_axes.immovable(s, why) for s in shape))
             inputs[node.name] = value
         for name in (n for n in way.staying if n not in way.rewritten):
-            written = joined(labels.get(_first(name, way)))
+            written = joined(labels.get(way.first_name(name)))
             for axis in () if written is None else written.axes:
                 _axes.pin(axis, Pin("written by the model for later calls"))
         interpreter.run(way.graph, inputs, way.program.graph_module)
     return labels, interpreter
-
-
-def _first(name: str, traced: Trace) -> str:
-    """Return the name under which the memory of a tensor is labelled."""
-    return traced.aliases.get(name, (name,))[0]
 
 
 def _parameter_value(shape: tuple[int, ...], other: str | None) -> Value:

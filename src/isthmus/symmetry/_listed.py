@@ -7,12 +7,14 @@ from isthmus.symmetry._origins import Word
 __all__ = [
     "CONVOLUTIONS",
     "COPIES",
+    "DROPOUTS",
     "NORMS",
     "NORM_WORDS",
     "RECURRENT",
     "REDUCTIONS",
     "RESHAPES",
     "SAME_AXES",
+    "SAME_ENTRIES",
     "SUMS",
     "VIEWS",
 ]
@@ -35,12 +37,16 @@ VIEWS = frozenset(
         *("select", "slice", "narrow", "unbind", "split", "split_with_sizes", "chunk"),
     ]
 )
-COPIES = frozenset(
+SAME_ENTRIES = frozenset(
     [
-        *("contiguous", "clone", "detach", "alias", "to", "_to_copy", "type_as", "neg", "dropout"),
+        *("contiguous", "clone", "detach", "alias", "to", "_to_copy", "type_as"),
         *("lift_fresh", "lift_fresh_copy"),
     ]
 )
+"""Every entry stays where and what it is; another floating dtype may hold it."""
+DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout"})
+"""In evaluation they hand their operand on."""
+COPIES = SAME_ENTRIES | {"neg", "dropout"}
 """Linear, and all entries alike."""
 SAME_AXES = frozenset(
     [

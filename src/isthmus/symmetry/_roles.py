@@ -38,10 +38,9 @@ def with_roles(spec: SymmetrySpec, traced: Trace) -> SymmetrySpec:
     for way in (traced, *traced.others):
         find_uses(way, uses)
     _orient(uses)
-    first = {name: names[0] for names in traced.aliases.values() for name in names}
 
     def role(slot: Slot) -> Role:
-        words = uses.words.get((first.get(slot.tensor, slot.tensor), slot.axis), {})
+        words = uses.words.get((traced.first_name(slot.tensor), slot.axis), {})
         low, high = slot.index.stride, slot.index.stride * slot.index.size
         return _ROLE_OF.get(_between(words, low, high), "")
 

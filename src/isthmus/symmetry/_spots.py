@@ -113,14 +113,14 @@ def _moving(expression: Any) -> Iterator[Placement]:
             yield place
 
 
-def between(spots: Sequence[Spot], atom: Atom, ends: tuple[Place, Place]) -> list[Spot]:
-    """Return the spots of an atom whose unit changes from one entry to another."""
-    found: list[Spot] = []
-    for spot in spots:
+def between(spots: Sequence[Spot], atom: Atom, ends: tuple[Place, Place]) -> list[int]:
+    """Return which spots of an atom change their unit from one entry to another, by their numbers in the list."""
+    found: list[int] = []
+    for k, spot in enumerate(spots):
         if spot.atom is atom:
             units = [spot.unit(at) for at in ends]
             if None not in units and units[0] != units[1]:
-                found.append(spot)
+                found.append(k)
     return found
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "NodeCallback",
     "Trace",
     "bound_arguments",
+    "flat",
     "module_of",
     "operator_of",
     "trace",
@@ -94,6 +95,10 @@ class Trace:
     def graph(self) -> fx.Graph:
         """The functional graph."""
         return self.program.graph
+
+    def first_name(self, name: str) -> str:
+        """Return the first of the names of a tensor of the state."""
+        return self.aliases.get(name, (name,))[0]
 
     def select_outputs(self, wanted: Iterable[str | int] | str | int | None) -> dict[str, fx.Node]:
         """Return the outputs that must be preserved.
@@ -295,6 +300,11 @@ def _refuse_randomness(program: ExportedProgram, model: nn.Module) -> None:
                 f"{where} calls {name}, which is random in evaluation mode: two runs give different outputs, "
                 "so no symmetry can be verified. Pass the noise as an input, or remove it."
             )
+
+
+def flat(values: Iterable[Any]) -> list[Any]:
+    """Return arguments with lists among them spread out."""
+    return [v for value in values for v in (value if isinstance(value, (list, tuple)) else [value])]
 
 
 def bound_arguments(node: fx.Node) -> dict[str, Any]:

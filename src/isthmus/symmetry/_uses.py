@@ -13,7 +13,7 @@ there. Where a tensor of the state meets data, the operator says a word about ea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ from isthmus.symmetry._origins import (
     strided,
 )
 from isthmus.symmetry._strict import report_failure
-from isthmus.symmetry._trace import Trace, bound_arguments, operator_of
+from isthmus.symmetry._trace import Trace, bound_arguments, flat, operator_of
 
 __all__ = ["find_uses"]
 
@@ -67,20 +67,18 @@ class _Walk:
 
     def walk(self) -> None:
         """Run the graph."""
-        first = {name: names[0] for names in self._traced.aliases.values() for name in names}
         for node in self._traced.graph.nodes:
             if node.op == "placeholder":
-                self._placeholder(node, first)
+                self._placeholder(node)
             elif node.op == "call_function":
                 if any(n in self._data for n in node.all_input_nodes):
                     self._data.add(node)
                 self._found[node] = self._settled(node, self._result(node))
 
-    def _placeholder(self, node: fx.Node, first: Mapping[str, str]) -> None:
+    def _placeholder(self, node: fx.Node) -> None:
         shape = shape_of(node)
         if node.name in self._traced.tensors:
-            name = self._traced.tensors[node.name]
-            name = first.get(name, name)
+            name = self._traced.first_name(self._traced.tensors[node.name])
             self._found[node] = tuple(frozenset({Along(name, a, 1, n)}) for a, n in enumerate(shape))
         elif node.name in self._traced.constants:
             self._found[node] = (NOTHING,) * len(shape)
@@ -268,7 +266,7 @@ class _Walk:
         if not isinstance(node.meta.get("val"), Tensor):
             return None
         bound = bound_arguments(node)
-        operands = [v for v in _flat(bound.values()) if isinstance(v, fx.Node)]
+        operands = [v for v in flat(bound.values()) if isinstance(v, fx.Node)]
         kind = operator_of(node).removeprefix("aten.")
         if kind in ("add", "sub", "rsub") and not isinstance(bound.get("other"), fx.Node):
             kind = "shifted"
@@ -456,10 +454,10 @@ class _Walk:
         given = bound.get("input", bound.get("data"))
         if not isinstance(given, fx.Node) or given not in self._data:
             return None
-        for n in _flat(bound["params"]):
+        for n in flat(bound["params"]):
             for axis, alongs in enumerate(self._of(n)):
                 self._say(alongs, "holds" if axis == 0 else "reads")
-        for n in _flat([bound["hx"]]):
+        for n in flat([bound["hx"]]):
             for axis, alongs in enumerate(self._of(n)):
                 self._say(alongs, "holds" if axis == len(shape_of(n)) - 1 else "unknown")
         results: list[Tensor] = list(node.meta["val"])
@@ -467,10 +465,6 @@ class _Walk:
         for result in results:
             made.append((*[NOTHING] * (result.ndim - 1), frozenset({DATA})))
         return made
-
-
-def _flat(values: Iterable[Any]) -> list[Any]:
-    return [v for value in values for v in (value if isinstance(value, (list, tuple)) else [value])]
 
 
 def _varies(node: fx.Node, shape: Sequence[int], place: int) -> bool:

@@ -9,7 +9,7 @@ from torch import fx
 
 from isthmus.symmetry._demands import Grade
 from isthmus.symmetry._grading.walk import Operator, Rule
-from isthmus.symmetry._listed import RESHAPES, VIEWS
+from isthmus.symmetry._listed import DROPOUTS, RESHAPES, SAME_ENTRIES, VIEWS
 from isthmus.symmetry._origins import shape_of
 from isthmus.symmetry._spots import Place, Spot, aligned, seen_through, unravelled
 
@@ -205,21 +205,8 @@ def _looked_up(op: Operator) -> None:
 
 MOVES: dict[str, Rule] = {
     **dict.fromkeys(RESHAPES | VIEWS | {"view_as", "reshape_as", "broadcast_to", "swapaxes"}, _viewed),
-    **dict.fromkeys(
-        (
-            "contiguous",
-            "clone",
-            "detach",
-            "alias",
-            "to",
-            "_to_copy",
-            "type_as",
-            "lift_fresh",
-            "lift_fresh_copy",
-        ),
-        _copied,
-    ),
-    **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout"), _dropped),
+    **dict.fromkeys(SAME_ENTRIES, _copied),
+    **dict.fromkeys(DROPOUTS, _dropped),
     **dict.fromkeys(("cat", "concat", "concatenate", "stack"), _joined),
     "repeat": _repeated,
     "repeat_interleave": _interleaved,

@@ -11,9 +11,10 @@ from torch import fx
 from isthmus.symmetry._acts import Acts
 from isthmus.symmetry._axes import Atom
 from isthmus.symmetry._demands import Grade
-from isthmus.symmetry._grading.walk import Operator, Rule, flat
+from isthmus.symmetry._grading.walk import Operator, Rule
 from isthmus.symmetry._origins import shape_of
 from isthmus.symmetry._spots import Spot
+from isthmus.symmetry._trace import flat
 
 __all__ = ["RECURRENT"]
 

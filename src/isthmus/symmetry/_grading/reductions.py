@@ -44,9 +44,9 @@ def _summed(op: Operator) -> None:
     graded = op.graded(source)
     for spot, grade in zip(graded.spots, graded.grades, strict=True):
         if spot.axis in over:
-            whole = Acts.GENERAL if grade.squared else Acts.MEAN_FIXING
+            most = Acts.ORTHOGONAL if grade.squared else Acts.MEAN_FIXING
             op.carried(source, spot.atom, spot.ends())
-            op.demands(spot.atom).zero(grade, op.cause, Acts.ORTHOGONAL if grade.squared else whole)
+            op.demands(spot.atom).zero(grade, op.cause, most)
     op.each(lambda spot: _kept(op, over, spot))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -19,9 +19,9 @@ from isthmus.symmetry._origins import shape_of
 from isthmus.symmetry._powers import plus
 from isthmus.symmetry._spots import Place, Spot, aligned, between, spots_of
 from isthmus.symmetry._strict import report_failure
-from isthmus.symmetry._trace import Trace, bound_arguments, module_of, operator_of
+from isthmus.symmetry._trace import Trace, bound_arguments, flat, module_of, operator_of
 
-__all__ = ["Graded", "Grading", "Operator", "Rule", "flat"]
+__all__ = ["Graded", "Grading", "Operator", "Rule"]
 
 _ZEROS = frozenset({"zeros", "new_zeros", "zeros_like"})
 _FULL = frozenset({"full", "new_full", "full_like"})
@@ -73,8 +73,7 @@ class Grading:
             traced: the graph.
             values: labels of its nodes, and of those of the graphs in it.
         """
-        first = {name: names[0] for names in traced.aliases.values() for name in names}
-        self._names = {place: first.get(name, name) for place, name in traced.tensors.items()}
+        self._names = {place: traced.first_name(name) for place, name in traced.tensors.items()}
         self._values = values
         for node in traced.graph.find_nodes(op="placeholder"):
             name = self._names.get(node.name)
@@ -84,7 +83,7 @@ class Grading:
                 self._of_data.add(node)
         self._walk(traced.graph, traced.program.graph_module)
         for name in sorted(traced.rewritten):
-            self._rewritten(first.get(name, name), traced.staying[name])
+            self._rewritten(traced.first_name(name), traced.staying[name])
 
     def _rewritten(self, name: str, node: fx.Node) -> None:
         """Demand that what a call makes of a parameter changes as the parameter does."""
@@ -210,7 +209,6 @@ class Operator:
         several = node.meta.get("val")
         values = several if isinstance(several, (list, tuple)) else [several]
         self.shapes = [tuple(int(n) for n in getattr(v, "shape", ())) for v in values]
-        self.floating = all(v.is_floating_point() for v in values if isinstance(v, Tensor))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -241,8 +239,8 @@ class Operator:
         found = between(known.spots, atom, ends)
         if not found:
             return None
-        grades = [known.grades[list(known.spots).index(spot)] for spot in found]
-        self._seen.update((operand, list(known.spots).index(spot)) for spot in found)
+        grades = [known.grades[k] for k in found]
+        self._seen.update((operand, k) for k in found)
         if (
             self.grading.state_name(operand) in self.grading.ones
         ):  # no matrix moves it, whatever moves the units
@@ -332,7 +330,7 @@ class Operator:
                     self.demands(spot.atom).zero(grade, self.cause)
             if not self._is_floating(k):
                 grades = [ZERO for _ in spots]
-            self.grading.put(self.node, k, Graded(spots, [replace(g) for g in grades]))
+            self.grading.put(self.node, k, Graded(spots, grades))
 
     def _twin(self, operand: fx.Node, spot: Spot) -> Grade | None:
         """Return how another segment of an operand changes that a rule has looked at for all of them.
@@ -364,8 +362,3 @@ class Operator:
         value = self.node.meta.get("val")
         value = value[k] if isinstance(value, (list, tuple)) else value
         return not isinstance(value, Tensor) or value.is_floating_point()
-
-
-def flat(values: Iterable[Any]) -> list[Any]:
-    """Return arguments with lists among them spread out."""
-    return [v for value in values for v in (value if isinstance(value, (list, tuple)) else [value])]
