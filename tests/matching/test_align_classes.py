@@ -198,7 +198,12 @@ def test_classes_of_a_problem_serve_every_method() -> None:
     model, other, spec, _, x = planted("llama")
     problem = Problem(model, other, batches=[Batch((x,))], symmetry="all")
     assert not problem.permutes
-    kinds = {Acts.GENERAL: Linear, Acts.MONOMIAL: Monomial, Acts.PERMUTATION: Permutation}
+    kinds = {
+        Acts.GENERAL: Linear,
+        Acts.MONOMIAL: Monomial,
+        Acts.SIGNED: Monomial,
+        Acts.PERMUTATION: Permutation,
+    }
     for method in ("weights", "correlation"):
         found = solve(problem, method, check=False)
         for name, group in spec.groups.items():

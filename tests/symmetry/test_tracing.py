@@ -337,12 +337,12 @@ def test_a_failed_attempt_prints_and_logs_nothing(
     before = [(handler, handler.stream) for handler in streams]  # not those of the test runner
     try:
         for handler in streams:
-            handler.setStream(sys.stderr)
+            handler.stream = sys.stderr  # setStream flushes the old one, which another test may have closed
         with pytest.raises(ModelError, match=found) if found else contextlib.nullcontext():
             discover(model, normal(2, 3))
     finally:
         for handler, stream in before:
-            handler.setStream(stream)
+            handler.stream = stream
     assert capfd.readouterr() == ("", "")
     assert not any(handler.filters for handler in streams)
 
