@@ -57,7 +57,7 @@ def test_a_mistake_in_how_tensors_are_used_is_told(monkeypatch: pytest.MonkeyPat
     def fails(walk: Any, node: Any) -> Any:
         return node.args[7]
 
-    monkeypatch.setattr(_uses._Walk, "_sum_of_products", fails)
+    monkeypatch.setattr(_uses._OriginWalk, "_sum_of_products", fails)
     with pytest.raises(SymmetryError, match=r"the rule for aten\.linear in module 'a'.* raised IndexError"):
         discover(model, X)
     with strict_rules(False):

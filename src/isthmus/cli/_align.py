@@ -31,7 +31,7 @@ def align(
     normalise: options.NormaliseChoice = None,
     shape: options.Shape = None,
     outputs: options.OutputNames = None,
-    limit: options.Limit = 10_000,
+    limit: options.ExampleLimit = 10_000,
     batch_size: options.BatchSize = None,
     apply: Annotated[
         Path | None, typer.Option(help="Also write B relabelled, as a checkpoint or model folder.")

@@ -44,7 +44,7 @@ def line(
             "preserved, and `logits`, else the first, is scored."
         ),
     ] = None,
-    limit: options.Limit = None,
+    limit: options.ExampleLimit = None,
     batch_size: options.BatchSize = None,
     points: Annotated[
         str, typer.Option(help="Positions on the line, 2 or more, or `adaptive`: more where the loss rises.")

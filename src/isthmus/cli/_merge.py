@@ -44,7 +44,7 @@ def merge(
     normalise: options.NormaliseChoice = None,
     shape: options.Shape = None,
     outputs: options.OutputNames = None,
-    limit: options.Limit = 10_000,
+    limit: options.ExampleLimit = 10_000,
     batch_size: options.BatchSize = None,
     refresh: options.RefreshChoice = "auto",
     max_shard_size: options.MaxShardSize = "5GB",

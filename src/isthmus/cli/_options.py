@@ -19,7 +19,7 @@ __all__ = [
     "CheckpointB",
     "DataDir",
     "Json",
-    "Limit",
+    "ExampleLimit",
     "MaxShardSize",
     "NormaliseChoice",
     "OptionalData",
@@ -86,7 +86,7 @@ Shape = Annotated[
     list[str] | None,
     typer.Option(help="Shape of an example input such as `1,3,32,32`; repeat for several inputs."),
 ]
-Limit = Annotated[
+ExampleLimit = Annotated[
     int | None,
     typer.Option(
         min=1, help="Use only so many examples: of a named data set drawn at random, of your own the first."

@@ -150,7 +150,7 @@ def certify(
     data_dir: options.DataDir = None,
     normalise: options.NormaliseChoice = None,
     shape: options.Shape = None,
-    limit: options.Limit = 1000,
+    limit: options.ExampleLimit = 1000,
     batch_size: options.BatchSize = None,
     seed: DrawSeed = 0,
     out: Out = None,

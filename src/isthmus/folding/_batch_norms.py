@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, fx
 
 from isthmus.errors import SymmetryError
-from isthmus.folding._edits import Filled, Look, Mapped, Step, along
-from isthmus.folding._graph import Way, described, kind_of, shape_of
-from isthmus.folding._moves import Part
-from isthmus.folding._uses import Refusal, Uses
+from isthmus.folding._edits import EditStep, Filled, LookUp, MapPart, along
+from isthmus.folding._graph import LiveWay, described, kind_of, shape_of
+from isthmus.folding._moves import StatePart
+from isthmus.folding._uses import Refusal, TensorUses
 from isthmus.layers import BATCH_NORMS, BatchNorm, Site, find_sites, following_norm, operands_of
 from isthmus.symmetry import bound_arguments, module_of, operator_of
 
@@ -67,48 +67,48 @@ class BatchFold:
         stays = "; its shift stays, since that layer has no bias" if self.keeps_shift else ""
         return f"{self.name}: BatchNorm into {', '.join(self.into)}{stays}"
 
-    def steps(self, state: Mapping[str, Tensor]) -> Iterable[Step]:
+    def steps(self, state: Mapping[str, Tensor]) -> Iterable[EditStep]:
         """Yield the steps; dtypes of the state are looked at."""
         norm, site = self.norm, self.site
         unit = unit_variance(norm.eps, state[norm.running_var].dtype).double()
         left = float((unit + norm.eps).rsqrt())
 
-        def factor(look: Look) -> Tensor:
+        def factor(look: LookUp) -> Tensor:
             return norm.scale(_Looked(look)) / left
 
-        def shift(look: Look) -> Tensor:
+        def shift(look: LookUp) -> Tensor:
             bias = None if site.bias is None else look(site.bias)
             return norm.affine(_Looked(look), bias)[1] / (left if site.bias is not None else 1.0)
 
         if site.bias is not None:
-            yield Mapped(site.bias, Part(site.bias), lambda own, look: shift(look).to(own))
-        yield Mapped(
+            yield MapPart(site.bias, StatePart(site.bias), lambda own, look: shift(look).to(own))
+        yield MapPart(
             site.weight,
-            Part(site.weight),
+            StatePart(site.weight),
             lambda own, look: own * along(own, site.out_axis, factor(look).to(own)),
         )
         yield from self._norm_steps(shift, float(unit), left)
 
-    def _norm_steps(self, shift: object, unit: float, left: float) -> Iterable[Step]:
+    def _norm_steps(self, shift: object, unit: float, left: float) -> Iterable[EditStep]:
         """Yield the steps that make the norm the identity, or a shift; what they look at changes last."""
         norm = self.norm
-        values: dict[str, Step] = {}
+        values: dict[str, EditStep] = {}
         if norm.bias is not None:
-            values[norm.bias] = Filled(norm.bias, Part(norm.bias), 0.0)
+            values[norm.bias] = Filled(norm.bias, StatePart(norm.bias), 0.0)
         if self.keeps_shift:
             kept = norm.bias or norm.running_mean
             sign = 1.0 if norm.bias is not None else -1.0 / left
-            values[kept] = Mapped(kept, Part(kept), lambda own, look: sign * shift(look).to(own))  # pyright: ignore
+            values[kept] = MapPart(kept, StatePart(kept), lambda own, look: sign * shift(look).to(own))  # pyright: ignore
         if norm.bias is not None:
             yield values[norm.bias]
-            yield Filled(norm.running_mean, Part(norm.running_mean), 0.0)
+            yield Filled(norm.running_mean, StatePart(norm.running_mean), 0.0)
         else:
-            yield values.get(norm.running_mean, Filled(norm.running_mean, Part(norm.running_mean), 0.0))
+            yield values.get(norm.running_mean, Filled(norm.running_mean, StatePart(norm.running_mean), 0.0))
         if norm.weight is not None:
-            yield Filled(norm.weight, Part(norm.weight), 1.0)
-        yield Filled(norm.running_var, Part(norm.running_var), unit)
+            yield Filled(norm.weight, StatePart(norm.weight), 1.0)
+        yield Filled(norm.running_var, StatePart(norm.running_var), unit)
 
-    def inverse_steps(self, original: Mapping[str, Tensor]) -> Iterable[Step]:
+    def inverse_steps(self, original: Mapping[str, Tensor]) -> Iterable[EditStep]:
         """Yield the steps that put the norm's tensors back, whatever the state has in their place by now.
 
         Args:
@@ -126,49 +126,53 @@ class BatchFold:
                 "before it had there is gone. Keep the state as it was before folding."
             )
 
-        def factor(look: Look) -> Tensor:
+        def factor(look: LookUp) -> Tensor:
             return norm.scale(_Looked(look)) / scale
 
         if site.bias is not None:
             # s (b - μ) + β must stay: first with the statistics as they are now, then with the original ones
-            def bias(own: Tensor, look: Look) -> Tensor:
+            def bias(own: Tensor, look: LookUp) -> Tensor:
                 now = norm.affine(_Looked(look), own)[1]
                 return (now - norm.affine(before)[1]) / scale
 
-            yield Mapped(site.bias, Part(site.bias), bias)
-        yield Mapped(
+            yield MapPart(site.bias, StatePart(site.bias), bias)
+        yield MapPart(
             site.weight,
-            Part(site.weight),
+            StatePart(site.weight),
             lambda own, look: own * along(own, site.out_axis, factor(look).to(own)),
         )
         if site.bias is None:
             yield from self._shift_back(before)
         elif norm.bias is not None:
-            yield Mapped(norm.bias, Part(norm.bias), lambda own, _: before[norm.bias or ""].to(own))
+            yield MapPart(norm.bias, StatePart(norm.bias), lambda own, _: before[norm.bias or ""].to(own))
         if site.bias is not None or norm.bias is not None:
-            yield Mapped(
-                norm.running_mean, Part(norm.running_mean), lambda own, _: before[norm.running_mean].to(own)
+            yield MapPart(
+                norm.running_mean,
+                StatePart(norm.running_mean),
+                lambda own, _: before[norm.running_mean].to(own),
             )
         if norm.weight is not None:
-            yield Mapped(norm.weight, Part(norm.weight), lambda own, _: before[norm.weight or ""].to(own))
-        yield Mapped(
-            norm.running_var, Part(norm.running_var), lambda own, _: before[norm.running_var].to(own)
+            yield MapPart(
+                norm.weight, StatePart(norm.weight), lambda own, _: before[norm.weight or ""].to(own)
+            )
+        yield MapPart(
+            norm.running_var, StatePart(norm.running_var), lambda own, _: before[norm.running_var].to(own)
         )
 
-    def _shift_back(self, before: Mapping[str, Tensor]) -> Iterable[Step]:
+    def _shift_back(self, before: Mapping[str, Tensor]) -> Iterable[EditStep]:
         """Yield the step that lets the norm shift as it does now, once its other tensors are back."""
         norm = self.norm
         if norm.bias is not None:
             plain = {**before, norm.bias: torch.zeros_like(before[norm.bias])}
-            yield Mapped(
+            yield MapPart(
                 norm.bias,
-                Part(norm.bias),
+                StatePart(norm.bias),
                 lambda own, look: (norm.affine(_Looked(look))[1] - norm.affine(plain)[1]).to(own),
             )
         else:
-            yield Mapped(
+            yield MapPart(
                 norm.running_mean,
-                Part(norm.running_mean),
+                StatePart(norm.running_mean),
                 lambda own, look: (-norm.affine(_Looked(look))[1] / norm.scale(before)).to(own),
             )
 
@@ -176,7 +180,7 @@ class BatchFold:
 class _Looked(Mapping[str, Tensor]):
     """The tensors that a step may look at, as a state."""
 
-    def __init__(self, look: Look) -> None:
+    def __init__(self, look: LookUp) -> None:
         self._look = look
 
     def __getitem__(self, name: str) -> Tensor:
@@ -189,7 +193,7 @@ class _Looked(Mapping[str, Tensor]):
         return 0
 
 
-def find_batch_folds(uses: Uses) -> tuple[list[BatchFold], list[Refusal]]:
+def find_batch_folds(uses: TensorUses) -> tuple[list[BatchFold], list[Refusal]]:
     """Return the BatchNorms that go into the layer before them, and those that stay."""
     found: dict[tuple[str, ...], BatchFold] = {}
     nodes: dict[tuple[str, ...], set[object]] = {}
@@ -211,7 +215,7 @@ def find_batch_folds(uses: Uses) -> tuple[list[BatchFold], list[Refusal]]:
     return folds, list(dict.fromkeys(refusals))
 
 
-def _normalised_sites(way: Way) -> Iterable[Site]:
+def _normalised_sites(way: LiveWay) -> Iterable[Site]:
     """Yield the layers with a normalised weight ``g v / |v|`` and a length for each output, as sites of the lengths."""
     tensors = way.traced.tensors
     for node in way.nodes:
@@ -231,7 +235,7 @@ def _normalised_sites(way: Way) -> Iterable[Site]:
             yield replace(site, norm=found[0], target=found[1])
 
 
-def _first_names(uses: Uses, fold: BatchFold) -> BatchFold:
+def _first_names(uses: TensorUses, fold: BatchFold) -> BatchFold:
     """Return the fold with every tensor under the first of its names."""
 
     def first(name: str | None) -> str | None:
@@ -249,33 +253,33 @@ def _first_names(uses: Uses, fold: BatchFold) -> BatchFold:
     return BatchFold(fold.name, site, own)
 
 
-def _lives(way: Way, name: str) -> bool:
+def _lives(way: LiveWay, name: str) -> bool:
     return any(node.name == name for node in way.nodes)
 
 
-def _operators(way: Way, name: str) -> tuple[fx.Node, ...]:
+def _operators(way: LiveWay, name: str) -> tuple[fx.Node, ...]:
     """Return a layer's operator, the norm that alone reads it, and what else is given the layer's tensors for it."""
     node = next(n for n in way.nodes if n.name == name)
     weights = (n for n in node.all_input_nodes if kind_of(n) == "_weight_norm")
     return node, next(iter(node.users)), *weights
 
 
-def _title(way: Way, name: str) -> str:
+def _title(way: LiveWay, name: str) -> str:
     norm = _operators(way, name)[1]
     return module_of(norm) or norm.name
 
 
-def _problem(uses: Uses, fold: BatchFold, nodes: set[object]) -> str:
+def _problem(uses: TensorUses, fold: BatchFold, nodes: set[object]) -> str:
     """Return why a BatchNorm stays: its layer or its own tensors are used elsewhere too."""
     for name in (*fold.into, *fold.own):
         claimed = {use for use, _ in uses.of(name) if use.user in nodes}
-        problem = uses.problem(Part(name), claimed, f"the layer before {fold.name!r}, or that norm")
+        problem = uses.problem(StatePart(name), claimed, f"the layer before {fold.name!r}, or that norm")
         if problem is not None:
             return problem.text
     return ""
 
 
-def _left(uses: Uses, way: Way, taken: set[str]) -> Iterable[Refusal]:
+def _left(uses: TensorUses, way: LiveWay, taken: set[str]) -> Iterable[Refusal]:
     """Yield the BatchNorms that follow no layer."""
     for node in way.nodes:
         if operator_of(node) not in BATCH_NORMS:

@@ -12,24 +12,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isthmus.folding._moves import Part
+from isthmus.folding._moves import StatePart
 
-__all__ = ["Centred", "Edits", "Filled", "Mapped", "Scaled", "Shifted", "Step", "along"]
+__all__ = ["Centred", "Edits", "Filled", "MapPart", "Scaled", "Shifted", "EditStep", "along"]
 
 _WIDE = 2**26
 """Entries of a tensor of half precision above which it is edited in float32: half a gigabyte in float64."""
 
-Look = Callable[[str], Tensor]
+LookUp = Callable[[str], Tensor]
 """From the name of a tensor to its value before the step, in float64."""
 
 
 @dataclass(frozen=True)
-class Step:
+class EditStep:
     """A change of one tensor, in place."""
 
     target: str
 
-    def run(self, tensor: Tensor, look: Look) -> None:
+    def run(self, tensor: Tensor, look: LookUp) -> None:
         """Change the tensor.
 
         Args:
@@ -40,55 +40,55 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Filled(Step):
+class Filled(EditStep):
     """Set a part to a number."""
 
-    part: Part
+    part: StatePart
     value: float
 
-    def run(self, tensor: Tensor, look: Look) -> None:
+    def run(self, tensor: Tensor, look: LookUp) -> None:
         self.part.of(tensor).fill_(self.value)
 
 
 @dataclass(frozen=True)
-class Mapped(Step):
+class MapPart(EditStep):
     """Set a part to a function of itself and of other tensors."""
 
-    part: Part
-    function: Callable[[Tensor, Look], Tensor]
+    part: StatePart
+    function: Callable[[Tensor, LookUp], Tensor]
 
-    def run(self, tensor: Tensor, look: Look) -> None:
+    def run(self, tensor: Tensor, look: LookUp) -> None:
         view = self.part.of(tensor)
         view.copy_(self.function(view.clone(), look))
 
 
 @dataclass(frozen=True)
-class Scaled(Step):
+class Scaled(EditStep):
     """Multiply a weight by a factor for every channel, along one axis of it."""
 
-    part: Part
+    part: StatePart
     axis: int
     index: Tensor
-    factors: Callable[[Look], Tensor]
+    factors: Callable[[LookUp], Tensor]
 
-    def run(self, tensor: Tensor, look: Look) -> None:
+    def run(self, tensor: Tensor, look: LookUp) -> None:
         view = self.part.of(tensor)
         vector = self.factors(look).flatten().to(view.dtype)[self.index.to(view.device)]
         view.mul_(along(view, self.axis, vector))
 
 
 @dataclass(frozen=True)
-class Shifted(Step):
+class Shifted(EditStep):
     """Add to a bias what a weight makes of a constant for every channel."""
 
-    part: Part
-    weight: Callable[[Look], Tensor]
+    part: StatePart
+    weight: Callable[[LookUp], Tensor]
     axis: int
     index: Tensor
-    constants: Callable[[Look], Tensor]
+    constants: Callable[[LookUp], Tensor]
     bias_axes: tuple[int, ...]
 
-    def run(self, tensor: Tensor, look: Look) -> None:
+    def run(self, tensor: Tensor, look: LookUp) -> None:
         weight = self.weight(look)
         vector = self.constants(look).flatten().to(weight.dtype)[self.index.to(weight.device)]
         kept = [a for a in self.bias_axes if a >= 0]
@@ -102,12 +102,12 @@ class Shifted(Step):
 
 
 @dataclass(frozen=True)
-class Centred(Step):
+class Centred(EditStep):
     """Take the mean along an axis out of a tensor."""
 
     axis: int
 
-    def run(self, tensor: Tensor, look: Look) -> None:
+    def run(self, tensor: Tensor, look: LookUp) -> None:
         tensor.sub_(tensor.mean(self.axis, keepdim=True))
 
 
@@ -132,7 +132,7 @@ class Edits:
         steps: what is done, first to last.
     """
 
-    def __init__(self, steps: Sequence[Step]) -> None:
+    def __init__(self, steps: Sequence[EditStep]) -> None:
         self.steps = tuple(steps)
         self._of: dict[str, list[int]] = {}
         for k, step in enumerate(self.steps):

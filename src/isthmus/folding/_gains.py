@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import SymmetryError
-from isthmus.folding._edits import Filled, Look, Mapped, Scaled, Shifted, Step, along
-from isthmus.folding._moves import Part
+from isthmus.folding._edits import EditStep, Filled, LookUp, MapPart, Scaled, Shifted, along
+from isthmus.folding._moves import StatePart
 from isthmus.folding._norms import Norm, norms_of
 from isthmus.folding._readers import NotLinear, Reader, readers_of
-from isthmus.folding._uses import Problem, Refusal, Uses, claims
+from isthmus.folding._uses import Obstacle, Refusal, TensorUses, claims
 
 __all__ = ["NormFold", "find_norm_folds"]
 
@@ -42,8 +42,8 @@ class NormFold:
 
     name: str
     kind: str
-    gain: Part | None
-    bias: Part | None
+    gain: StatePart | None
+    bias: StatePart | None
     offset: float
     readers: tuple[Reader, ...]
     scaled: tuple[Reader, ...]
@@ -105,33 +105,33 @@ class NormFold:
         count = int(((gain + self.offset == 0) & (bias != 0)).sum())
         return f"{count} of its entries are 0 where the bias, which has to stay, is not" if count else ""
 
-    def factors(self, look: Look) -> Tensor:
+    def factors(self, look: LookUp) -> Tensor:
         """Return what the norm multiplies by."""
         assert self.gain is not None, "only asked where there is one"
         return self.gain.of(look(self.gain.name)) + self.offset
 
-    def shifts(self, look: Look) -> Tensor:
+    def shifts(self, look: LookUp) -> Tensor:
         """Return what the norm adds."""
         assert self.bias is not None, "only asked where there is one"
         return self.bias.of(look(self.bias.name))
 
-    def bias_steps(self) -> Iterable[Step]:
+    def bias_steps(self) -> Iterable[EditStep]:
         """Yield the steps that move the bias."""
         if self.moves_bias and self.bias is not None:
             yield from self._shift_readers(self.shifts)
             yield Filled(self.bias.name, self.bias, 0.0)
 
-    def gain_steps(self) -> Iterable[Step]:
+    def gain_steps(self) -> Iterable[EditStep]:
         """Yield the steps that move the gain."""
         if not self.moves_gain or self.gain is None:
             return
         for reader in self.scaled:
             yield from _scaled(reader, self.factors)
         if self.keeps_bias and self.bias is not None:
-            yield Mapped(self.bias.name, self.bias, self._divided)
+            yield MapPart(self.bias.name, self.bias, self._divided)
         yield Filled(self.gain.name, self.gain, 1.0 - self.offset)
 
-    def inverse_gain_steps(self, original: Mapping[str, Tensor]) -> Iterable[Step]:
+    def inverse_gain_steps(self, original: Mapping[str, Tensor]) -> Iterable[EditStep]:
         """Yield the steps that put the gain back, in front of whatever the state has in its place by now.
 
         Args:
@@ -151,25 +151,25 @@ class NormFold:
         for reader in self.scaled:
             yield from _scaled(reader, lambda _: 1 / gain)
         if self.bias is not None:
-            yield Mapped(self.bias.name, self.bias, lambda own, _: own * gain.reshape(own.shape).to(own))
-        yield Mapped(
+            yield MapPart(self.bias.name, self.bias, lambda own, _: own * gain.reshape(own.shape).to(own))
+        yield MapPart(
             self.gain.name,
             self.gain,
             lambda own, _: (own + self.offset) * gain.reshape(own.shape).to(own) - self.offset,
         )
 
-    def inverse_bias_steps(self, original: Mapping[str, Tensor]) -> Iterable[Step]:
+    def inverse_bias_steps(self, original: Mapping[str, Tensor]) -> Iterable[EditStep]:
         """Yield the steps that put the bias back, beside whatever the state has in its place by now."""
         if self.moves_bias and self.bias is not None:
             bias = self.bias.of(original[self.bias.name].double().contiguous())
             yield from self._shift_readers(lambda _: -bias)
-            yield Mapped(self.bias.name, self.bias, lambda own, _: own + bias.reshape(own.shape).to(own))
+            yield MapPart(self.bias.name, self.bias, lambda own, _: own + bias.reshape(own.shape).to(own))
 
-    def _divided(self, own: Tensor, look: Look) -> Tensor:
+    def _divided(self, own: Tensor, look: LookUp) -> Tensor:
         gain = self.factors(look).reshape(own.shape).to(own)
         return torch.where(gain == 0, own, own / gain)
 
-    def _shift_readers(self, constants: Any) -> Iterable[Step]:
+    def _shift_readers(self, constants: Any) -> Iterable[EditStep]:
         done: set[tuple[str, tuple[Any, ...]]] = set()
         for reader in self.readers:
             assert reader.bias is not None, "the plan moves a bias into biases"
@@ -187,21 +187,21 @@ class NormFold:
                 )
 
 
-def _scaled(reader: Reader, factors: Callable[[Look], Tensor]) -> Iterable[Step]:
+def _scaled(reader: Reader, factors: Callable[[LookUp], Tensor]) -> Iterable[EditStep]:
     """Yield the steps that multiply a reader by a factor for every channel."""
     lengths = reader.lengths
     if lengths is not None:
         # W = g v / |v|: the directions are multiplied, and the lengths make up for how much longer they are
-        def longer(own: Tensor, look: Look) -> Tensor:
+        def longer(own: Tensor, look: LookUp) -> Tensor:
             before = reader.weight.of(look(reader.weight.name))
             after = before * along(before, reader.axis, factors(look).flatten().to(before)[reader.index])
             return own * (lengths.of(after) / lengths.of(before)).reshape(own.shape)
 
-        yield Mapped(lengths.part.name, lengths.part, longer)
+        yield MapPart(lengths.part.name, lengths.part, longer)
     yield Scaled(reader.weight.name, reader.weight, reader.axis, reader.index, factors)
 
 
-def find_norm_folds(uses: Uses, *, gains: bool, biases: bool) -> tuple[list[NormFold], list[Refusal]]:
+def find_norm_folds(uses: TensorUses, *, gains: bool, biases: bool) -> tuple[list[NormFold], list[Refusal]]:
     """Return the norms whose gain or bias can go into their readers, and what stays.
 
     Args:
@@ -216,21 +216,21 @@ def find_norm_folds(uses: Uses, *, gains: bool, biases: bool) -> tuple[list[Norm
                 groups.setdefault(_identity(uses, norm), []).append(norm)
     folds, refusals = list[NormFold](), list[Refusal]()
     for norms in groups.values():
-        fold, refused = _Group(uses, norms).fold(gains=gains, biases=biases)
+        fold, refused = _NormPlaces(uses, norms).fold(gains=gains, biases=biases)
         folds += [fold] if fold is not None and fold.moves else []
         refusals += refused
     return folds, refusals
 
 
-def _identity(uses: Uses, norm: Norm) -> Any:
+def _identity(uses: TensorUses, norm: Norm) -> Any:
     part = norm.gain if norm.gain is not None else norm.bias
     return norm.name if part is None else (part.name, uses.key(part))
 
 
-class _Group:
+class _NormPlaces:
     """The places where one norm is computed, in all ways through the code."""
 
-    def __init__(self, uses: Uses, norms: list[Norm]) -> None:
+    def __init__(self, uses: TensorUses, norms: list[Norm]) -> None:
         self.uses, self.norms, self.first = uses, norms, norms[0]
         self.name = " and ".join(dict.fromkeys(norm.name for norm in norms))
         self.readers: list[Reader] = []
@@ -292,7 +292,7 @@ class _Group:
             if not same or norm.offset != first.offset:
                 return "it is used with other tensors elsewhere"
         for word in ("gain", "bias"):
-            part: Part | None = getattr(first, word)
+            part: StatePart | None = getattr(first, word)
             if part is None:
                 continue
             users = {getattr(norm, f"{word}_user") for norm in self.norms}
@@ -302,7 +302,7 @@ class _Group:
                 return problem.text
         return ""
 
-    def _gain_problem(self) -> Problem | None:
+    def _gain_problem(self) -> Obstacle | None:
         for reader in self.readers:
             alike = [r for r in self.readers if self._same_weight(r, reader)]
             claimed = claims(r.weight_use for r in alike)
@@ -316,12 +316,12 @@ class _Group:
                 return problem
         return None
 
-    def _bias_problem(self) -> Problem | None:
+    def _bias_problem(self) -> Obstacle | None:
         for reader in self.readers:
             if reader.bias is None:
-                return Problem(f"its reader {reader.weight.name!r} has no bias of its own in the state")
+                return Obstacle(f"its reader {reader.weight.name!r} has no bias of its own in the state")
             if not reader.constant:
-                return Problem(
+                return Obstacle(
                     f"its reader {reader.weight.name!r} does not meet it as a constant (padding, or factors)"
                 )
             alike = [

@@ -11,10 +11,10 @@ from torch.utils import _pytree as pytree
 
 from isthmus.symmetry import Outputs, Trace, module_of, operator_of
 
-__all__ = ["Way", "described", "kind_of", "operands", "shape_of", "ways_of"]
+__all__ = ["LiveWay", "described", "kind_of", "operands", "shape_of", "ways_of"]
 
 
-class Way:
+class LiveWay:
     """A graph with the nodes that the outputs depend on; all others may change and are not looked at.
 
     Args:
@@ -53,9 +53,9 @@ class Way:
         return found
 
 
-def ways_of(traced: Trace, outputs: Outputs = None) -> tuple[Way, ...]:
+def ways_of(traced: Trace, outputs: Outputs = None) -> tuple[LiveWay, ...]:
     """Return every way through the code of a traced network."""
-    return tuple(Way(way, outputs) for way in (traced, *traced.others))
+    return tuple(LiveWay(way, outputs) for way in (traced, *traced.others))
 
 
 def _ancestors(nodes: Sequence[fx.Node]) -> frozenset[fx.Node]:

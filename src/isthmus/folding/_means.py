@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from isthmus.folding._edits import Centred, Step
+from isthmus.folding._edits import Centred, EditStep
 from isthmus.folding._gains import NormFold
-from isthmus.folding._graph import Way, described, shape_of
-from isthmus.folding._moves import Part
+from isthmus.folding._graph import LiveWay, described, shape_of
+from isthmus.folding._moves import StatePart
 from isthmus.folding._norms import Norm, ignores_mean, norms_of
 from isthmus.folding._readers import NotLinear, readers_of
-from isthmus.folding._streams import NotCentred, Stream, Writer, stream_of
-from isthmus.folding._uses import Problem, Refusal, Use, Uses
+from isthmus.folding._streams import NotCentred, ResidualStream, Writer, stream_of
+from isthmus.folding._uses import Obstacle, Refusal, TensorUses, Use
 from isthmus.symmetry import bound_arguments
 
 __all__ = ["MeanFold", "find_mean_folds"]
@@ -49,24 +49,24 @@ class MeanFold:
         """Return one line."""
         return f"{self.name}: mean out of {', '.join(self.into)}, which write what the LayerNorm reads"
 
-    def steps(self) -> Iterable[Step]:
+    def steps(self) -> Iterable[EditStep]:
         """Yield the steps."""
         for name, axis in self.writers:
             yield Centred(name, axis)
 
 
 @dataclass
-class _Found:
-    stream: Stream
+class _MeanStream:
+    stream: ResidualStream
     norms: list[str]
-    problem: Problem | None = None
+    problem: Obstacle | None = None
 
     @property
     def name(self) -> str:
         return " and ".join(dict.fromkeys(self.norms[:1]))
 
 
-def find_mean_folds(uses: Uses, norms: Sequence[NormFold]) -> tuple[list[MeanFold], list[Refusal]]:
+def find_mean_folds(uses: TensorUses, norms: Sequence[NormFold]) -> tuple[list[MeanFold], list[Refusal]]:
     """Return the streams whose mean can go, and those whose mean stays.
 
     Args:
@@ -90,10 +90,10 @@ def find_mean_folds(uses: Uses, norms: Sequence[NormFold]) -> tuple[list[MeanFol
     return folds, list(dict.fromkeys(refusals))
 
 
-def _streams(way: Way) -> list[_Found]:
+def _streams(way: LiveWay) -> list[_MeanStream]:
     """Return every stream that a LayerNorm of one graph reads, once."""
     norms = {norm.node: norm for norm in norms_of(way)}
-    found: list[_Found] = []
+    found: list[_MeanStream] = []
     for norm in norms.values():
         start = _start(norm)
         if start is None:
@@ -105,9 +105,9 @@ def _streams(way: Way) -> list[_Found]:
             known.norms.append(norm.name)
             continue
         try:
-            found.append(_Found(stream_of(way, *start, norms), [norm.name]))
+            found.append(_MeanStream(stream_of(way, *start, norms), [norm.name]))
         except NotCentred as why:
-            found.append(_Found(Stream(way), [norm.name], Problem(str(why))))
+            found.append(_MeanStream(ResidualStream(way), [norm.name], Obstacle(str(why))))
     return found
 
 
@@ -121,7 +121,7 @@ def _start(norm: Norm) -> tuple[fx.Node, int] | None:
     return None
 
 
-def _axis(uses: Uses, part: Part, axis: int) -> int | None:
+def _axis(uses: TensorUses, part: StatePart, axis: int) -> int | None:
     """Return the axis of a tensor that is, whole, the axis of a part of it."""
     whole = torch.empty(uses.shape(part.name), device="meta")
     if uses.key(part) is None:
@@ -132,13 +132,16 @@ def _axis(uses: Uses, part: Part, axis: int) -> int | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
-def _claimed(uses: Uses, writers: Iterable[Writer]) -> dict[Use, int | None]:
+def _claimed(uses: TensorUses, writers: Iterable[Writer]) -> dict[Use, int | None]:
     return {Use(w.user, w.operand): _axis(uses, w.part, w.axis) for w in writers}
 
 
 def _problem(
-    uses: Uses, one: _Found, alive: Sequence[_Found], harmless: dict[Use, tuple[str, int | None]]
-) -> Problem | None:
+    uses: TensorUses,
+    one: _MeanStream,
+    alive: Sequence[_MeanStream],
+    harmless: dict[Use, tuple[str, int | None]],
+) -> Obstacle | None:
     """Return why the mean of a stream cannot go: one of its writers is used otherwise too."""
     claimed: dict[Use, int | None] = {}
     for other in alive:
@@ -146,7 +149,7 @@ def _problem(
     for writer in one.stream.writers:
         name, axis = writer.part.name, _axis(uses, writer.part, writer.axis)
         if axis is None:
-            return Problem(f"only parts of {name!r} write it")
+            return Obstacle(f"only parts of {name!r} write it")
         shared = uses.overlap(name)
         if shared is not None:
             return shared
@@ -157,7 +160,7 @@ def _problem(
     return None
 
 
-def _harmless(uses: Uses, folds: Sequence[NormFold]) -> dict[Use, tuple[str, int | None]]:
+def _harmless(uses: TensorUses, folds: Sequence[NormFold]) -> dict[Use, tuple[str, int | None]]:
     """Return uses by readers of a LayerNorm without gain or bias, whose result has mean zero: they read no mean."""
     moved = {part.name for fold in folds if fold.moves_bias and (part := fold.bias) is not None}
     found: dict[Use, tuple[str, int | None]] = {}
@@ -180,7 +183,7 @@ def _harmless(uses: Uses, folds: Sequence[NormFold]) -> dict[Use, tuple[str, int
     return found
 
 
-def _fold(uses: Uses, found: _Found) -> MeanFold:
+def _fold(uses: TensorUses, found: _MeanStream) -> MeanFold:
     writers = {w.part.name: _axis(uses, w.part, w.axis) for w in found.stream.writers}
     named = tuple((name, axis) for name, axis in writers.items() if axis is not None)
     norms = list(dict.fromkeys(found.norms))

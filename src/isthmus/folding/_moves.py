@@ -13,10 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from isthmus.folding._graph import Way, kind_of, operands, shape_of
+from isthmus.folding._graph import LiveWay, kind_of, operands, shape_of
 from isthmus.symmetry import DROPOUTS, SAME_ENTRIES, bound_arguments
 
-__all__ = ["Channels", "Part", "carried", "is_move", "part_of", "uses_of", "whole_axis", "whole_source_axis"]
+__all__ = [
+    "Channels",
+    "StatePart",
+    "carried",
+    "is_move",
+    "part_of",
+    "uses_of",
+    "whole_axis",
+    "whole_source_axis",
+]
 
 _VIEWS = frozenset(
     [
@@ -188,7 +197,7 @@ def _varies(numbers: Tensor, axis: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Part:
+class StatePart:
     """A tensor of the state, or the part of it that an operator is given: a view that can be written.
 
     Attributes:
@@ -244,7 +253,7 @@ def _viewed(node: fx.Node, value: Any) -> Any:
     return node.target(*args, **kwargs)  # pyright: ignore
 
 
-def part_of(way: Way, node: Any) -> Part | None:
+def part_of(way: LiveWay, node: Any) -> StatePart | None:
     """Return which part of a tensor of the state an operand is; ``None`` if it is computed otherwise."""
     steps: list[fx.Node] = []
     while isinstance(node, fx.Node) and node.op == "call_function":
@@ -253,10 +262,10 @@ def part_of(way: Way, node: Any) -> Part | None:
         steps.append(node)
         node = node.all_input_nodes[0]
     name = way.tensor_of(node) if isinstance(node, fx.Node) else None
-    return None if name is None else Part(name, tuple(reversed(steps)))
+    return None if name is None else StatePart(name, tuple(reversed(steps)))
 
 
-def uses_of(way: Way, name: str) -> Iterable[tuple[fx.Node, fx.Node]]:
+def uses_of(way: LiveWay, name: str) -> Iterable[tuple[fx.Node, fx.Node]]:
     """Yield who uses a tensor of the state: an operator that is no view of it, and the operand that it is given."""
     waiting = list(way.placeholders.get(name, ()))
     while waiting:

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import fx
 
-from isthmus.folding._graph import Way, described, kind_of, shape_of
-from isthmus.folding._moves import Part, is_move, part_of
+from isthmus.folding._graph import LiveWay, described, kind_of, shape_of
+from isthmus.folding._moves import StatePart, is_move, part_of
 from isthmus.symmetry import bound_arguments, module_of, operator_of
 
 __all__ = ["Norm", "ignores_mean", "norms_of", "reads_without_mean"]
@@ -46,21 +46,21 @@ class Norm:
         problem: why neither can be moved; empty if nothing is in the way.
     """
 
-    way: Way
+    way: LiveWay
     name: str
     kind: str
     source: fx.Node
     node: fx.Node
     axis: int
-    gain: Part | None
-    bias: Part | None
+    gain: StatePart | None
+    bias: StatePart | None
     gain_user: fx.Node | None = None
     bias_user: fx.Node | None = None
     offset: float = 0.0
     problem: str = ""
 
 
-def norms_of(way: Way) -> Iterator[Norm]:
+def norms_of(way: LiveWay) -> Iterator[Norm]:
     """Yield the norms of a graph in the order in which they are computed."""
     for node in way.nodes:
         kind = kind_of(node)
@@ -72,7 +72,7 @@ def norms_of(way: Way) -> Iterator[Norm]:
                 yield found
 
 
-def _native(way: Way, node: fx.Node, kind: str) -> Norm:
+def _native(way: LiveWay, node: fx.Node, kind: str) -> Norm:
     bound = bound_arguments(node)
     source = bound.get("input", bound.get("self"))
     assert isinstance(source, fx.Node), "a norm of a tensor"
@@ -86,7 +86,7 @@ def _native(way: Way, node: fx.Node, kind: str) -> Norm:
         problem = "it normalises over several axes"
     if kind == "instance_norm" and not bound.get("use_input_stats"):
         problem = "it uses running statistics"
-    found: list[Part | None] = []
+    found: list[StatePart | None] = []
     for word in ("weight", "bias"):
         given = bound.get(word)
         part = part_of(way, given) if isinstance(given, fx.Node) else None
@@ -110,7 +110,7 @@ def _native(way: Way, node: fx.Node, kind: str) -> Norm:
     )
 
 
-def _name(node: fx.Node, gain: Part | None) -> str:
+def _name(node: fx.Node, gain: StatePart | None) -> str:
     """Return the path of a norm's module, or the name of its gain where that is not all that the module has."""
     if gain is None:
         return module_of(node) or node.name
@@ -118,7 +118,7 @@ def _name(node: fx.Node, gain: Part | None) -> str:
     return path if path and leaf in _GAINS and path == module_of(node) else gain.name
 
 
-def _written(way: Way, node: fx.Node) -> Norm | None:
+def _written(way: LiveWay, node: fx.Node) -> Norm | None:
     """Return a norm that is written out: normalised data times a vector of the state, and a vector added to it."""
     bound = bound_arguments(node)
     pair = (bound["self"], bound["other"])
@@ -142,7 +142,7 @@ def _written(way: Way, node: fx.Node) -> Norm | None:
     return None
 
 
-def _gain(way: Way, factor: fx.Node) -> tuple[Part | None, float]:
+def _gain(way: LiveWay, factor: fx.Node) -> tuple[StatePart | None, float]:
     """Return the tensor of the state that multiplies, and the one that code adds to it."""
     inner = _bare(factor)
     if kind_of(inner) == "add":
@@ -201,7 +201,9 @@ def _normalised(data: fx.Node, back: int) -> fx.Node | None:
     return None
 
 
-def _normalised_later(way: Way, data: fx.Node, product: fx.Node, back: int) -> tuple[fx.Node | None, fx.Node]:
+def _normalised_later(
+    way: LiveWay, data: fx.Node, product: fx.Node, back: int
+) -> tuple[fx.Node | None, fx.Node]:
     """Return what is normalised, and the result, where data are multiplied by the gain first and divided after that."""
     users = way.users(product)
     if len(users) == 1 and product not in way.kept and kind_of(users[0]) in ("mul", "div"):
@@ -249,7 +251,7 @@ def _maker(norm: Norm) -> fx.Node:
     return norm.node.all_input_nodes[0] if kind_of(norm.node) == "getitem" else norm.node
 
 
-def reads_without_mean(way: Way, node: fx.Node, axis: int, user: fx.Node) -> bool:
+def reads_without_mean(way: LiveWay, node: fx.Node, axis: int, user: fx.Node) -> bool:
     """Whether an operator is the beginning of a written-out LayerNorm: it subtracts the mean, or asks the variance.
 
     Args:

@@ -13,7 +13,7 @@ from isthmus.folding._edits import Edits
 from isthmus.folding._gains import NormFold, find_norm_folds
 from isthmus.folding._graph import ways_of
 from isthmus.folding._means import MeanFold, find_mean_folds
-from isthmus.folding._uses import Refusal, Uses
+from isthmus.folding._uses import Refusal, TensorUses
 from isthmus.states import State, with_versions_of
 from isthmus.symmetry import Outputs, Trace
 
@@ -167,7 +167,7 @@ def plan_folds(traced: Trace, *, outputs: Outputs = None, parts: Collection[str]
     ways = ways_of(traced, outputs)
     for way in ways:
         way.traced.require_of_state()
-    uses = Uses(ways)
+    uses = TensorUses(ways)
     batch, refused = find_batch_folds(uses) if "batch-norms" in parts else ((), ())
     norms, more = find_norm_folds(uses, gains="gains" in parts, biases="biases" in parts)
     means, others = find_mean_folds(uses, norms) if "means" in parts else ((), ())

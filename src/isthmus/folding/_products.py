@@ -12,14 +12,14 @@ from isthmus.folding._graph import kind_of, operands, shape_of
 from isthmus.layers import CONVOLUTIONS, Convolution
 from isthmus.symmetry import SUMS, bound_arguments, contraction_of, operator_of
 
-__all__ = ["Product", "product_with", "product_writing"]
+__all__ = ["WeightProduct", "product_with", "product_writing"]
 
 _SUMMED = frozenset({"linear", "einsum", *SUMS} - {"dot"})
 """Products of two factors, besides convolutions."""
 
 
 @dataclass(frozen=True)
-class Product:
+class WeightProduct:
     """An operator that multiplies data by a tensor and sums.
 
     Attributes:
@@ -46,19 +46,19 @@ class Product:
     scaled: bool = False
 
 
-def product_with(node: fx.Node, data: fx.Node) -> Product | None:
+def product_with(node: fx.Node, data: fx.Node) -> WeightProduct | None:
     """Return the product in which a node's value is the data; ``None`` for any other operator, or both factors."""
     if operands(node).count(data) != 1:
         return None
     return next((p for p in _products(node) if p.data is data), None)
 
 
-def product_writing(node: fx.Node) -> Sequence[Product]:
+def product_writing(node: fx.Node) -> Sequence[WeightProduct]:
     """Return both ways of reading an operator as a product, either factor as the weight; none for other operators."""
     return _products(node)
 
 
-def _products(node: fx.Node) -> list[Product]:
+def _products(node: fx.Node) -> list[WeightProduct]:
     kind = kind_of(node)
     bound = bound_arguments(node) if kind and kind != "getitem" else {}
     if operator_of(node) in CONVOLUTIONS or kind == "convolution":
@@ -77,14 +77,14 @@ def _is_plain(equation: str, factors: int) -> bool:
     return factors == 2 and "->" in equation and "." not in equation
 
 
-def _convolution(node: fx.Node, bound: Mapping[str, Any]) -> Product:
+def _convolution(node: fx.Node, bound: Mapping[str, Any]) -> WeightProduct:
     turned = "transpose" in operator_of(node) or bool(bound.get("transposed"))
     shape, rank = shape_of(bound["weight"]), len(shape_of(bound["input"]))
     cut = Convolution.from_arguments(bound, shape[2:], turned)
     channel, groups = rank - len(shape) + 1, cut.groups
     padded = any(side for pair in cut.padding for side in pair)
     kept = {1: channel} if turned else {0: channel}
-    return Product(
+    return WeightProduct(
         node,
         bound["input"],
         bound["weight"],
@@ -101,7 +101,7 @@ _Factor = tuple[fx.Node, list[Any]]
 
 def _product(
     node: fx.Node, data: _Factor, weight: _Factor, out: Sequence[Any], bias: Any, scaled: bool
-) -> Product | None:
+) -> WeightProduct | None:
     (x, own), (w, theirs) = data, weight
     if len(set(own)) != len(own) or len(set(theirs)) != len(theirs):
         return None  # a diagonal
@@ -112,4 +112,4 @@ def _product(
     # an axis that both have and the result too: a product entry by entry, so the weight differs from place to place
     lone = any(n not in theirs and n not in out for n in own)  # summed over by itself
     constant = len(summed) + len(kept) == len(theirs) and not lone
-    return Product(node, x, w, bias, summed, kept, constant=constant, scaled=scaled)
+    return WeightProduct(node, x, w, bias, summed, kept, constant=constant, scaled=scaled)

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
-from isthmus.folding._graph import Way, described, kind_of, shape_of
-from isthmus.folding._moves import Channels, Part, carried, is_move, part_of
+from isthmus.folding._graph import LiveWay, described, kind_of, shape_of
+from isthmus.folding._moves import Channels, StatePart, carried, is_move, part_of
 from isthmus.folding._pools import POOLS, after_pooling, constant_pooling
-from isthmus.folding._products import Product, product_with
+from isthmus.folding._products import WeightProduct, product_with
 from isthmus.symmetry import bound_arguments
 
-__all__ = ["Lengths", "NotLinear", "Reader", "readers_of"]
+__all__ = ["WeightLengths", "NotLinear", "Reader", "readers_of"]
 
 
 class NotLinear(Exception):
@@ -22,7 +22,7 @@ class NotLinear(Exception):
 
 
 @dataclass(frozen=True)
-class Lengths:
+class WeightLengths:
     """The lengths by which a normalised weight ``g v / |v|`` is multiplied.
 
     Attributes:
@@ -32,7 +32,7 @@ class Lengths:
         operands: what it is given, ``v`` and ``g``.
     """
 
-    part: Part
+    part: StatePart
     dim: int
     node: fx.Node
     operands: tuple[fx.Node, fx.Node]
@@ -61,12 +61,12 @@ class Reader:
         constant: whether a constant along the channels can be moved into the bias.
     """
 
-    product: Product
-    weight: Part
-    lengths: Lengths | None
+    product: WeightProduct
+    weight: StatePart
+    lengths: WeightLengths | None
     axis: int
     index: Tensor
-    bias: Part | None
+    bias: StatePart | None
     bias_user: fx.Node | None
     bias_operand: fx.Node | None
     bias_axes: tuple[int, ...]
@@ -92,7 +92,7 @@ class Reader:
         return weight * (lengths / self.lengths.of(weight))
 
 
-def readers_of(way: Way, node: fx.Node, axis: int) -> list[Reader]:
+def readers_of(way: LiveWay, node: fx.Node, axis: int) -> list[Reader]:
     """Return all readers of a value whose axis lists channels.
 
     Raises:
@@ -159,7 +159,7 @@ def _passed(node: fx.Node, value: fx.Node, channels: Channels) -> Channels | Non
     return None
 
 
-def _reader(way: Way, node: fx.Node, value: fx.Node, channels: Channels) -> Reader:
+def _reader(way: LiveWay, node: fx.Node, value: fx.Node, channels: Channels) -> Reader:
     product = product_with(node, value)
     if product is None:
         after = " (the residual stream goes on after the norm)" if kind_of(node) in ("add", "sub") else ""
@@ -177,7 +177,9 @@ def _reader(way: Way, node: fx.Node, value: fx.Node, channels: Channels) -> Read
     return Reader(product, weight, lengths, axis, channels.index, bias, user, operand, axes, constant)
 
 
-def _normalised_weight(way: Way, node: fx.Node, user: fx.Node) -> tuple[Part, Lengths] | tuple[None, None]:
+def _normalised_weight(
+    way: LiveWay, node: fx.Node, user: fx.Node
+) -> tuple[StatePart, WeightLengths] | tuple[None, None]:
     """Return directions and lengths of a weight that ``weight_norm`` makes for one operator alone."""
     if kind_of(node) != "_weight_norm" or way.users(node) != [user] or node in way.kept:
         return None, None
@@ -185,13 +187,13 @@ def _normalised_weight(way: Way, node: fx.Node, user: fx.Node) -> tuple[Part, Le
     directions, lengths = part_of(way, bound["v"]), part_of(way, bound["g"])
     if directions is None or lengths is None:
         return None, None
-    return directions, Lengths(lengths, int(bound["dim"]), node, (bound["v"], bound["g"]))
+    return directions, WeightLengths(lengths, int(bound["dim"]), node, (bound["v"], bound["g"]))
 
 
-_Bias = tuple[Part | None, fx.Node | None, fx.Node | None, tuple[int, ...]]
+_Bias = tuple[StatePart | None, fx.Node | None, fx.Node | None, tuple[int, ...]]
 
 
-def _bias(way: Way, product: Product) -> _Bias:
+def _bias(way: LiveWay, product: WeightProduct) -> _Bias:
     """Return the tensor that is added to a product's result, by itself or by the result's only reader."""
     node, result = product.bias, product.node
     user: fx.Node | None = result

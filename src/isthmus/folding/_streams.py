@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import fx
 
-from isthmus.folding._graph import Way, described, kind_of, operands, shape_of
-from isthmus.folding._moves import Part, is_move, part_of, whole_axis, whole_source_axis
+from isthmus.folding._graph import LiveWay, described, kind_of, operands, shape_of
+from isthmus.folding._moves import StatePart, is_move, part_of, whole_axis, whole_source_axis
 from isthmus.folding._norms import Norm, ignores_mean, reads_without_mean
 from isthmus.folding._pools import POOLS, after_pooling, before_pooling
 from isthmus.folding._products import product_writing
 from isthmus.symmetry import bound_arguments, module_of
 
-__all__ = ["NotCentred", "Stream", "Writer", "stream_of"]
+__all__ = ["NotCentred", "ResidualStream", "Writer", "stream_of"]
 
 _SHAPES_ONLY = frozenset(
     [
@@ -42,14 +42,14 @@ class Writer:
         operand: what it is given.
     """
 
-    part: Part
+    part: StatePart
     axis: int
     user: fx.Node
     operand: fx.Node
 
 
 @dataclass
-class Stream:
+class ResidualStream:
     """Values of one graph that are added, moved and multiplied by numbers, and nothing else.
 
     Attributes:
@@ -58,12 +58,12 @@ class Stream:
         writers: tensors of the state that write it.
     """
 
-    way: Way
+    way: LiveWay
     axes: dict[fx.Node, int] = field(default_factory=dict)
     writers: list[Writer] = field(default_factory=list)
 
 
-def stream_of(way: Way, node: fx.Node, axis: int, norms: Mapping[fx.Node, Norm]) -> Stream:
+def stream_of(way: LiveWay, node: fx.Node, axis: int, norms: Mapping[fx.Node, Norm]) -> ResidualStream:
     """Return the stream that a value belongs to.
 
     Args:
@@ -75,7 +75,7 @@ def stream_of(way: Way, node: fx.Node, axis: int, norms: Mapping[fx.Node, Norm])
     Raises:
         NotCentred: something else reads it, or writes it; the text names it.
     """
-    walk = _Walk(way, Stream(way), norms)
+    walk = _StreamWalk(way, ResidualStream(way), norms)
     walk.waiting.append((node, axis))
     while walk.waiting or walk.unread:
         if walk.waiting:
@@ -86,9 +86,9 @@ def stream_of(way: Way, node: fx.Node, axis: int, norms: Mapping[fx.Node, Norm])
 
 
 @dataclass
-class _Walk:
-    way: Way
-    stream: Stream
+class _StreamWalk:
+    way: LiveWay
+    stream: ResidualStream
     norms: Mapping[fx.Node, Norm]
     waiting: list[tuple[fx.Node, int]] = field(default_factory=list)
     unread: list[fx.Node] = field(default_factory=list)
@@ -140,7 +140,7 @@ class _Walk:
         else:
             self._multiplied(node, axis)
 
-    def _written(self, part: Part, axis: int, user: fx.Node | None, operand: fx.Node) -> None:
+    def _written(self, part: StatePart, axis: int, user: fx.Node | None, operand: fx.Node) -> None:
         users = self.way.users(operand) if user is None else [user]
         self.stream.writers += [Writer(part, axis, u, operand) for u in users]
 
@@ -271,7 +271,7 @@ def _length(node: fx.Node, back: int) -> int:
     return shape[len(shape) - back] if len(shape) >= back else 1
 
 
-def _outside(way: Way, node: fx.Node) -> str:
+def _outside(way: LiveWay, node: fx.Node) -> str:
     if node.name in way.traced.constants:
         held = way.traced.held.get(node.name)
         place = ".".join(p for p in held if p) if held else node.name

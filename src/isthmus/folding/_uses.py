@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from isthmus.folding._graph import Way, described, shape_of
-from isthmus.folding._moves import Part, part_of, uses_of
+from isthmus.folding._graph import LiveWay, described, shape_of
+from isthmus.folding._moves import StatePart, part_of, uses_of
 from isthmus.symmetry import module_of
 
-__all__ = ["Problem", "Refusal", "Use", "Uses", "claims"]
+__all__ = ["Obstacle", "Refusal", "Use", "TensorUses", "claims"]
 
 _MOST_ENTRIES = 2**24
 
@@ -52,7 +52,7 @@ class Use:
 
 
 @dataclass(frozen=True)
-class Problem:
+class Obstacle:
     """Why a tensor cannot be edited, and, where a tie is the reason, its names and those that would go apart."""
 
     text: str
@@ -60,16 +60,16 @@ class Problem:
     apart: tuple[str, ...] = ()
 
 
-class Uses:
+class TensorUses:
     """The uses of every tensor of a network's state.
 
     Args:
         ways: all graphs.
     """
 
-    def __init__(self, ways: Sequence[Way]) -> None:
+    def __init__(self, ways: Sequence[LiveWay]) -> None:
         self.ways = tuple(ways)
-        self._found: dict[str, list[tuple[Use, Part | None]]] = {}
+        self._found: dict[str, list[tuple[Use, StatePart | None]]] = {}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor."""
@@ -83,11 +83,11 @@ class Uses:
         """Return all names of a tensor."""
         return self.ways[0].traced.aliases.get(name, (name,))
 
-    def key(self, part: Part) -> Any:
+    def key(self, part: StatePart) -> Any:
         """Return which entries a part is; ``None`` if it cannot be written."""
         return part.key(self.shape(part.name))
 
-    def of(self, name: str) -> list[tuple[Use, Part | None]]:
+    def of(self, name: str) -> list[tuple[Use, StatePart | None]]:
         """Return every use of a tensor, and the part that is used."""
         if name not in self._found:
             self._found[name] = [
@@ -97,7 +97,7 @@ class Uses:
             ]
         return self._found[name]
 
-    def problem(self, part: Part, claimed: Collection[Use], what: str) -> Problem | None:
+    def problem(self, part: StatePart, claimed: Collection[Use], what: str) -> Obstacle | None:
         """Return why a part of a tensor cannot be edited; ``None`` if it can.
 
         Args:
@@ -107,12 +107,12 @@ class Uses:
         """
         key = self.key(part)
         if key is None:
-            return Problem(f"{part.name!r} is used through a copy that cannot be written")
+            return Obstacle(f"{part.name!r} is used through a copy that cannot be written")
         shared = self.overlap(part.name)
         if shared is not None:
             return shared
         if not self.dtype(part.name).is_floating_point:
-            return Problem(f"{part.name!r} holds {self.dtype(part.name)}")
+            return Obstacle(f"{part.name!r} holds {self.dtype(part.name)}")
         for use, own in self.of(part.name):
             if use in claimed and own is not None and self.key(own) == key:
                 continue
@@ -122,17 +122,17 @@ class Uses:
             return self.tie(part.name, text, [c.user for c in claimed])
         return None
 
-    def overlap(self, name: str) -> Problem | None:
+    def overlap(self, name: str) -> Obstacle | None:
         """Return the problem of a tensor whose memory another one reaches."""
         for way in self.ways:
             other = next(
                 (o for n in self.names(name) if (o := way.traced.overlapping.get(n)) is not None), None
             )
             if other is not None:
-                return Problem(f"{name!r} shares a part of its memory with {other!r}")
+                return Obstacle(f"{name!r} shares a part of its memory with {other!r}")
         return None
 
-    def tie(self, name: str, text: str, users: Iterable[fx.Node]) -> Problem:
+    def tie(self, name: str, text: str, users: Iterable[fx.Node]) -> Obstacle:
         """Return the problem of a tensor that two would have to be, and under which names some operators use it.
 
         Args:
@@ -142,14 +142,14 @@ class Uses:
         """
         names = self.names(name)
         if len(names) < 2:
-            return Problem(text)
+            return Obstacle(text)
         where = {module_of(user) for user in users}
         apart = tuple(n for n in names if n.rpartition(".")[0] in where)
         apart = () if len(apart) == len(names) else apart
         advice = f"; untie=True gives {' and '.join(apart)} a tensor of its own" if apart else ""
-        return Problem(f"{text} (it is tied: {', '.join(names)}{advice})", names, apart)
+        return Obstacle(f"{text} (it is tied: {', '.join(names)}{advice})", names, apart)
 
-    def _apart(self, one: Part, other: Part) -> bool:
+    def _apart(self, one: StatePart, other: StatePart) -> bool:
         """Whether two parts of a tensor have no entry in common."""
         shape = self.shape(one.name)
         if torch.Size(shape).numel() > _MOST_ENTRIES or self.key(other) is None:

@@ -14,11 +14,11 @@ from isthmus.matching._nested import Gain, best_change, couple
 from isthmus.matching._objectives import TermObjective
 from isthmus.matching._sided import Compared, compared_of, sides_of
 from isthmus.matching._solvers import Assignment, ScaledAssignment, SidedSolver, assignment_solver
+from isthmus.matching._working import At
 from isthmus.symmetry import AxisGroup
 
 __all__ = ["ByClass", "Sided"]
 
-At = Mapping[str, Coupling]
 CHANGE_NORMS = frozenset({"positive", "monomial", "general"})
 """Classes whose couplings change norms, so that inner products alone do not measure distances."""
 TURN = frozenset({"orthogonal", "mean-fixing"})
@@ -133,7 +133,9 @@ class Sided:
         found = solver(sides)
         return found, sides.value(found)
 
-    def _pairs(self, nest: _Nest, compared: Sequence[Compared], alone: Sequence[Gain]) -> dict[str, Coupling]:
+    def _pairs(
+        self, nest: _NestFamilies, compared: Sequence[Compared], alone: Sequence[Gain]
+    ) -> dict[str, Coupling]:
         """Return the best blocks and members: every pair of blocks has its best members."""
         size = self.structure.sizes[nest.outer]
         worth = torch.zeros(size, size, dtype=torch.float64)
@@ -215,7 +217,7 @@ def held_back(step: Coupling, current: Coupling | None, solver: SidedSolver) -> 
 
 
 @dataclass(frozen=True)
-class _Nest:
+class _NestFamilies:
     """An outer group and the families of groups inside its units: by family, the member of each unit."""
 
     outer: str
@@ -231,7 +233,7 @@ class _Nest:
         return [(members[i], members[k]) for members in self.families]
 
 
-def _nest_of(groups: Sequence[AxisGroup]) -> _Nest | None:
+def _nest_of(groups: Sequence[AxisGroup]) -> _NestFamilies | None:
     """Return a cluster as one outer group with families inside each of its units, ``None`` if it is none."""
     outer = [g for g in groups if not g.within]
     if len(outer) != 1:
@@ -246,4 +248,4 @@ def _nest_of(groups: Sequence[AxisGroup]) -> _Nest | None:
     size = outer[0].size
     if any(sorted(members) != list(range(size)) for members in families.values()):
         return None
-    return _Nest(outer[0].name, tuple(tuple(m[i] for i in range(size)) for m in families.values()))
+    return _NestFamilies(outer[0].name, tuple(tuple(m[i] for i in range(size)) for m in families.values()))

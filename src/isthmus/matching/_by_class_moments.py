@@ -2,7 +2,7 @@ r"""Groups matched by the solver of their class where activations are compared."
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,12 +19,10 @@ from isthmus.matching._solvers import (
     Solver,
     assignment_solver,
 )
-from isthmus.matching._working import Plain, Products, Working, working
+from isthmus.matching._working import At, Plain, Products, Working, working
 from isthmus.transport import norm_factors
 
 __all__ = ["SidedMoments"]
-
-At = Mapping[str, Coupling]
 
 
 class SidedMoments:

@@ -193,7 +193,7 @@ def _merged(parts: list[list[str]], ties: Iterable[Sequence[str]]) -> list[list[
 def _couple_nest(
     gains: Sequence[Gain], groups: Sequence[str], solver: Solver, keep: bool
 ) -> dict[str, Coupling]:
-    nest = _Nest(gains, groups[0], groups[1:])
+    nest = _NestGains(gains, groups[0], groups[1:])
     best = nest.alternate(nest.best_pairs(solver), solver, keep=False)
     if keep:
         other = nest.alternate(Permutation.identity(nest.size), solver, keep=True)
@@ -201,7 +201,7 @@ def _couple_nest(
     return best
 
 
-class _Nest:
+class _NestGains:
     """An outer group, the groups inside its blocks, and their gains cut into pairs of blocks."""
 
     def __init__(self, gains: Sequence[Gain], outer: str, inner: Sequence[str]) -> None:

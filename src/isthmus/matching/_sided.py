@@ -105,7 +105,7 @@ def sides_of(
         SymmetryError: a slot does not say how it answers to a factor, and that is asked for; or the two groups do not
             act on the same tensors alike.
     """
-    parts = _Parts(size)
+    parts = _PowerSums(size)
     for c in compared:
         slots, theirs = c.slots(group), c.slots(other or group)
         if [(k, s.axis, s.index.size, power_of(s)) for k, s in slots] != [
@@ -128,7 +128,7 @@ def sides_of(
     return parts.sides()
 
 
-class _Parts:
+class _PowerSums:
     """Adds up the gains and the inner products of slots, by power."""
 
     def __init__(self, size: int) -> None:

@@ -163,7 +163,7 @@ class _Values(Mapping[str, Tensor]):
         return len(self._state)
 
 
-class _Read(Mapping[str, Tensor]):
+class _ReadState(Mapping[str, Tensor]):
     """A state whose tensors a function reads."""
 
     def __init__(self, names: Collection[str], read: Callable[[str], Tensor]) -> None:
@@ -192,7 +192,7 @@ def _change(
     }
 
     def edit(name: str, read: Callable[[str], Tensor]) -> Tensor:
-        value = edits.value(plan.named(_Read(names, read)), first[name])
+        value = edits.value(plan.named(_ReadState(names, read)), first[name])
         return value if seed is not None else value.to(model.state.stored(name).dtype)
 
     return edit_change(edit, tuple(first), model, outputs=outputs, seed=seed)

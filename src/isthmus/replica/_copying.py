@@ -17,12 +17,12 @@ from isthmus.replica._walk import hidden_tensors, registered, storage_key
 
 __all__ = ["hollow_copy", "private_copy"]
 
-_Module = TypeVar("_Module", bound=nn.Module)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Cast = Callable[[Tensor], torch.dtype]
 _CONTAINERS: tuple[Any, ...] = (list, tuple, dict, set, frozenset)
 
 
-def private_copy(model: _Module, cast: Cast | None = None) -> _Module:
+def private_copy(model: ModuleT, cast: Cast | None = None) -> ModuleT:
     """Return a copy of a module that shares no tensor with it.
 
     Tensors that share memory in the module do so in the copy, whatever holds them: parameters made of the tensors of
@@ -43,7 +43,7 @@ def private_copy(model: _Module, cast: Cast | None = None) -> _Module:
     return _copied(model, copies, [t for t in tensors if vars(t) and id(t) in copies])
 
 
-def hollow_copy(model: _Module) -> _Module:
+def hollow_copy(model: ModuleT) -> ModuleT:
     """Return a copy of the module tree that shares all tensors, so that nothing a forward pass stores stays."""
     refuse_identities(model, ())
     return _copied(model, {id(t): t for t in _all_tensors(model)})
@@ -115,7 +115,7 @@ def _of_class(own: Tensor, original: Tensor) -> Tensor:
     return own.requires_grad_(original.requires_grad and own.is_floating_point() and original.is_leaf)
 
 
-def _copied(model: _Module, tensors: dict[int, Any], dressed: Iterable[Tensor] = ()) -> _Module:
+def _copied(model: ModuleT, tensors: dict[int, Any], dressed: Iterable[Tensor] = ()) -> ModuleT:
     """Return a copy of a module given those of its tensors; some of these have attributes to be copied."""
     memo = dict(tensors)
     try:
@@ -130,7 +130,7 @@ def _copied(model: _Module, tensors: dict[int, Any], dressed: Iterable[Tensor] =
     return copied
 
 
-def _copied_by_parts(model: _Module, memo: dict[int, Any]) -> _Module:
+def _copied_by_parts(model: ModuleT, memo: dict[int, Any]) -> ModuleT:
     """Copy module by module; attributes that cannot be copied are shared."""
     modules = list(model.modules())
     for module in modules:

@@ -16,7 +16,7 @@ from isthmus.replica._walk import hidden_tensors
 
 __all__ = ["empty", "in_double", "rebuild", "with_state"]
 
-_Module = TypeVar("_Module", bound=nn.Module)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def rebuild(model: nn.Module) -> None:
@@ -48,8 +48,8 @@ def empty(model: nn.Module, caches: Mapping[AttributePlace, str]) -> None:
 
 
 def with_state(
-    model: _Module, state: Mapping[str, Tensor], caches: Mapping[AttributePlace, str] | None = None
-) -> _Module:
+    model: ModuleT, state: Mapping[str, Tensor], caches: Mapping[AttributePlace, str] | None = None
+) -> ModuleT:
     """Return a private copy of a module that holds a state, with what it keeps in evaluation made anew.
 
     Args:
@@ -70,7 +70,7 @@ def with_state(
     return filled
 
 
-def in_double(model: _Module) -> _Module:
+def in_double(model: ModuleT) -> ModuleT:
     """Return a private copy of a module in double precision, with what it keeps in evaluation made anew."""
     copied = private_copy(model, lambda t: torch.float64)
     rebuild(copied)

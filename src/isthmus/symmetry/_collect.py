@@ -34,7 +34,7 @@ Label = Value | Stacked
 
 
 @dataclass(frozen=True)
-class _Site:
+class _PlacedAtom:
     """A placement of an atom on an axis of a parameter, or of one segment of it.
 
     Attributes:
@@ -73,7 +73,7 @@ def collect(
         nesting: for atoms that move independently inside others, these others, outermost first.
         outputs: the outputs that are preserved.
     """
-    sites: dict[Atom, list[_Site]] = {}
+    sites: dict[Atom, list[_PlacedAtom]] = {}
     pinned: list[PinnedAxis] = []
     for tensor, label in labels.items():
         for name in names[tensor]:
@@ -81,7 +81,9 @@ def collect(
                 for value, segment in _pieces(label):
                     for place in placements(value.axes[axis]):
                         if isinstance(place, Placement) and place.atom.pinned is None:
-                            sites.setdefault(place.atom, []).append(_Site(name, value, axis, place, segment))
+                            sites.setdefault(place.atom, []).append(
+                                _PlacedAtom(name, value, axis, place, segment)
+                            )
                 pinned += dict.fromkeys(p for e in _axes_of(label, axis) for p in _pinned_axis(name, axis, e))
     shapes = {name: value.shape for tensor, value in labels.items() for name in names[tensor]}
     return SymmetrySpec(_Groups(sites, nesting).build(), tuple(pinned), shapes, outputs)
@@ -125,7 +127,7 @@ def _pinned_axis(name: str, axis: int, expression: Expression) -> Iterator[Pinne
 
 
 class _Groups:
-    def __init__(self, sites: Mapping[Atom, list[_Site]], nesting: Nesting) -> None:
+    def __init__(self, sites: Mapping[Atom, list[_PlacedAtom]], nesting: Nesting) -> None:
         self._sites = sites
         self._names = dict(zip(sites, _group_names(list(sites.values())), strict=True))
         self._outer = {atom: self._expressible(atom, nesting.get(atom, ())) for atom in sites}
@@ -160,7 +162,7 @@ class _Groups:
         return self._names[atom] + (f"[{','.join(own)}]" if own else "")
 
 
-def _slot(site: _Site, units: tuple[tuple[Atom, int], ...]) -> Slot | None:
+def _slot(site: _PlacedAtom, units: tuple[tuple[Atom, int], ...]) -> Slot | None:
     """Return the slot of the member of a family at given outer units, or ``None`` if no slot can say it."""
     rest = dict(units)
     index = site.index(site.axis, site.place, site.place.atom.size, rest)
@@ -220,7 +222,7 @@ def _index(length: int, place: Placement, size: int, rest: dict[Atom, int]) -> I
     return IndexMap(length, size, offset, place.stride, merged_copies(copies))
 
 
-def _group_names(groups: Sequence[Sequence[_Site]]) -> list[str]:
+def _group_names(groups: Sequence[Sequence[_PlacedAtom]]) -> list[str]:
     """Name each group after the module of its first slot that is an output axis; number repeats."""
     taken: dict[str, int] = {}
     names: list[str] = []

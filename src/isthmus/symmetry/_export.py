@@ -26,7 +26,7 @@ from isthmus.errors import ModelError
 from isthmus.replica import empty, hollow_copy, private_copy
 from isthmus.symmetry._outputs import returning_opened
 from isthmus.symmetry._quiet import quiet_failure
-from isthmus.symmetry._reading import Line, Read, Recorder, Replayer, TooManyReadsError, line_of_error
+from isthmus.symmetry._reading import CodeLine, Read, Recorder, Replayer, TooManyReadsError, line_of_error
 from isthmus.symmetry._staying import WhatStays
 
 __all__ = ["Way", "export_ways", "shell_of"]
@@ -214,7 +214,7 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
     return found
 
 
-def _endless(model: nn.Module, line: Line) -> ModelError:
+def _endless(model: nn.Module, line: CodeLine) -> ModelError:
     return ModelError(
         f"{type(model).__name__} repeats a step for as long as the values of tensors say so, or reads a long list of "
         f"them, at {line}: the number of steps cannot be followed. Use a fixed number of steps, and operators of "

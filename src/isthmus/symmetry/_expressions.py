@@ -45,10 +45,6 @@ __all__ = [
 _serial = count()
 
 
-class UnsplittableError(Exception):
-    """An axis cannot be divided as asked; the caller pins it (never shown to users)."""
-
-
 @dataclass(frozen=True)
 class Pin:
     """Why positions cannot move: what happened, in which operator, in which module of the model."""

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from isthmus.symmetry._axes import Pin, UnsplittableError
 from isthmus.symmetry._experiment import Passing, passing_axes
-from isthmus.symmetry._operation import Kind, Mixing, Operation, Rule, Step, rule_of
+from isthmus.symmetry._operation import Kind, Mixing, Operation, OperatorStep, Rule, rule_of
 from isthmus.symmetry._segments import joined
 from isthmus.symmetry._strict import report_failure
 from isthmus.symmetry._ties import Ties
@@ -45,7 +45,7 @@ class Interpreter:
 
     def __init__(self, ties: Ties) -> None:
         self.values: dict[fx.Node, Any] = {}
-        self.steps: list[Step] = []
+        self.steps: list[OperatorStep] = []
         self.experiments: dict[str, None] = {}
         self.known: dict[fx.Node, Tensor] = {}
         self._ties = ties
@@ -171,7 +171,7 @@ class Interpreter:
         if kind == "mixes" and not mixings:
             operands = tuple(tuple((str(k), a) for k, a in enumerate(v.axes)) for v in values)
             mixings = (Mixing(operands, frozenset(), total=True),)
-        self.steps.append(Step(kind, tuple(values), mixings, tuple(op.selections)))
+        self.steps.append(OperatorStep(kind, tuple(values), mixings, tuple(op.selections)))
 
     def _higher_order(self, op: Operation, node: fx.Node, args: Any, kwargs: Any) -> Any:
         bodies = [a for a in args if isinstance(a, fx.GraphModule)]

@@ -17,7 +17,7 @@ from isthmus.errors import SymmetryError
 __all__ = ["nested_composition", "nested_inverse"]
 
 
-class _Group(Protocol):
+class _SizedGroup(Protocol):
     @property
     def name(self) -> str: ...
     @property
@@ -30,7 +30,7 @@ class _Group(Protocol):
 
 class _Spec(Protocol):
     @property
-    def groups(self) -> Mapping[str, _Group]: ...
+    def groups(self) -> Mapping[str, _SizedGroup]: ...
 
 
 _Origin = dict[tuple[str, int], tuple[str, int]]
@@ -48,11 +48,11 @@ class _Members:
                 raise SymmetryError(f"no group named {unknown[0]!r}; the spec has {list(self.groups)}.")
         self._by_units = {(g.family, g.within): g.name for g in self.groups.values() if g.within}
 
-    def ordered(self) -> list[_Group]:
+    def ordered(self) -> list[_SizedGroup]:
         """Return the groups, outer ones before inner ones."""
         return sorted(self.groups.values(), key=lambda g: len(g.within))
 
-    def member(self, group: _Group, origin: _Origin) -> str:
+    def member(self, group: _SizedGroup, origin: _Origin) -> str:
         """Return the member of the group's family at the outer units that this group's units came from."""
         if not group.within:
             return group.name
@@ -66,7 +66,9 @@ class _Members:
         return found
 
 
-def _record(origin: _Origin, target: _Group, source: str, coupling: Coupling | None, spec: _Spec) -> None:
+def _record(
+    origin: _Origin, target: _SizedGroup, source: str, coupling: Coupling | None, spec: _Spec
+) -> None:
     """Note where each unit of a group that others are nested in came from."""
     if not any(target.name == outer for group in spec.groups.values() for outer, _ in group.within):
         return

@@ -50,7 +50,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from isthmus.symmetry._axes import Atom, Expression, Fixed, Product, Sum, Woven, resolve
-from isthmus.symmetry._operation import Mixing, Selection, Step
+from isthmus.symmetry._operation import Mixing, OperatorStep, Selection
 from isthmus.symmetry._values import Value
 
 __all__ = ["outer_atoms", "used_atoms"]
@@ -60,13 +60,13 @@ _Selected = dict[Atom, frozenset[Atom]]
 """From an axis that is looked up to the axes of the index tensor that gives its coordinate."""
 
 
-def used_atoms(steps: Iterable[Step]) -> set[Atom]:
+def used_atoms(steps: Iterable[OperatorStep]) -> set[Atom]:
     """Return the atoms that take part in some computation, not only in views, slices and copies."""
     axes = {id(a): a for step in steps if step.kind != "moves" for v in step.inputs for a in v.axes}
     return {atom for axis in axes.values() for atom in _atoms(axis)}
 
 
-def outer_atoms(values: Iterable[Value], steps: Iterable[Step]) -> dict[Atom, tuple[Atom, ...]]:
+def outer_atoms(values: Iterable[Value], steps: Iterable[OperatorStep]) -> dict[Atom, tuple[Atom, ...]]:
     """Return, for every free atom that can move independently inside others, these others, outermost first."""
     steps = list(steps)
     allowed: dict[Atom, set[Atom]] = {}
@@ -130,7 +130,7 @@ def _walk(e: Expression, around: _Coordinates) -> Iterator[tuple[Atom, _Coordina
             yield from _walk(factor, _added(around, *(c for j, c in enumerate(covered) if j != k)))
 
 
-def _selected(steps: Iterable[Step]) -> _Selected:
+def _selected(steps: Iterable[OperatorStep]) -> _Selected:
     """Return the axes whose coordinate an index tensor gives: the same tensor at the same places, wherever used."""
     given: dict[Atom, set[tuple[int, frozenset[Atom]]]] = {}
     for step in steps:

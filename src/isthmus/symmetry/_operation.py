@@ -14,7 +14,7 @@ from isthmus.symmetry._axes import ONE, Expression, Pin, UnsplittableError
 from isthmus.symmetry._trace import module_of, operator_of
 from isthmus.symmetry._values import Pointer, Value
 
-__all__ = ["TIED", "Kind", "Mixing", "Operation", "Rule", "Selection", "Step", "rule", "rule_of"]
+__all__ = ["TIED", "Kind", "Mixing", "Operation", "Rule", "Selection", "OperatorStep", "rule", "rule_of"]
 
 Rule = Callable[..., Any]
 Kind = Literal["moves", "local", "mixes"]
@@ -77,7 +77,7 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Step:
+class OperatorStep:
     """What the interpreter remembers of an operator: its kind, its inputs, and what it mixes."""
 
     kind: Kind

@@ -15,7 +15,7 @@ __all__ = [
     "NOTHING",
     "Along",
     "Origins",
-    "Product",
+    "Multiplied",
     "Uses",
     "Word",
     "Words",
@@ -48,7 +48,7 @@ DATA = Along("", 0, 1, 0)
 """Marks the axes of data on which units sit."""
 Origins = tuple[frozenset[Along], ...]
 NOTHING: frozenset[Along] = frozenset()
-Product = tuple[frozenset[Along], frozenset[Along]]
+Multiplied = tuple[frozenset[Along], frozenset[Along]]
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Uses:
     words: dict[tuple[str, int], dict[tuple[int, int, Word], None]] = field(
         default_factory=dict[tuple[str, int], dict[tuple[int, int, Word], None]]
     )
-    products: list[Product] = field(default_factory=list[Product])
+    products: list[Multiplied] = field(default_factory=list[Multiplied])
 
     def say(self, along: Along, word: Word) -> None:
         """Note a word; what is not linear in a tensor can only scale."""

@@ -20,7 +20,7 @@ from isthmus.errors import ModelError, SymmetryError
 __all__ = ["NamedOutputs", "named_outputs", "opened", "returning_opened"]
 
 _T = TypeVar("_T")
-_Path = tuple[Any, ...]
+_TreePath = tuple[Any, ...]
 _ROOT = "output"
 _PLAIN = (str, bytes, int, float, complex, type(None))
 
@@ -32,7 +32,7 @@ class NamedOutputs(Mapping[str, _T], Generic[_T]):
         leaves: the path of each leaf (keys of ``torch.utils._pytree``) and what stands there.
     """
 
-    def __init__(self, leaves: Iterable[tuple[_Path, _T]]) -> None:
+    def __init__(self, leaves: Iterable[tuple[_TreePath, _T]]) -> None:
         found = list(leaves)
         self._nodes: dict[str, list[str]] = {}
         for path, _ in found:
@@ -48,7 +48,7 @@ class NamedOutputs(Mapping[str, _T], Generic[_T]):
             self._leaves[name] = leaf
             self._places[name] = [_exact(path[:length]) for length in range(1, len(path) + 1)]
 
-    def _name(self, path: _Path) -> str:
+    def _name(self, path: _TreePath) -> str:
         if not path:
             return _ROOT
         words = _in_words(path)
@@ -112,11 +112,11 @@ class NamedOutputs(Mapping[str, _T], Generic[_T]):
         return found
 
 
-def _in_words(path: _Path) -> str:
+def _in_words(path: _TreePath) -> str:
     return ".".join(str(_value(key)) for key in path)
 
 
-def _exact(path: _Path) -> str:
+def _exact(path: _TreePath) -> str:
     return "".join(f".{k.name}" if isinstance(k, pytree.GetAttrKey) else f"[{_value(k)!r}]" for k in path)
 
 
@@ -130,7 +130,7 @@ def named_outputs(output: Any, kind: type[_T]) -> NamedOutputs[_T]:
     return NamedOutputs((path, leaf) for path, leaf in leaves if isinstance(leaf, kind))
 
 
-def _with_paths(tree: Any) -> list[tuple[_Path, Any]]:
+def _with_paths(tree: Any) -> list[tuple[_TreePath, Any]]:
     with contextlib.suppress(ValueError):  # a container that was registered without names for its parts
         return pytree.tree_flatten_with_path(tree)[0]
     with contextlib.suppress(ValueError):  # a mapping has names nevertheless

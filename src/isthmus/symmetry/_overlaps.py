@@ -28,7 +28,7 @@ _MOST = 2**28
 """Positions beyond which distinctness is not settled by listing them."""
 
 
-class _Map(Protocol):
+class _MapLike(Protocol):
     @property
     def length(self) -> int: ...
     @property
@@ -45,27 +45,27 @@ class _Map(Protocol):
     def gather_index(self, permutation: Tensor, /) -> Tensor: ...
 
 
-class _Slot(Protocol):
+class _SlotLike(Protocol):
     @property
     def tensor(self) -> str: ...
     @property
     def axis(self) -> int: ...
     @property
-    def index(self) -> _Map: ...
+    def index(self) -> _MapLike: ...
     @property
-    def block(self) -> tuple[tuple[int, _Map], ...]: ...
+    def block(self) -> tuple[tuple[int, _MapLike], ...]: ...
 
 
-class _Group(Protocol):
+class _GroupLike(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def slots(self) -> Sequence[_Slot]: ...
+    def slots(self) -> Sequence[_SlotLike]: ...
     @property
     def within(self) -> tuple[tuple[str, int], ...]: ...
 
 
-def distinct_positions(index: _Map) -> bool:
+def distinct_positions(index: _MapLike) -> bool:
     """Return whether all units and copies of an index map have positions of their own."""
     steps = sorted((s, n) for n, s in ((index.size, index.stride), *index.copies) if n > 1)
     reach = 0  # of all smaller steps together; a larger step is always enough
@@ -81,13 +81,13 @@ def distinct_positions(index: _Map) -> bool:
     return len(places.unique()) == len(places)
 
 
-def check_overlaps(groups: Mapping[str, _Group]) -> None:
+def check_overlaps(groups: Mapping[str, _GroupLike]) -> None:
     """Check every two slots that act on one axis of one tensor.
 
     Raises:
         SymmetryError: they move the same positions, and not independently.
     """
-    table: dict[tuple[str, int], list[tuple[_Group, _Slot]]] = {}
+    table: dict[tuple[str, int], list[tuple[_GroupLike, _SlotLike]]] = {}
     for group in groups.values():
         for slot in group.slots:
             table.setdefault((slot.tensor, slot.axis), []).append((group, slot))
@@ -106,8 +106,8 @@ def check_overlaps(groups: Mapping[str, _Group]) -> None:
 
 
 def _meeting(
-    slots: Sequence[tuple[_Group, _Slot]],
-) -> Iterable[tuple[tuple[_Group, _Slot], tuple[_Group, _Slot]]]:
+    slots: Sequence[tuple[_GroupLike, _SlotLike]],
+) -> Iterable[tuple[tuple[_GroupLike, _SlotLike], tuple[_GroupLike, _SlotLike]]]:
     """Yield the pairs of slots whose spans meet, in order of where they begin; few do on a long axis of many heads."""
     if len(slots) < 2:
         return
@@ -123,11 +123,11 @@ def _meeting(
         open_.append((stop, k))
 
 
-def _last(index: _Map) -> int:
+def _last(index: _MapLike) -> int:
     return index.offset + sum((n - 1) * s for n, s in ((index.size, index.stride), *index.copies))
 
 
-def _sound(one: _Group, first: _Slot, other: _Group, second: _Slot) -> bool:
+def _sound(one: _GroupLike, first: _SlotLike, other: _GroupLike, second: _SlotLike) -> bool:
     blocks = dict(first.block), dict(second.block)
     for axis in blocks[0].keys() & blocks[1].keys():
         if not _common(blocks[0][axis], blocks[1][axis]):
@@ -142,14 +142,14 @@ def _sound(one: _Group, first: _Slot, other: _Group, second: _Slot) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _common(first: _Map, second: _Map) -> bool:
+def _common(first: _MapLike, second: _MapLike) -> bool:
     marked = torch.zeros(first.length, dtype=torch.bool)
     marked[first.positions().reshape(-1)] = True
     return bool(marked[second.positions().reshape(-1)].any())
 
 
 @functools.lru_cache(maxsize=4096)
-def _inside(outer: _Map, unit: int, inner: _Map) -> bool:
+def _inside(outer: _MapLike, unit: int, inner: _MapLike) -> bool:
     """Whether the positions of a nested group belong to its outer unit."""
     if not 0 <= unit < outer.size:
         return False
@@ -159,7 +159,7 @@ def _inside(outer: _Map, unit: int, inner: _Map) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _independent(first: _Map, second: _Map) -> bool:
+def _independent(first: _MapLike, second: _MapLike) -> bool:
     """Whether two maps move independent digits of the positions they share.
 
     All permutations of units are products of one swap and one cycle, so if these commute, all do.

@@ -20,7 +20,7 @@ ONE = -1
 Form = Mapping[int, Fraction]
 """A sum of unknowns with their factors."""
 
-_Key = TypeVar("_Key")
+_KeyT = TypeVar("_KeyT")
 
 
 def plus(*forms: Form) -> Form:

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from isthmus.errors import ModelError
 
 __all__ = [
-    "Line",
+    "CodeLine",
     "Read",
     "Recorder",
     "Replayer",
@@ -54,7 +54,7 @@ class TooManyReadsError(Exception):
 
 
 @dataclass(frozen=True)
-class Line:
+class CodeLine:
     """A line of the user's code."""
 
     file: str
@@ -79,7 +79,7 @@ class Read:
     """
 
     value: Any
-    line: Line
+    line: CodeLine
     decides: bool
     ask: Callable[[Sequence[Tensor]], Any]
     count: int
@@ -116,17 +116,17 @@ def _user_frames(frame: FrameType | None) -> list[FrameType]:
     return found
 
 
-def _line_of(frame: FrameType | None, number: int | None = None) -> Line:
+def _line_of(frame: FrameType | None, number: int | None = None) -> CodeLine:
     """Return the line at which a frame stands."""
     if frame is None:
-        return Line("", 0, "")
+        return CodeLine("", 0, "")
     file, at = frame.f_code.co_filename, frame.f_lineno if number is None else number
-    return Line(Path(file).name, at, linecache.getline(file, at).strip())
+    return CodeLine(Path(file).name, at, linecache.getline(file, at).strip())
 
 
-def line_of_error(error: BaseException) -> tuple[Line, nn.Module | None]:
+def line_of_error(error: BaseException) -> tuple[CodeLine, nn.Module | None]:
     """Return the innermost line of the user's code in a traceback, and the innermost module that was running."""
-    line, running = Line("", 0, ""), None
+    line, running = CodeLine("", 0, ""), None
     step: TracebackType | None = error.__traceback__
     while step is not None:
         if not step.tb_frame.f_code.co_filename.startswith((*_LIBRARIES, "<frozen")):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from isthmus.symmetry._origins import Along, Product, Uses, Word, Words
+from isthmus.symmetry._origins import Along, Multiplied, Uses, Word, Words
 from isthmus.symmetry._slots import Role, Slot
 from isthmus.symmetry._spec import SymmetrySpec
 from isthmus.symmetry._trace import Trace
@@ -73,7 +73,7 @@ def _orient(uses: Uses) -> None:
                         uses.say(along, word)
 
 
-def _known(product: Product, uses: Uses) -> set[tuple[Word, Word]]:
+def _known(product: Multiplied, uses: Uses) -> set[tuple[Word, Word]]:
     """Return the words that what is known of either factor gives both."""
     found: set[tuple[Word, Word]] = set()
     for turned, side in enumerate(product):

@@ -158,7 +158,7 @@ class Trace:
                 f"The inputs have another structure than those traced: expected {expected}, found {spec}."
             )
         with torch.no_grad():
-            flat = _Runner(self, on_node).run(*self._placeholder_values(state, given))
+            flat = _NodeRunner(self, on_node).run(*self._placeholder_values(state, given))
         specs = self.program.graph_signature.output_specs
         returned = [v for v, s in zip(flat, specs, strict=True) if s.kind == OutputKind.USER_OUTPUT]
         result: Any = pytree.tree_unflatten(returned, self.program.call_spec.out_spec)  # type: ignore[arg-type]
@@ -181,7 +181,7 @@ class Trace:
         return values
 
 
-class _Runner(fx.Interpreter):
+class _NodeRunner(fx.Interpreter):
     def __init__(self, trace: Trace, on_node: NodeCallback | None) -> None:
         super().__init__(trace.program.graph_module)
         self._on_node = on_node

@@ -53,10 +53,10 @@ __all__ = ["find_uses"]
 
 def find_uses(traced: Trace, uses: Uses) -> None:
     """Add what one graph says about the tensors of the state."""
-    _Walk(traced, uses).walk()
+    _OriginWalk(traced, uses).walk()
 
 
-class _Walk:
+class _OriginWalk:
     """Runs one graph on origins."""
 
     def __init__(self, traced: Trace, uses: Uses) -> None:

@@ -129,7 +129,7 @@ class LeastSquares:
         return Linear(at[0], _refined(*at))
 
 
-_Map = tuple[Tensor, Tensor]
+_MapAndInverse = tuple[Tensor, Tensor]
 """A matrix and its inverse."""
 
 
@@ -147,7 +147,7 @@ class _Descent:
         parts = zip((there, back.T), self._gains, self._grams, strict=True)
         return float(sum((m * (gain - 0.5 * m @ gram)).sum() for m, gain, gram in parts))
 
-    def improved(self, at: _Map, value: float) -> tuple[_Map, float] | None:
+    def improved(self, at: _MapAndInverse, value: float) -> tuple[_MapAndInverse, float] | None:
         """Return a map of larger value and this value, or ``None`` if no step along the direction has one."""
         direction = self._direction(*at)
         size = 1.0
@@ -159,7 +159,7 @@ class _Descent:
             size /= 2
         return None
 
-    def _well_shaped(self, found: _Map) -> bool:
+    def _well_shaped(self, found: _MapAndInverse) -> bool:
         """Return whether a map keeps within the bound on the condition number."""
         if not all(bool(torch.isfinite(x).all()) for x in found):
             return False

@@ -10,7 +10,7 @@ from torch import fx
 from isthmus.symmetry._acts import Acts
 from isthmus.symmetry._contractions import Contraction, contraction_of, convolution_of
 from isthmus.symmetry._demands import ZERO, Grade
-from isthmus.symmetry._grading.walk import Operator, Rule
+from isthmus.symmetry._grading.walk import GradeRule, Operator
 from isthmus.symmetry._listed import CONVOLUTIONS, SUMS
 from isthmus.symmetry._origins import shape_of
 from isthmus.symmetry._powers import plus
@@ -18,7 +18,7 @@ from isthmus.symmetry._spots import Spot
 
 __all__ = ["LAYERS"]
 
-_Letters = Mapping[Any, int]
+_ByLetter = Mapping[Any, int]
 
 
 def _contraction(op: Operator) -> bool | None:
@@ -72,7 +72,7 @@ def _at(
     form: Contraction,
     operand: tuple[fx.Node, Sequence[Any]],
     spot: Spot,
-    ends: tuple[_Letters, _Letters],
+    ends: tuple[_ByLetter, _ByLetter],
 ) -> Grade | None:
     """Return the grade of an operand between two values of the letters; letters not given are 0."""
     node, own = operand
@@ -277,7 +277,7 @@ def _weight_normed(op: Operator) -> None:
     op.each(grade)
 
 
-LAYERS: dict[str, Rule] = {
+LAYERS: dict[str, GradeRule] = {
     **dict.fromkeys(("linear", "bilinear", "einsum", "outer", "ger", *SUMS), _contraction),
     **dict.fromkeys(CONVOLUTIONS, _convolution),
     "scaled_dot_product_attention": _attention,

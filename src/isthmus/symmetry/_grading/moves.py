@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from isthmus.symmetry._demands import Grade
-from isthmus.symmetry._grading.walk import Operator, Rule
+from isthmus.symmetry._grading.walk import GradeRule, Operator
 from isthmus.symmetry._listed import DROPOUTS, RESHAPES, SAME_ENTRIES, VIEWS
 from isthmus.symmetry._origins import shape_of
 from isthmus.symmetry._spots import Place, Spot, aligned, seen_through, unravelled
@@ -203,7 +203,7 @@ def _looked_up(op: Operator) -> None:
     op.each(grade)
 
 
-MOVES: dict[str, Rule] = {
+MOVES: dict[str, GradeRule] = {
     **dict.fromkeys(RESHAPES | VIEWS | {"view_as", "reshape_as", "broadcast_to", "swapaxes"}, _viewed),
     **dict.fromkeys(SAME_ENTRIES, _copied),
     **dict.fromkeys(DROPOUTS, _dropped),

@@ -10,14 +10,14 @@ from torch import fx
 
 from isthmus.symmetry._acts import Acts
 from isthmus.symmetry._demands import ZERO, Demands, Grade
-from isthmus.symmetry._grading.walk import Operator, Rule
+from isthmus.symmetry._grading.walk import GradeRule, Operator
 from isthmus.symmetry._origins import shape_of
 from isthmus.symmetry._powers import minus, plus, times
 from isthmus.symmetry._spots import Spot
 
 __all__ = ["POINTWISE", "positive"]
 
-Function = Callable[[Demands, Grade, Operator], Grade]
+PointwiseRule = Callable[[Demands, Grade, Operator], Grade]
 
 
 def _linear(demands: Demands, grade: Grade, op: Operator) -> Grade:
@@ -54,7 +54,7 @@ def _inverted(demands: Demands, grade: Grade, op: Operator) -> Grade:
     return Grade(times(grade.size, -1), grade.sign)
 
 
-def _unary(function: Function) -> Rule:
+def _unary(function: PointwiseRule) -> GradeRule:
     """Return the rule of a function of one tensor."""
 
     def grade_all(op: Operator) -> None:
@@ -69,7 +69,7 @@ def _unary(function: Function) -> Rule:
     return grade_all
 
 
-def _when(condition: Callable[[dict[str, Any]], bool], rule: Rule) -> Rule:
+def _when(condition: Callable[[dict[str, Any]], bool], rule: GradeRule) -> GradeRule:
     """Return a rule that knows some calls of an operator only."""
 
     def chosen(op: Operator) -> bool | None:
@@ -304,7 +304,7 @@ _ODD = (
 )
 _POSITIVE = ("relu", "leaky_relu", "rrelu")
 
-POINTWISE: dict[str, Rule] = {
+POINTWISE: dict[str, GradeRule] = {
     **dict.fromkeys(("neg", "negative", "positive"), _unary(_linear)),
     **dict.fromkeys(_POSITIVE, _unary(positive)),
     **dict.fromkeys(_ODD, _unary(_odd)),

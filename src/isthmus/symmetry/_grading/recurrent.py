@@ -11,7 +11,7 @@ from torch import fx
 from isthmus.symmetry._acts import Acts
 from isthmus.symmetry._axes import Atom
 from isthmus.symmetry._demands import Grade
-from isthmus.symmetry._grading.walk import Operator, Rule
+from isthmus.symmetry._grading.walk import GradeRule, Operator
 from isthmus.symmetry._origins import shape_of
 from isthmus.symmetry._spots import Spot
 from isthmus.symmetry._trace import flat
@@ -152,4 +152,4 @@ def _start(op: Operator, cells: Sequence[_Cell]) -> None:
                     op.demands(atom).zero(own, op.cause)
 
 
-RECURRENT: dict[str, Rule] = dict.fromkeys(_GATES, _recurrent)
+RECURRENT: dict[str, GradeRule] = dict.fromkeys(_GATES, _recurrent)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from isthmus.symmetry._acts import Acts
 from isthmus.symmetry._demands import ZERO, Grade
 from isthmus.symmetry._grading.pointwise import positive
-from isthmus.symmetry._grading.walk import Operator, Rule
+from isthmus.symmetry._grading.walk import GradeRule, Operator
 from isthmus.symmetry._origins import shape_of
 from isthmus.symmetry._spots import Place, Spot
 
@@ -102,7 +102,7 @@ def _windowed(op: Operator, number: int, *, extreme: bool) -> None:
         op.each(lambda spot: ZERO, k)
 
 
-def _window(number: int, *, extreme: bool) -> Rule:
+def _window(number: int, *, extreme: bool) -> GradeRule:
     def rule(op: Operator) -> None:
         _windowed(op, number, extreme=extreme)
 
@@ -116,7 +116,7 @@ def _names(kinds: Sequence[str], number: int) -> list[str]:
 _AVERAGES = ("avg_pool{}d", "adaptive_avg_pool{}d", "_adaptive_avg_pool{}d", "upsample_nearest{}d")
 _EXTREMES = (*("max_pool{}d", "max_pool{}d_with_indices", "adaptive_max_pool{}d"),)
 
-REDUCTIONS: dict[str, Rule] = {
+REDUCTIONS: dict[str, GradeRule] = {
     **dict.fromkeys(("sum", "mean"), _summed),
     **dict.fromkeys(("amax", "amin", "max", "min"), _extreme),
     **dict.fromkeys(("linalg_vector_norm", "norm"), _length),

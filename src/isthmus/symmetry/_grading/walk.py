@@ -21,13 +21,13 @@ from isthmus.symmetry._spots import Place, Spot, aligned, between, spots_of
 from isthmus.symmetry._strict import report_failure
 from isthmus.symmetry._trace import Trace, bound_arguments, flat, module_of, operator_of
 
-__all__ = ["Graded", "Grading", "Operator", "Rule"]
+__all__ = ["Graded", "Grading", "Operator", "GradeRule"]
 
 _ZEROS = frozenset({"zeros", "new_zeros", "zeros_like"})
 _FULL = frozenset({"full", "new_full", "full_like"})
 _MOVED = RESHAPES | VIEWS | COPIES
 _PERMUTED = Acts.PERMUTATION
-Rule = Callable[["Operator"], "bool | None"]
+GradeRule = Callable[["Operator"], "bool | None"]
 """Grades the results of an operator; returns False for a call that it does not know."""
 
 
@@ -53,7 +53,7 @@ class Grading:
         unknowns: by tensor of the state, the unknown of each of its spots.
     """
 
-    rules: Mapping[str, Rule]
+    rules: Mapping[str, GradeRule]
     ones: frozenset[str] = frozenset()
     zeros: frozenset[str] = frozenset()
     demands: dict[Atom, Demands] = field(default_factory=dict[Atom, Demands])
