@@ -43,6 +43,11 @@ class Form:
         made = numbers.times(self.coefficients.expand(units.shape), symbols)
         return Form(units, torch.where(units >= 0, made, 0))
 
+    def expanded(self, shape: Sequence[int]) -> Form:
+        """Return the form broadcast to a shape."""
+        both = (part.expand(len(part), *shape) for part in (self.units, self.coefficients))
+        return Form(*both)
+
     def negated(self, numbers: Coefficients) -> Form:
         """Return the form with the opposite sign."""
         made = numbers.negated(self.coefficients)

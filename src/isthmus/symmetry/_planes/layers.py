@@ -123,7 +123,8 @@ class Layers:
 
     def _used_otherwise(self, node: fx.Node, tensor: str) -> bool:
         for user in node.users:
-            if user in self._used.get(tensor, ()):
+            asserted = user.meta.get("val") is None and not user.users and user.op == "call_function"
+            if asserted or user in self._used.get(tensor, ()):
                 continue
             if not _hands_on(user) or self._used_otherwise(user, tensor):
                 return True

@@ -71,6 +71,15 @@ class Tables:
                 return found
         return self._own(node) if isinstance(example, Tensor) else None
 
+    def constant(self, node: fx.Node) -> Tensor | None:
+        """Return the values of a constant of the graph that never changes; ``None`` for anything else."""
+        while node.op == "call_function" and operator_of(node) in ("aten.clone", "aten.detach", "aten.alias"):
+            node = node.all_input_nodes[0]
+        found = self._traced.constants.get(node.name) if node.op == "placeholder" else None
+        if not isinstance(found, Tensor) or found.is_meta or node.name in self._traced.changing:
+            return None
+        return found.detach().cpu()
+
     def _own(self, node: fx.Node) -> Tensor:
         """Return a number for every entry, equal to no other one."""
         shape = shape_of(node)
@@ -80,12 +89,11 @@ class Tables:
 
     def _leaf(self, node: fx.Node) -> Tensor:
         own = self._own(node)
-        constant = self._traced.constants.get(node.name)
-        usable = isinstance(constant, Tensor) and not constant.is_meta and constant.layout == torch.strided
-        if not usable or node.name in self._traced.changing or own.numel() == 0:
+        constant = self.constant(node)
+        if constant is None or constant.layout != torch.strided or own.numel() == 0:
             return own
         for axis in range(own.ndim):
-            own = own.index_select(axis, equal_slices(constant.detach().cpu(), axis))
+            own = own.index_select(axis, equal_slices(constant, axis))
         return own
 
     def _called(self, node: fx.Node, depth: int) -> Any:

@@ -30,9 +30,13 @@ _MOVED = (
         *("repeat", "repeat_interleave", "flip", "roll", "tile"),
     }
 )
+_MADE = frozenset(
+    f"{way}" for kind in ("empty", "zeros", "ones", "full") for way in (f"new_{kind}", f"{kind}_like")
+)
+"""What takes nothing but a shape from its operand."""
 _JOINED = frozenset({"cat", "concat", "concatenate", "stack", "slice_scatter", "select_scatter"})
 _FOLLOWED = (
-    _MOVED | _JOINED | SAME_ENTRIES | {"mul", "div", "neg", "add", "sub", "view_as_complex", "view_as_real"}
+    _MOVED | _JOINED | SAME_ENTRIES | {"copy", "index", "mul", "div", "neg", "add", "sub", "view_as_complex", "view_as_real"}
 )
 
 
@@ -112,6 +116,10 @@ class Walk:
     # --- Operators ---------------------------------------------------------------------------------------------
 
     def _follow(self, node: fx.Node, scores: Mapping[fx.Node, Contraction]) -> None:
+        if node.meta.get("val") is None and not node.users:
+            return  # an assertion: it computes nothing
+        if operator_of(node).removeprefix("aten.") in _MADE:
+            return
         if node in scores:
             self._score(node, scores[node])
             return
@@ -138,12 +146,16 @@ class Walk:
             return self._added(node, bound, name)
         if name in ("mul", "div"):
             return self._multiplied(bound, name)
-        source = node.all_input_nodes[0]
+        source = bound["src"] if name == "copy" else node.all_input_nodes[0]
         form = self._forms.get(source)
         if not isinstance(form, Form):
             return None
+        if name == "copy":  # what is overwritten plays no role
+            return None if form.is_complex else form.expanded(shape_of(node))
         if name == "neg":
             return form.negated(self._numbers)
+        if name == "index":
+            return self._picked(node, bound, form)
         if name == "view_as_complex":
             return None if form.is_complex else Form(form.units, form.coefficients, is_complex=True)
         if name == "view_as_real":
@@ -155,6 +167,13 @@ class Walk:
         if name in _MOVED:
             return mapped(form, lambda entries: moved_by(node, {source: entries}))
         return None
+
+    def _picked(self, node: fx.Node, bound: Mapping[str, Any], form: Form) -> Any:
+        """Take entries by constant numbers."""
+        places = {n: self._tables.constant(n) for n in bound["indices"] if n is not None}
+        if form.is_complex or any(value is None for value in places.values()):
+            return None
+        return mapped(form, lambda entries: moved_by(node, {**places, bound["self"]: entries}))
 
     def _joined(self, node: fx.Node) -> Any:
         parts = node.all_input_nodes
