@@ -320,3 +320,24 @@ def test_merge_matches_by_classes() -> None:
         assert torch.allclose(merged[name], tensor, atol=1e-9)
     with pytest.raises(DataError, match=r"symmetry='all' says by what align matches. Give align"):
         isthmus.merge([model, other], symmetry="all", model=model)
+
+
+def test_a_problem_under_other_classes_shares_what_was_collected_and_finds_the_same() -> None:
+    model, other, _, _, x = planted("tanh")
+    first = Problem(model, other, batches=[Batch((x,))])
+    assert first.verification.elements == 0
+    first.prepare(inputs=True, joint=True)
+    second = first.under("all")
+    assert second.traced is first.traced
+    assert second.joint_moments() is first.joint_moments()
+    assert second.verification.elements > 0
+    assert first.under("permutations").verification is first.verification
+    assert (first.permutes, second.permutes) == (True, False)
+    for method in METHODS:
+        fresh = isthmus.align(model, other, batches=[Batch((x,))], method=method, symmetry="all")
+        shared = solve(second, method)
+        assert shared.costs == fresh.costs
+        for name, coupling in fresh.couplings.items():
+            assert torch.equal(coupling.matrix(), shared.couplings[name].matrix())
+    with pytest.raises(DataError, match="unknown symmetry 'mirrors'"):
+        first.under(["mirrors"])
