@@ -19,6 +19,7 @@ __all__ = [
     "align_folders",
     "are_folders",
     "check_output",
+    "check_symmetry",
     "merge_folders",
     "open_pair",
     "relabel_folder",
@@ -68,6 +69,19 @@ def check_output(out: Path | None, max_shard_size: str) -> None:
     parse_size(max_shard_size)
     if out is not None:
         free_target(out)
+
+
+def check_symmetry(symmetry: str | None) -> None:
+    """Check that model folders can be aligned by what was asked for.
+
+    Raises:
+        DataError: by more than permutations.
+    """
+    if symmetry not in (None, "permutations"):
+        raise DataError(
+            f"--symmetry {symmetry}: model folders are aligned by permutations. Give --model TARGET with checkpoints "
+            "of both networks, whose whole symmetry is matched, or leave --symmetry out."
+        )
 
 
 def align_folders(

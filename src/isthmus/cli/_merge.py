@@ -17,7 +17,9 @@ from isthmus.cli import _folders as folders
 from isthmus.cli import _options as options
 from isthmus.cli._pair import are_files, data_for, load_pair, training_part
 from isthmus.cli._relabel import Relabel
+from isthmus.cli._texts import larger_moves, told_groups
 from isthmus.errors import DataError, IsthmusWarning
+from isthmus.matching import Alignment, symmetry_text
 from isthmus.merging import merge as average
 from isthmus.moments import chosen_refresh
 
@@ -38,6 +40,7 @@ def merge(
     model: options.OptionalModel = None,
     alignment: options.AlignmentFile = None,
     method: options.RelabelMethod = None,
+    symmetry: options.RelabelSymmetry = None,
     weight: Annotated[float, typer.Option(min=0.0, max=1.0, help="Weight of B in the average.")] = 0.5,
     data: options.OptionalData = None,
     data_dir: options.DataDir = None,
@@ -55,11 +58,12 @@ def merge(
 ) -> None:
     """Average two networks, after relabelling B if asked to, and write an ordinary checkpoint."""
     chosen = Relabel(
-        alignment, align if method is None else method, shape, options.output_names(outputs), seed
+        alignment, align if method is None else method, shape, options.output_names(outputs), seed, symmetry
     )
     console.refuse_inputs({"--out": out}, [p for p in (a, b, alignment) if p is not None])
     read = partial(data_for, data, data_dir, batch_size=batch_size, limit=limit, normalise=normalise)
     value: dict[str, Any] = {"out": str(out), "weight": weight, "align": chosen.name, "refresh": None}
+    relabelling: Alignment | None = None
     with console.progress() as bar:
         tell = console.stages(bar)
         tell("reading networks and data", 0, 2)
@@ -88,11 +92,12 @@ def merge(
             with console.staged_files(out) as staged:
                 networks = load_pair(a, b, model, trust_remote_code=trust_remote_code)
                 batches = training_part(found)
+                relabelling = chosen.of(networks, found, tell)
                 used = chosen_refresh(options.refresh_of(refresh), networks.a, batches)
                 state = average(
                     [networks.a, networks.b],
                     [1 - weight, weight],
-                    alignments=[chosen.of(networks, found, tell)],
+                    alignments=[relabelling],
                     batches=batches,
                     refresh=options.refresh_of(refresh),
                     model=networks.a,
@@ -102,6 +107,9 @@ def merge(
             notes, unused = networks.notes, ""
     how = f"after aligning by {chosen.name}" if chosen.name else "without alignment"
     told = [f"Merged A and B ({weight:g} of B) {how}; written to {out}{unused}"]
+    if relabelling is not None and relabelling.larger:
+        value |= {"symmetry": symmetry_text(relabelling.symmetry), "groups": told_groups(relabelling)}
+        told += larger_moves(relabelling)
     console.emit(value, json, "\n".join(told + [f"Note: {note}" for note in notes]))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from isthmus.errors import DataError
-from isthmus.matching import METHODS
+from isthmus.matching import METHODS, symmetry_named
 
 __all__ = [
     "DATA_HELP",
@@ -28,6 +28,7 @@ __all__ = [
     "OutputNames",
     "RefreshChoice",
     "RelabelMethod",
+    "RelabelSymmetry",
     "Seed",
     "Shape",
     "SymmetryChoice",
@@ -68,8 +69,8 @@ SymmetryChoice = Annotated[
     str,
     typer.Option(
         metavar="CLASSES",
-        help="What may act on the units: `permutations`, `all` that the network allows, or classes such as "
-        "`signed,positive`.",
+        help="What may act on the units: `permutations`, `all` that the network allows, or the largest classes wanted, "
+        "such as `signed,positive`.",
     ),
 ]
 RelabelMethod = Annotated[
@@ -117,6 +118,15 @@ RefreshChoice = Annotated[
         "insists, `none` leaves them.",
     ),
 ]
+RelabelSymmetry = Annotated[
+    str | None,
+    typer.Option(
+        "--symmetry",
+        metavar="CLASSES",
+        help="By what --method matches: `permutations` (default), `all` that the network allows, or classes such as "
+        "`signed,positive`.",
+    ),
+]
 MaxShardSize = Annotated[
     str, typer.Option(help="Largest weight file of a model folder that is written, such as `5GB` or `500MB`.")
 ]
@@ -128,9 +138,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print every group and every pinned axis.")]
 
 
-def symmetry_of(given: str) -> str | list[str]:
-    """Return what may act on units, as :func:`isthmus.align` takes it."""
-    return given if given in ("permutations", "all") else [name.strip() for name in given.split(",")]
+def symmetry_of(given: str) -> str | tuple[str, ...]:
+    """Return what may act on units, as :func:`isthmus.align` takes it.
+
+    Raises:
+        DataError: an unknown class.
+    """
+    return symmetry_named(given)
 
 
 def output_names(given: list[str] | None) -> list[str | int] | None:

@@ -17,6 +17,7 @@ from isthmus.matching._incremental import Incremental
 from isthmus.matching._layers import Layers, View
 from isthmus.matching._match import match
 from isthmus.matching._methods import METHODS, Found, Method, Methods, method_named
+from isthmus.matching._naming import method_under, symmetry_named, symmetry_text
 from isthmus.matching._nested import Gain, couple, total_gain
 from isthmus.matching._objectives import InnerProduct, MomentObjective, Objective, Term, TermObjective
 from isthmus.matching._problem import Problem
@@ -99,9 +100,12 @@ __all__ = [
     "incoming_weight_objective",
     "match",
     "method_named",
+    "method_under",
     "silent",
     "solve",
     "solvers_of",
+    "symmetry_named",
+    "symmetry_text",
     "total_gain",
     "weight_objective",
     "working",

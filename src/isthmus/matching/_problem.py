@@ -6,6 +6,7 @@ verification, the sites, and the statistics. What several methods need is collec
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -112,7 +113,6 @@ class Problem:
         classes_of(SymmetrySpec({}), self.symmetry)  # unknown names are refused before anything is traced
         self._given_spec = spec
         self._drawn: torch.Tensor | None = None
-        self._after_inputs: torch.Tensor | None = None
         self._kept: dict[str, Any] = {}
 
     def _admitted(
@@ -150,6 +150,19 @@ class Problem:
     def classes(self) -> Mapping[str, Acts]:
         """The class of couplings that each group is matched by."""
         return classes_of(self.spec, self.symmetry)
+
+    def under(self, symmetry: Symmetry) -> Problem:
+        """Return this problem matched by other classes; what was traced and collected is shared, not found again.
+
+        Raises:
+            DataError: an unknown class.
+        """
+        found = copy.copy(self)
+        found.symmetry = symmetry if isinstance(symmetry, str) else tuple(symmetry)
+        found.__dict__["classes"] = classes_of(self.spec, found.symmetry)  # the copy has what was cached
+        if self.permutes and not found.permutes:  # larger elements have not been tried
+            found.__dict__.pop("verification", None)
+        return found
 
     @property
     def permutes(self) -> bool:
@@ -251,7 +264,7 @@ class Problem:
         found = collected(self.runner, self.batches, requests, self.state_a, self.state_b) if requests else []
         self._kept.update(zip(wanted, found, strict=False))
         if "inputs" in wanted:
-            self._after_inputs = source.get_state()
+            self._kept["after inputs"] = source.get_state()
         return dict(zip(more, found[len(wanted) :], strict=True))
 
     def input_statistics(self, generator: torch.Generator) -> Mapping[str, InputStatistics]:
@@ -261,8 +274,7 @@ class Problem:
             generator: a fresh one of :meth:`generator`; advanced by what was drawn to sample wide rows.
         """
         self.prepare(inputs=True)
-        assert self._after_inputs is not None
-        generator.set_state(self._after_inputs)
+        generator.set_state(self._kept["after inputs"])
         return self._kept["inputs"]
 
     def unit_moments(self) -> Mapping[str, list[Moment]]:

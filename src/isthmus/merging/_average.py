@@ -13,6 +13,7 @@ from isthmus import matching
 from isthmus.batches import Batches, reusable
 from isthmus.errors import DataError, IsthmusWarning, ModelError, ShapeError
 from isthmus.evaluation import Relabels, check_frame, combine_states
+from isthmus.matching import Symmetry
 from isthmus.moments import Refresh, averaged_buffers, averaged_statistics, buffers_note, statistics_note
 from isthmus.paths import Recompute, Straight, recompute_of
 from isthmus.replica import with_state
@@ -40,6 +41,7 @@ def merge(
     weights: Sequence[float] | None = None,
     *,
     align: str | None = None,
+    symmetry: Symmetry = "permutations",
     alignments: Sequence[Relabels | None] | None = None,
     batches: Batches | None = None,
     args: Any = None,
@@ -60,6 +62,7 @@ def merge(
             the same. Two networks give the point of the path between them at the second's share:
             ``isthmus.Straight(a, b).at(t)`` for ``[1 - t, t]``. Another path is merged by its own ``at(t)``.
         align: a method of :func:`isthmus.matching.align`.
+        symmetry: by what it matches (see there).
         alignments: instead, one relabelling for each network after the first; None leaves one as it is.
         batches: data for aligning and for refreshing.
         args: example inputs for aligning without data, see :func:`isthmus.matching.align`.
@@ -76,7 +79,8 @@ def merge(
     Raises:
         CheckpointError: different keys, or NaN or infinite entries.
         ShapeError: different shapes, or lists of different lengths.
-        DataError: fewer than two networks, unusable weights, unknown ``refresh``, or missing batches.
+        DataError: fewer than two networks, unusable weights, unknown ``refresh``, a symmetry without a method to match
+            by it, or missing batches.
         ModelError: a module is needed and none was given.
 
     Warns:
@@ -97,7 +101,12 @@ def merge(
     if align is not None:
         if alignments is not None:
             raise DataError("Merging: give align (a method) or alignments (relabellings), not both.")
-        alignments = _align_all(models, architecture, align, data, args, kwargs)
+        alignments = _align_all(models, architecture, align, symmetry, data, args, kwargs)
+    elif symmetry != "permutations":
+        raise DataError(
+            f"Merging: symmetry={symmetry!r} says by what align matches. Give align, a method, as well; an alignment "
+            "knows what acts on its units."
+        )
     if alignments is not None:
         states = _relabelled(states, alignments)
     between = Straight(*states, names=("model 0", "model 1")) if len(states) == 2 else None
@@ -268,6 +277,7 @@ def _align_all(
     models: Sequence[ModelOrState],
     architecture: nn.Module | None,
     method: str,
+    symmetry: Symmetry,
     batches: Batches | None,
     args: Any,
     kwargs: Mapping[str, Any] | None,
@@ -283,7 +293,9 @@ def _align_all(
     if not isinstance(frame, nn.Module):
         frame = with_state(architecture, frame)
     return [
-        matching.align(frame, other, batches=batches, args=args, kwargs=kwargs, method=method)
+        matching.align(
+            frame, other, batches=batches, args=args, kwargs=kwargs, method=method, symmetry=symmetry
+        )
         for other in models[1:]
     ]
 
