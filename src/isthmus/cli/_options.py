@@ -9,6 +9,7 @@ import typer
 
 from isthmus.errors import DataError
 from isthmus.matching import METHODS
+from isthmus.paths import REPAIRS
 
 __all__ = [
     "DATA_HELP",
@@ -28,6 +29,8 @@ __all__ = [
     "OutputNames",
     "RefreshChoice",
     "RelabelMethod",
+    "RepairChoice",
+    "RepairLoss",
     "Seed",
     "Shape",
     "SymmetryChoice",
@@ -115,6 +118,23 @@ RefreshChoice = Annotated[
         "--refresh",
         help="BatchNorm statistics on the way: `auto` recomputes them where there are some and data, `batchnorm` "
         "insists, `none` leaves them.",
+    ),
+]
+RepairChoice = Annotated[
+    str | None,
+    typer.Option(
+        "--repair",
+        metavar="REPAIR",
+        help=f"Instead of a refresh: {', '.join(f'`{name}`' for name in REPAIRS)}, `temperature`, any of them with "
+        "`+temperature`, or `auto`: the one with the lowest loss on the training data.",
+    ),
+]
+RepairLoss = Annotated[
+    str | None,
+    typer.Option(
+        "--loss",
+        help="For `--repair`: `cross_entropy`, `mse`, `bce` or `model`: the network's own. Default: the network's own "
+        "for model folders, else cross-entropy.",
     ),
 ]
 MaxShardSize = Annotated[
