@@ -1,5 +1,6 @@
 """Paths between two networks: a state for every position, which lines measure and merges return."""
 
+from isthmus.paths._held import HeldLayer, seen_layers, watched
 from isthmus.paths._path import Path, Straight, interpolate, mixed, require_path
 from isthmus.paths._refreshed import Recompute, Refreshed, recompute_of, refreshed
 from isthmus.paths._repaired import Repaired
@@ -7,6 +8,7 @@ from isthmus.paths._repairs import REPAIRS, Repair, check_repair, needs_data, re
 
 __all__ = [
     "REPAIRS",
+    "HeldLayer",
     "Path",
     "Recompute",
     "Refreshed",
@@ -21,4 +23,6 @@ __all__ = [
     "refreshed",
     "repair_of",
     "require_path",
+    "seen_layers",
+    "watched",
 ]

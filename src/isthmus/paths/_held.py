@@ -16,7 +16,7 @@ from isthmus.evaluation import bind
 from isthmus.replica import Replica
 from isthmus.states import State
 
-__all__ = ["HeldLayer", "held_layers", "output_layer", "watched"]
+__all__ = ["HeldLayer", "held_layers", "output_layer", "seen_layers", "watched"]
 
 _LINEAR: dict[type[nn.Module], int] = {nn.Linear: 0}
 _CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
@@ -169,6 +169,27 @@ def held_layers(
     if not found:
         raise DataError("Repairing: no layer to hold was found; name modules in layers=[...].")
     return tuple(found)
+
+
+def seen_layers(replica: Replica, state: Mapping[str, Tensor], batch: Batch) -> tuple[HeldLayer, ...]:
+    """Return the layers whose outputs can be looked at channel by channel, in the order in which they are run.
+
+    These are those of :func:`held_layers`, and the one whose output the network returns, whether or not their
+    statistics could be set; layers that are run several times are left out.
+
+    Args:
+        replica: the network.
+        state: a state of it.
+        batch: some examples.
+    """
+    calls, _ = _calls(replica, state, batch)
+    modules = dict(replica.module.named_modules())
+    paths = [call.path for call in calls]
+    names = [p for p in _default(calls, ()) if paths.count(p) == 1 and _names(p, ("weight",))[0] in state]
+    plain = [
+        p for p in names if not isinstance(modules[p], nn.LayerNorm) or len(modules[p].normalized_shape) == 1
+    ]
+    return tuple(_layer(modules[path], path, state, None) for path in plain)
 
 
 def output_layer(
