@@ -36,6 +36,7 @@ CORE = {
     "paths",
     "connectivity",
     "merging",
+    "explanation",
 }
 ALLOWED = {
     "symmetry": LOW,
@@ -47,6 +48,7 @@ ALLOWED = {
     "paths": LOW | {"symmetry", "transport", "layers", "moments"},
     "connectivity": LOW | {"symmetry", "transport", "layers", "moments", "matching", "paths"},
     "merging": LOW | {"symmetry", "transport", "layers", "moments", "matching", "paths"},
+    "explanation": LOW | {"symmetry", "transport", "layers", "moments", "matching", "paths"},
     "pretrained": LOW | CORE,
     "certificates": LOW | {"symmetry", "transport", "layers"},
     "theory": LOW | {"symmetry", "transport", "layers", "certificates"},

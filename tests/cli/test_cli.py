@@ -29,7 +29,7 @@ Cli = Callable[..., Any]
 def test_help_lists_the_commands(isthmus: Cli) -> None:
     result = isthmus("--help")
     assert result.code == 0
-    for command in ("demo", "symmetry", "fold", "align", "line", "merge"):
+    for command in ("demo", "symmetry", "fold", "align", "line", "explain", "merge"):
         assert command in result.out
 
 

@@ -131,16 +131,22 @@ def merge_folders(
     *,
     weight: float,
     alignment: Alignment | None,
+    batches: Batches | None,
+    repair: str | None,
+    loss: str | None,
     max_shard_size: str,
     bar: Any,
 ) -> Written:
-    """Write the average of two model folders, with progress."""
+    """Write the average of two model folders, with progress; with data or a repair its network is run."""
     tell = console.stages(bar)
     return pretrained.merge(
         pair,
         out,
         [1 - weight, weight],
         alignments=[alignment],
+        batches=batches,
+        repair=repair,
+        loss=loss,
         max_shard_size=max_shard_size,
         on_progress=lambda *at: tell("merging", *at[1:]),
     )

@@ -72,6 +72,7 @@ def line(
             help="The part of the data on which BatchNorm statistics are recomputed. Default `train`, else the first."
         ),
     ] = None,
+    repair: options.RepairChoice = None,
     lipschitz: Annotated[
         float | None,
         typer.Option(
@@ -110,6 +111,7 @@ def line(
             outputs=named[0] if named is not None and len(named) == 1 else None,
             refresh=options.refresh_of(refresh),
             refresh_batches=None if refresh_data is None else _part(found, refresh_data),
+            repair=repair,
             alignment=relabelling,
             precision=precision,
             bootstrap=bootstrap,

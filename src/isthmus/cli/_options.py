@@ -9,6 +9,7 @@ import typer
 
 from isthmus.errors import DataError
 from isthmus.matching import METHODS, symmetry_named
+from isthmus.paths import REPAIRS
 
 __all__ = [
     "DATA_HELP",
@@ -29,6 +30,8 @@ __all__ = [
     "RefreshChoice",
     "RelabelMethod",
     "RelabelSymmetry",
+    "RepairChoice",
+    "RepairLoss",
     "Seed",
     "Shape",
     "SymmetryChoice",
@@ -125,6 +128,23 @@ RelabelSymmetry = Annotated[
         metavar="CLASSES",
         help="By what --method matches: `permutations` (default), `all` that the network allows, or classes such as "
         "`signed,positive`.",
+    ),
+]
+RepairChoice = Annotated[
+    str | None,
+    typer.Option(
+        "--repair",
+        metavar="REPAIR",
+        help=f"Instead of a refresh: {', '.join(f'`{name}`' for name in REPAIRS)}, `temperature`, any of them with "
+        "`+temperature`, or `auto`: the one with the lowest loss on the training data.",
+    ),
+]
+RepairLoss = Annotated[
+    str | None,
+    typer.Option(
+        "--loss",
+        help="For `--repair`: `cross_entropy`, `mse`, `bce` or `model`: the network's own. Default: the network's own "
+        "for model folders, else cross-entropy.",
     ),
 ]
 MaxShardSize = Annotated[

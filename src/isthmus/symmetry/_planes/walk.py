@@ -36,7 +36,10 @@ _MADE = frozenset(
 """What takes nothing but a shape from its operand."""
 _JOINED = frozenset({"cat", "concat", "concatenate", "stack", "slice_scatter", "select_scatter"})
 _FOLLOWED = (
-    _MOVED | _JOINED | SAME_ENTRIES | {"copy", "index", "mul", "div", "neg", "add", "sub", "view_as_complex", "view_as_real"}
+    _MOVED
+    | _JOINED
+    | SAME_ENTRIES
+    | {"copy", "index", "mul", "div", "neg", "add", "sub", "view_as_complex", "view_as_real"}
 )
 
 
@@ -281,9 +284,7 @@ class Walk:
             parts = [
                 part.permute(order).expand(len(part), *shape) for part in (side.units, side.coefficients)
             ]
-            ends = [
-                _product([sizes[letter] for letter in listed]) for listed in (common, alone, over)
-            ]
+            ends = [_product([sizes[letter] for letter in listed]) for listed in (common, alone, over)]
             made.append(Form(*(part.reshape(len(part), *ends) for part in parts)))
         return made[0], made[1]
 
