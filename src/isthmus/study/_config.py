@@ -173,7 +173,7 @@ class MeasureConfig(_Strict):
         dimension: whether approximate dimensions are measured.
     """
 
-    methods: tuple[str, ...] = ("none", *METHODS.shipped)
+    methods: tuple[str, ...] = ("none", *METHODS.usual)
     points: int = Field(default=11, ge=2)
     refresh: tuple[Literal["none", "batchnorm"], ...] = ("none",)
     dimension: bool = True
