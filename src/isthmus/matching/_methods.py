@@ -18,7 +18,9 @@ from isthmus.errors import DataError
 from isthmus.matching._activations import ActivationMatching
 from isthmus.matching._classes import solvers_of
 from isthmus.matching._contributions import SlopeMatching
+from isthmus.matching._frank_wolfe import FrankWolfe
 from isthmus.matching._incremental import Incremental
+from isthmus.matching._kronecker import kronecker_objective
 from isthmus.matching._objectives import Objective
 from isthmus.matching._problem import Problem
 from isthmus.matching._schedules import CoordinateDescent, Match, Schedule, SinglePass, Then
@@ -151,6 +153,11 @@ def _covariance(problem: Problem, generator: torch.Generator, *, tie_outgoing: b
     return Incremental(covariance_objective(problem.pair, statistics, tie_outgoing=tie_outgoing))
 
 
+def _kronecker(problem: Problem, generator: torch.Generator) -> Objective:
+    slopes = problem.output_moments()
+    return Incremental(kronecker_objective(problem.pair, problem.input_statistics(generator), slopes))
+
+
 def _by_activations(
     name: str,
     source: str,
@@ -212,6 +219,21 @@ METHODS = Methods(
             correlation=False,
             needs="slopes",
             matched=partial(SlopeMatching, by="sensitivity"),
+        ),
+        Method(
+            "kronecker",
+            "Kronecker curvature",
+            _kronecker,
+            needs="slopes",
+            schedule=Then(FrankWolfe(), CoordinateDescent()),
+            source="Martens and Grosse 2015, with the Jacobian of the outputs; Frank and Wolfe 1956",
+        ),
+        Method(
+            "frank-wolfe",
+            "weights, all groups at once",
+            lambda problem, generator: Incremental(weight_objective(problem.pair)),
+            schedule=Then(FrankWolfe(), CoordinateDescent()),
+            source="Crisostomi et al. 2024; Frank and Wolfe 1956",
         ),
     ),
 )
