@@ -12,8 +12,10 @@ from isthmus.matching._dimension import (
     dimensions_of,
     dimensions_of_both,
 )
+from isthmus.matching._frank_wolfe import FrankWolfe
 from isthmus.matching._grids import Cluster, Facet, Grid, Structure
 from isthmus.matching._incremental import Incremental
+from isthmus.matching._kronecker import kronecker_objective
 from isthmus.matching._layers import Layers, View
 from isthmus.matching._match import match
 from isthmus.matching._methods import METHODS, Found, Method, Methods, method_named
@@ -58,6 +60,7 @@ __all__ = [
     "DimensionTable",
     "Facet",
     "Found",
+    "FrankWolfe",
     "Gain",
     "Grid",
     "Incremental",
@@ -98,6 +101,7 @@ __all__ = [
     "dimensions_of",
     "dimensions_of_both",
     "incoming_weight_objective",
+    "kronecker_objective",
     "match",
     "method_named",
     "method_under",

@@ -7,9 +7,9 @@ verification, the sites, and the statistics. What several methods need is collec
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,11 @@ from isthmus.moments import (
     InputRequest,
     InputStatistics,
     Moment,
+    OutputMomentRequest,
+    OutputProjections,
     Request,
     SiteRunner,
+    SlopeRequest,
     Tap,
     UnitRequest,
     collected,
@@ -48,12 +51,16 @@ from isthmus.symmetry import (
     Verification,
     discover_from_trace,
     function_change,
+    named_outputs,
     trace,
     verify,
 )
 
 __all__ = ["Problem", "example_of", "no_data"]
 
+SlopesOf = Literal["slopes", "contributions"]
+PROJECTIONS = 1
+"""Random projections of the outputs on each batch."""
 _EXAMPLES = 4
 """Examples of the first batch that discovery and verification run on."""
 
@@ -238,7 +245,13 @@ class Problem:
     # --- Statistics --------------------------------------------------------------------------------------------
 
     def prepare(
-        self, *, inputs: bool = False, joint: bool = False, units: bool = False, **more: Request
+        self,
+        *,
+        inputs: bool = False,
+        joint: bool = False,
+        units: bool = False,
+        of_slopes: Collection[SlopesOf] = (),
+        **more: Request,
     ) -> dict[str, Any]:
         """Collect, in one pass over the data, what methods will ask for, unless it is there already.
 
@@ -246,6 +259,8 @@ class Problem:
             inputs: second moments of what flows into A's layers.
             joint: joint moments of the units of both networks, where they can be seen.
             units: moments of the units of A.
+            of_slopes: which joint moments of the slopes of the outputs by the units of both networks, or of what these
+                contribute to them.
             more: further requests, served in the same pass and not kept.
 
         Returns:
@@ -256,8 +271,10 @@ class Problem:
         if inputs and "inputs" not in self._kept:
             wanted["inputs"] = InputRequest(self.runner.sites, source)
         if joint and "joint" not in self._kept:
-            taps = {c: [v.tap for v in listed] for c, listed in self.seen.views.items() if listed}
-            wanted["joint"] = CrossRequest(taps, self.seen.frame)
+            wanted["joint"] = CrossRequest(self._seen_taps(), self.seen.frame)
+        for of in of_slopes:
+            if of not in self._kept:
+                wanted[of] = SlopeRequest(self._seen_taps(), self._projections(), of, self.seen.frame)
         if units and "units" not in self._kept:
             wanted["units"] = UnitRequest(self.layers.taps())
         requests = [*wanted.values(), *more.values()]
@@ -266,6 +283,18 @@ class Problem:
         if "inputs" in wanted:
             self._kept["after inputs"] = source.get_state()
         return dict(zip(more, found[len(wanted) :], strict=True))
+
+    def _seen_taps(self) -> dict[Cluster, list[Tap]]:
+        return {c: [v.tap for v in listed] for c, listed in self.seen.views.items() if listed}
+
+    def _projections(self) -> OutputProjections:
+        """Return projections of the outputs that must be preserved, or of the one that is scored."""
+        source = torch.Generator().manual_seed(self.seed)
+        return OutputProjections(source, PROJECTIONS, None if self.outputs is None else self._preserved)
+
+    def _preserved(self, output: Any) -> list[Tensor]:
+        chosen = named_outputs(output, Tensor).select(self.outputs)
+        return [tensor for tensor in chosen.values() if tensor.is_floating_point()]
 
     def input_statistics(self, generator: torch.Generator) -> Mapping[str, InputStatistics]:
         """Return second moments of what flows into the layers of A, by site.
@@ -289,6 +318,29 @@ class Problem:
         """
         self.prepare(joint=True)
         return self._kept["joint"]
+
+    def joint_slopes(self, of: SlopesOf = "contributions") -> Mapping[Cluster, list[CrossMoment]]:
+        """Return joint moments of slopes or contributions by cluster, one for each view (see :mod:`isthmus.moments`).
+
+        Raises:
+            ModelError: the outputs do not depend differentiably on the network's tensors.
+        """
+        self.prepare(of_slopes=[of])
+        return self._kept[of]
+
+    def slopes_of(
+        self, taps: Mapping[Cluster, list[Tap]], frame: Frame | None, of: SlopesOf = "contributions"
+    ) -> dict[Cluster, list[CrossMoment]]:
+        """Return joint moments of slopes or contributions at taps under a relabelling of rows, not kept."""
+        request = SlopeRequest(taps, self._projections(), of, frame)
+        return collected(self.runner, self.batches, [request], self.state_a, self.state_b)[0]
+
+    def output_moments(self) -> Mapping[str, Moment]:
+        """Return second moments of the slopes of the outputs by what comes out of A's layers, by site."""
+        if "outputs" not in self._kept:
+            request = OutputMomentRequest(list(self.runner.sites), self._projections())
+            self._kept["outputs"] = self.prepare(found=request)["found"]
+        return self._kept["outputs"]
 
     def moments_of(
         self, taps: Mapping[Cluster, list[Tap]], frame: Frame | None

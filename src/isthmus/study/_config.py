@@ -183,7 +183,7 @@ class MeasureConfig(_Strict):
 
     # A field that is added later goes into `content`, or every address of every study would change.
 
-    methods: tuple[str, ...] = ("none", *METHODS.shipped)
+    methods: tuple[str, ...] = ("none", *METHODS.usual)
     symmetry: tuple[str, ...] = (PERMUTATIONS,)
     points: int = Field(default=11, ge=2)
     refresh: tuple[Literal["none", "batchnorm"], ...] = ("none",)

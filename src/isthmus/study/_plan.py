@@ -231,7 +231,7 @@ def _measurements(
             **shared,
             "data": {"name": data["name"], "statistics": data["statistics"], **_normalised(variant)},
             "of": asdict(place),
-            "methods": list(METHODS.shipped),
+            "methods": list(METHODS.usual),
             "ranks": False,
         }
         yield Unit(
