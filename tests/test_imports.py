@@ -36,6 +36,7 @@ CORE = {
     "paths",
     "connectivity",
     "merging",
+    "refinement",
 }
 ALLOWED = {
     "symmetry": LOW,
@@ -47,6 +48,7 @@ ALLOWED = {
     "paths": LOW | {"symmetry", "transport", "layers", "moments"},
     "connectivity": LOW | {"symmetry", "transport", "layers", "moments", "matching", "paths"},
     "merging": LOW | {"symmetry", "transport", "layers", "moments", "matching", "paths"},
+    "refinement": LOW | {"symmetry", "matching"},
     "pretrained": LOW | CORE,
     "certificates": LOW | {"symmetry", "transport", "layers"},
     "theory": LOW | {"symmetry", "transport", "layers", "certificates"},
