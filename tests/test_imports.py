@@ -37,6 +37,7 @@ CORE = {
     "connectivity",
     "merging",
     "explanation",
+    "refinement",
 }
 ALLOWED = {
     "symmetry": LOW,
@@ -49,6 +50,7 @@ ALLOWED = {
     "connectivity": LOW | {"symmetry", "transport", "layers", "moments", "matching", "paths"},
     "merging": LOW | {"symmetry", "transport", "layers", "moments", "matching", "paths"},
     "explanation": LOW | {"symmetry", "transport", "layers", "moments", "matching", "paths"},
+    "refinement": LOW | {"symmetry", "matching"},
     "pretrained": LOW | CORE,
     "certificates": LOW | {"symmetry", "transport", "layers"},
     "theory": LOW | {"symmetry", "transport", "layers", "certificates"},

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from isthmus.matching import METHODS, Alignment, DimensionTable, align, dimension, match
     from isthmus.merging import merge
     from isthmus.paths import Path, Refreshed, Repaired, Straight
+    from isthmus.refinement import refine
     from isthmus.symmetry import AxisGroup, SymmetrySpec, Verification, apply, discover, verify
 
 __version__ = "0.1.0"
@@ -60,6 +61,7 @@ __all__ = [
     "merge",
     "explain",
     "Explanation",
+    "refine",
     "fold",
     "Folded",
     "dimension",
@@ -95,6 +97,7 @@ _HOMES = {
     "matching": ("METHODS", "Alignment", "DimensionTable", "align", "dimension", "match"),
     "merging": ("merge",),
     "paths": ("Path", "Refreshed", "Repaired", "Straight"),
+    "refinement": ("refine",),
     "symmetry": ("AxisGroup", "SymmetrySpec", "Verification", "apply", "discover", "verify"),
 }
 """Where each public name lives. They are imported when first asked for: ``import isthmus`` is then quick, and the

@@ -372,3 +372,24 @@ def test_torch_does_not_talk_over_the_error(project: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("Error: Cannot trace "), done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_align_refines_on_the_path(isthmus: Cli, project: Path) -> None:
+    command = ("align", "a.safetensors", "b.pt", "--model", "mynet:with_inputs", "--data", "mynet:batches")
+    result = isthmus(*command, "--refine", "--refine-steps", "20", "--out", "refined.safetensors", "--json")
+    assert result.code == 0, result.err
+    assert set(result.json["kinds"]) == {"Monomial"}
+    assert result.json["method"] == "covariance, refined"
+    assert result.json["verification_error"] < 1e-10
+    assert Alignment.load("refined.safetensors").settings["refinement"]["taken"] == 20
+    for options, reason in (
+        (("--refine-steps", "20"), "belong to --refine, which was not given"),
+        (("--loss", "mse"), "belong to --refine, which was not given"),
+    ):
+        refused = isthmus(*command, *options, "--out", "none.safetensors")
+        assert refused.code == 2
+        assert reason in refused.err
+    without = isthmus(*command[:5], "--refine", "--out", "none.safetensors")
+    assert without.code == 2
+    assert "--refine learns on training data: give --data" in without.err
+    assert not (project / "none.safetensors").exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,8 @@ from isthmus.cli import _folders as folders
 from isthmus.cli import _options as options
 from isthmus.cli._pair import align_pair, data_for, load_pair, training_part
 from isthmus.cli._texts import alignment_text, larger_hint, told_groups
-from isthmus.errors import OutputError
+from isthmus.errors import DataError, OutputError
+from isthmus.refinement import refine as refine_on_the_path
 from isthmus.states import state_of
 
 __all__ = ["align"]
@@ -33,6 +34,21 @@ def align(
     outputs: options.OutputNames = None,
     limit: options.ExampleLimit = 10_000,
     batch_size: options.BatchSize = None,
+    refine: Annotated[
+        bool,
+        typer.Option(
+            "--refine",
+            help="Then learn the factors, rotations and maps that the network leaves free, so that the path's training "
+            "loss is small; needs data with labels.",
+        ),
+    ] = False,
+    refine_steps: Annotated[int | None, typer.Option(min=1, help="Steps of --refine. Default 600.")] = None,
+    refine_seconds: Annotated[
+        float | None, typer.Option(help="Seconds of --refine, instead of or beside steps.")
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="Loss of --refine: as for `isthmus line`. Default cross-entropy.")
+    ] = None,
     apply: Annotated[
         Path | None, typer.Option(help="Also write B relabelled, as a checkpoint or model folder.")
     ] = None,
@@ -55,6 +71,7 @@ def align(
         folders.check_symmetry(symmetry)
         folders.check_output(apply, max_shard_size)
     wanted = options.output_names(outputs)
+    budget = _budget(refine, refine_steps, refine_seconds, loss, data, in_folders)
     written, notes = None, ()
     with (
         console.staged_files(out, None if in_folders else apply) as staged,
@@ -85,6 +102,11 @@ def align(
                 seed=seed,
                 tell=tell,
             )
+            if budget is not None:
+                assert batches is not None, "_budget refuses"
+                alignment = refine_on_the_path(
+                    pair.a, pair.b, alignment, batches, outputs=wanted, seed=seed, on_stage=tell, **budget
+                )
             alignment.save(staged[0])
             if apply is not None:
                 save_state(staged[1], pair.as_stored(alignment.apply(state_of(pair.b)), 1))
@@ -112,3 +134,32 @@ def align(
         hint = larger_hint([group.acts.words for group in alignment.spec.groups.values()])
         told += f"\n{hint}" if hint else ""
     console.emit(value, json, told + folders.unused(written))
+
+
+def _budget(
+    refine: bool,
+    steps: int | None,
+    seconds: float | None,
+    loss: str | None,
+    data: str | None,
+    in_folders: bool,
+) -> dict[str, Any] | None:
+    """Return the options of a refinement; None where none is wanted.
+
+    Raises:
+        DataError: options of a refinement without one, no data, or model folders.
+    """
+    if not refine:
+        if (steps, seconds, loss) != (None, None, None):
+            raise DataError(
+                "--refine-steps, --refine-seconds and --loss belong to --refine, which was not given."
+            )
+        return None
+    if data is None:
+        raise DataError("--refine learns on training data: give --data.")
+    if in_folders:
+        raise DataError(
+            "--refine: model folders are aligned by permutations alone. Give --model TARGET with checkpoints of both "
+            "networks, or leave --refine out."
+        )
+    return {"steps": steps, "seconds": seconds, "loss": loss}

@@ -41,6 +41,13 @@ class Rotation:
             )
         object.__setattr__(self, "values", values)
 
+    @classmethod
+    def known(cls, values: Tensor) -> Rotation:
+        """Return the rotation of a matrix that is known to be orthogonal, unchecked, in the matrix's dtype."""
+        found = object.__new__(cls)
+        object.__setattr__(found, "values", values)
+        return found
+
     @property
     def shape(self) -> tuple[int, int]:
         """Number of units, twice."""
@@ -112,6 +119,14 @@ class Linear:
             )
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "undone", undone)
+
+    @classmethod
+    def known(cls, values: Tensor, undone: Tensor) -> Linear:
+        """Return the map of a matrix and what is known to be its inverse, unchecked, in the matrix's dtype."""
+        found = object.__new__(cls)
+        object.__setattr__(found, "values", values)
+        object.__setattr__(found, "undone", undone)
+        return found
 
     @property
     def shape(self) -> tuple[int, int]:

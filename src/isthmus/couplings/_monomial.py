@@ -149,6 +149,14 @@ class Monomial:
         object.__setattr__(self, "index", index)
         object.__setattr__(self, "factors", factors.double())
 
+    @classmethod
+    def known(cls, index: Tensor, factors: Tensor) -> Monomial:
+        """Return the coupling of an order and factors that are known to be some, unchecked, in the factors' dtype."""
+        found = object.__new__(cls)
+        object.__setattr__(found, "index", index)
+        object.__setattr__(found, "factors", factors)
+        return found
+
     @property
     def shape(self) -> tuple[int, int]:
         """Number of units, twice."""
@@ -167,13 +175,21 @@ class Monomial:
         """Return the readers in order, each divided by its unit's factor."""
         return self._times(units, axis, 1 / self.factors)
 
+    def powered(self, power: int) -> Monomial:
+        """Return the same order with the factors raised to a power."""
+        if abs(power) > 1:  # which may leave the range of numbers
+            return Monomial(self.index, self.factors**power)
+        return self if power == 1 else Monomial.known(self.index, self.factors**power)
+
     def _times(self, units: Tensor, axis: int, factors: Tensor) -> Tensor:
         check_units(self, units, axis)
         shape = [-1 if k == axis % units.ndim else 1 for k in range(units.ndim)]
-        ordered = units.index_select(axis, self.index.to(units.device))
+        moves = not torch.equal(self.index, torch.arange(len(self.index)))
+        ordered = units.index_select(axis, self.index.to(units.device)) if moves else units
         if not units.is_floating_point():
             return ordered * factors.to(units.device).reshape(shape)
-        return (ordered.double() * factors.to(units.device).reshape(shape)).to(units.dtype)
+        wide = torch.promote_types(units.dtype, factors.dtype)
+        return (ordered.to(wide) * factors.to(device=units.device, dtype=wide).reshape(shape)).to(units.dtype)
 
     def then(self, after: Coupling) -> Coupling:
         """Return this coupling followed by another."""

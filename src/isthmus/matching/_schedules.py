@@ -31,6 +31,7 @@ class Status(StrEnum):
     CONVERGED = "converged"
     SINGLE_PASS = "single pass"
     SWEEP_LIMIT = "sweep limit reached"
+    BUDGET = "budget spent"
 
 
 @dataclass(frozen=True, eq=False)

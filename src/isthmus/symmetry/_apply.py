@@ -189,6 +189,8 @@ _ALLOWED: Mapping[str, tuple[tuple[type, ...], str]] = {
 def _carried(tensor: Tensor, slot: Slot, coupling: Coupling, group: str) -> Tensor:
     """Return a tensor of which the units of one slot were carried by any coupling."""
     coupling, readers = _acting(slot, coupling, group)
+    if slot.index.is_whole and not slot.block:
+        return (coupling.carry_readers if readers else coupling.carry)(tensor, slot.axis)
     inside = _open_grid(tensor, slot, None)
     part, where = tensor[inside], slot.index.positions()
     units = part.index_select(slot.axis, where.flatten().to(part.device)).unflatten(slot.axis, where.shape)
@@ -204,7 +206,7 @@ def _acting(slot: Slot, coupling: Coupling, group: str) -> tuple[Coupling, bool]
     The power of a slot says it where it is known; elsewhere its role does.
     """
     if isinstance(coupling, Monomial) and slot.power is not None:
-        return Monomial(coupling.index, coupling.factors**slot.power), False
+        return coupling.powered(slot.power), False
     if slot.power in (1, -1):
         return coupling, slot.power < 0
     if slot.role == "scales" and isinstance(coupling, Monomial):
