@@ -25,7 +25,7 @@ def align(
     out: Annotated[Path, typer.Option(help="The alignment file (.safetensors) to write.")],
     model: options.OptionalModel = None,
     method: options.OptionalMethod = None,
-    symmetry: options.SymmetryChoice = "permutations",
+    symmetry: options.SymmetryChoice = None,
     data: options.OptionalData = None,
     data_dir: options.DataDir = None,
     normalise: options.NormaliseChoice = None,
@@ -50,7 +50,7 @@ def align(
             "what --apply writes."
         )
     in_folders = folders.are_folders(a, b, model)
-    if in_folders and symmetry != "permutations":
+    if in_folders and symmetry not in (None, "permutations"):
         raise DataError(
             f"--symmetry {symmetry}: model folders are aligned by permutations. Give --model TARGET with checkpoints "
             "of both networks, whose whole symmetry is matched, or leave --symmetry out."

@@ -39,7 +39,11 @@ __all__ = [
 ]
 
 DATA_HELP = "`digits`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, or `package.module:function` returning batches."
-METHODS_HELP = ", ".join(f"`{name}`" for name in METHODS) + ", or your own as `module:METHOD`"
+METHODS_HELP = (
+    ", ".join(f"`{name}`" for name in METHODS)
+    + ", or your own as `module:METHOD`; `+all`, `+positive`, `+norms` or `+line` after a name lets more than "
+    "permutations act"
+)
 
 CheckpointA = Annotated[
     Path,
@@ -65,11 +69,11 @@ OptionalMethod = Annotated[
     ),
 ]
 SymmetryChoice = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="CLASSES",
         help="What may act on the units: `permutations`, `all` that the network allows, or classes such as "
-        "`signed,positive`.",
+        "`signed,positive`. Default: permutations, but where the method's name says more.",
     ),
 ]
 RelabelMethod = Annotated[
@@ -128,9 +132,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print every group and every pinned axis.")]
 
 
-def symmetry_of(given: str) -> str | list[str]:
+def symmetry_of(given: str | None) -> str | list[str] | None:
     """Return what may act on units, as :func:`isthmus.align` takes it."""
-    return given if given in ("permutations", "all") else [name.strip() for name in given.split(",")]
+    return (
+        given
+        if given is None or given in ("permutations", "all")
+        else [name.strip() for name in given.split(",")]
+    )
 
 
 def output_names(given: list[str] | None) -> list[str | int] | None:

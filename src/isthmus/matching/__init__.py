@@ -15,6 +15,7 @@ from isthmus.matching._dimension import (
 from isthmus.matching._grids import Cluster, Facet, Grid, Structure
 from isthmus.matching._incremental import Incremental
 from isthmus.matching._layers import Layers, View
+from isthmus.matching._line_factors import LayerErrors, line_factors
 from isthmus.matching._match import match
 from isthmus.matching._methods import METHODS, Found, Method, Methods, method_named
 from isthmus.matching._nested import Gain, couple, total_gain
@@ -60,6 +61,7 @@ __all__ = [
     "Gain",
     "Grid",
     "Incremental",
+    "LayerErrors",
     "Layers",
     "LeastSquares",
     "Match",
@@ -97,6 +99,7 @@ __all__ = [
     "dimensions_of",
     "dimensions_of_both",
     "incoming_weight_objective",
+    "line_factors",
     "match",
     "method_named",
     "silent",

@@ -6,6 +6,7 @@ verification, the sites, and the statistics. What several methods need is collec
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -70,7 +71,8 @@ class Problem:
         outputs: outputs that must be preserved (see :func:`isthmus.discover`).
         seed: of all randomness.
         symmetry: what may act on units: ``"permutations"``, ``"all"`` that the groups allow, or the largest classes
-            that are wanted, by their names in :class:`isthmus.symmetry.Acts`.
+            that are wanted, by their names in :class:`isthmus.symmetry.Acts`. Default: what each method says, which
+            is permutations but where its name asks for more.
 
     Attributes:
         model_a: network A.
@@ -81,7 +83,7 @@ class Problem:
         example: example inputs.
         outputs: outputs that must be preserved.
         seed: as given.
-        symmetry: as given.
+        symmetry: as given, permutations by default.
 
     Raises:
         DataError: neither data nor example inputs, or an unknown class of symmetries.
@@ -100,7 +102,7 @@ class Problem:
         spec: SymmetrySpec | None = None,
         outputs: Outputs = None,
         seed: int = 0,
-        symmetry: Symmetry = "permutations",
+        symmetry: Symmetry | None = None,
     ) -> None:
         self.model_a = model_a
         self.model_b = model_a if model_b is None else model_b
@@ -108,11 +110,12 @@ class Problem:
         self.data = None if batches is None else reusable(completed_batches(model_a, batches))
         self.example = example_of(args, kwargs, self.data, model_a)
         self.outputs, self.seed = outputs, seed
-        self.symmetry = symmetry if isinstance(symmetry, str) else tuple(symmetry)
+        self._open = symmetry is None
+        wanted = "permutations" if symmetry is None else symmetry
+        self.symmetry = wanted if isinstance(wanted, str) else tuple(wanted)
         classes_of(SymmetrySpec({}), self.symmetry)  # unknown names are refused before anything is traced
         self._given_spec = spec
         self._drawn: torch.Tensor | None = None
-        self._after_inputs: torch.Tensor | None = None
         self._kept: dict[str, Any] = {}
 
     def _admitted(
@@ -150,6 +153,28 @@ class Problem:
     def classes(self) -> Mapping[str, Acts]:
         """The class of couplings that each group is matched by."""
         return classes_of(self.spec, self.symmetry)
+
+    def wanting(self, symmetry: Symmetry | None) -> Problem:
+        """Return the same problem with another wish for what may act on units, if it was not given one itself.
+
+        The two share all that has been found out about the pair, or will be.
+
+        Args:
+            symmetry: as for the constructor; ``None`` leaves the problem as it is.
+        """
+        if not self._open or symmetry is None or symmetry == self.symmetry:
+            return self
+        views: dict[Any, Problem] = self._kept.setdefault("problems", {})
+        key = symmetry if isinstance(symmetry, str) else tuple(symmetry)
+        if key not in views:
+            _ = self.spec, self.pair  # found once, for both
+            found = copy.copy(self)
+            found.symmetry, found._open, found._drawn = key, False, None
+            for name in ("classes", "verification"):
+                found.__dict__.pop(name, None)
+            classes_of(SymmetrySpec({}), key)
+            views[key] = found
+        return views[key]
 
     @property
     def permutes(self) -> bool:
@@ -251,7 +276,7 @@ class Problem:
         found = collected(self.runner, self.batches, requests, self.state_a, self.state_b) if requests else []
         self._kept.update(zip(wanted, found, strict=False))
         if "inputs" in wanted:
-            self._after_inputs = source.get_state()
+            self._kept["after inputs"] = source.get_state()
         return dict(zip(more, found[len(wanted) :], strict=True))
 
     def input_statistics(self, generator: torch.Generator) -> Mapping[str, InputStatistics]:
@@ -261,8 +286,7 @@ class Problem:
             generator: a fresh one of :meth:`generator`; advanced by what was drawn to sample wide rows.
         """
         self.prepare(inputs=True)
-        assert self._after_inputs is not None
-        generator.set_state(self._after_inputs)
+        generator.set_state(self._kept["after inputs"])
         return self._kept["inputs"]
 
     def unit_moments(self) -> Mapping[str, list[Moment]]:

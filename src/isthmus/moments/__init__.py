@@ -28,6 +28,7 @@ from isthmus.moments._normalisation import (
     refresh_batchnorm,
     statistics_names,
 )
+from isthmus.moments._paired import PairedInputRequest
 from isthmus.moments._rows import Actions, Frame, Tap
 from isthmus.moments._runner import SiteRunner
 
@@ -41,6 +42,7 @@ __all__ = [
     "InputRequest",
     "InputStatistics",
     "Moment",
+    "PairedInputRequest",
     "Request",
     "Refresh",
     "RowSample",

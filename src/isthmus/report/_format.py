@@ -30,8 +30,9 @@ _DASH = "–"
 
 def label(method: str) -> str:
     """Return the name of a method in words; an unknown method keeps its own name."""
-    if method in METHODS:
-        return METHODS[method].label
+    base, *options = method.split("+")
+    if base in METHODS:
+        return " + ".join([METHODS[base].label, *(option.replace("-", " ") for option in options)])
     return "no relabelling" if method == "none" else method
 
 
