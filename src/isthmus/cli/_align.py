@@ -26,7 +26,7 @@ def align(
     out: Annotated[Path, typer.Option(help="The alignment file (.safetensors) to write.")],
     model: options.OptionalModel = None,
     method: options.OptionalMethod = None,
-    symmetry: options.SymmetryChoice = "permutations",
+    symmetry: options.SymmetryChoice = None,
     data: options.OptionalData = None,
     data_dir: options.DataDir = None,
     normalise: options.NormaliseChoice = None,

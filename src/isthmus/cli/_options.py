@@ -43,7 +43,11 @@ __all__ = [
 ]
 
 DATA_HELP = "`digits`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, or `package.module:function` returning batches."
-METHODS_HELP = ", ".join(f"`{name}`" for name in METHODS) + ", or your own as `module:METHOD`"
+METHODS_HELP = (
+    ", ".join(f"`{name}`" for name in METHODS)
+    + ", or your own as `module:METHOD`; `+all`, `+positive`, `+norms` or `+line` after a name lets more than "
+    "permutations act"
+)
 
 CheckpointA = Annotated[
     Path,
@@ -69,11 +73,11 @@ OptionalMethod = Annotated[
     ),
 ]
 SymmetryChoice = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="CLASSES",
         help="What may act on the units: `permutations`, `all` that the network allows, or the largest classes wanted, "
-        "such as `signed,positive`.",
+        "such as `signed,positive`. Default: permutations, but where the method's name says more.",
     ),
 ]
 RelabelMethod = Annotated[
@@ -158,13 +162,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print every group and every pinned axis.")]
 
 
-def symmetry_of(given: str) -> str | tuple[str, ...]:
+def symmetry_of(given: str | None) -> str | tuple[str, ...] | None:
     """Return what may act on units, as :func:`isthmus.align` takes it.
 
     Raises:
         DataError: an unknown class.
     """
-    return symmetry_named(given)
+    return None if given is None else symmetry_named(given)
 
 
 def output_names(given: list[str] | None) -> list[str | int] | None:

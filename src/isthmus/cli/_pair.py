@@ -169,7 +169,7 @@ def align_pair(
     batches: Batches | None,
     shapes: Sequence[str] | None,
     outputs: Outputs = None,
-    symmetry: Symmetry = "permutations",
+    symmetry: Symmetry | None = None,
     seed: int = 0,
     tell: Callable[[str, int, int], None] | None = None,
 ) -> Alignment:

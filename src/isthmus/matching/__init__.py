@@ -17,6 +17,7 @@ from isthmus.matching._grids import Cluster, Facet, Grid, Structure
 from isthmus.matching._incremental import Incremental
 from isthmus.matching._kronecker import kronecker_objective
 from isthmus.matching._layers import Layers, View
+from isthmus.matching._line_factors import LayerErrors, line_factors
 from isthmus.matching._match import match
 from isthmus.matching._methods import METHODS, Found, Method, Methods, method_named
 from isthmus.matching._naming import method_under, symmetry_named, symmetry_text
@@ -64,6 +65,7 @@ __all__ = [
     "Gain",
     "Grid",
     "Incremental",
+    "LayerErrors",
     "Layers",
     "LeastSquares",
     "Match",
@@ -102,6 +104,7 @@ __all__ = [
     "dimensions_of_both",
     "incoming_weight_objective",
     "kronecker_objective",
+    "line_factors",
     "match",
     "method_named",
     "method_under",

@@ -38,7 +38,7 @@ def align(
     outputs: Outputs = None,
     schedule: Schedule | None = None,
     tie_outgoing: bool = False,
-    symmetry: Symmetry = "permutations",
+    symmetry: Symmetry | None = None,
     check: bool = True,
     seed: int = 0,
     on_stage: OnStage | None = None,
@@ -54,7 +54,8 @@ def align(
         batches: data (see :mod:`isthmus.batches`); needed by ``covariance`` (one pass of A), ``activations`` and
             ``correlation`` (one pass of both). Shuffled examples, not sorted by class.
         method: a name in :data:`METHODS`, ``"module:METHOD"`` for your own, or a :class:`Method`;
-            default: ``"covariance"`` with ``batches``, ``"weights"`` without.
+            default: ``"covariance"`` with ``batches``, ``"weights"`` without. A name may go on with what may act on
+            units and how factors are found, such as ``"weights+norms"`` (see :func:`isthmus.matching.method_named`).
         args: example positional inputs for discovery and verification; default: the start of the first batch.
         kwargs: example keyword inputs.
         spec: the symmetries; default: discovered.
@@ -64,9 +65,10 @@ def align(
         tie_outgoing: for ``covariance``: let the weights that read a group count too, each unit weighted by its
             mean square. The paper ties nothing; residual networks, whose streams are written by many layers,
             gain most.
-        symmetry: what may act on units. ``"permutations"``; ``"all"`` that each group allows (``AxisGroup.acts``):
-            signs, positive factors, rotations, invertible maps; or the largest classes that are wanted, such as
-            ``["signed", "positive"]``, by their names in :class:`isthmus.symmetry.Acts`.
+        symmetry: what may act on units, whatever the method's name says. ``"permutations"``; ``"all"`` that each group
+            allows (``AxisGroup.acts``): signs, positive factors, rotations, invertible maps; or the largest classes
+            that are wanted, such as ``["signed", "positive"]``, by their names in :class:`isthmus.symmetry.Acts`.
+            Default: permutations, but where the method's name asks for more.
         check: verify the spec on random relabellings before using it, and measure how far this very relabelling
             changes B's outputs in float64.
         seed: of all randomness (verification, sampling of wide rows, random orders).
@@ -151,6 +153,7 @@ def _solved(
     check: bool,
     tell: OnStage,
 ) -> Alignment:
+    problem = problem.wanting(method.symmetry)
     if tie_outgoing and problem.symmetry != "permutations":
         raise DataError(
             "tie_outgoing weighs pairs of units, which only permutations have, found symmetry "

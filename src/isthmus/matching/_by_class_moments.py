@@ -2,6 +2,7 @@ r"""Groups matched by the solver of their class where activations are compared."
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -73,10 +74,20 @@ class SidedMoments:
         order = SignedAssignment()(gain) if solver.signed else assignment_solver(gain)
         nothing = torch.zeros_like(gain[0])
         energy = _energy_at(units.energy_b.cpu(), current).to(gain.device)
-        factors = norm_factors((units.energy_a, nothing), (energy, nothing), most=solver.alone)
+        factors = norm_factors((units.energy_a, nothing), (energy, nothing), most=math.inf)
         chosen = factors.gather(1, order.index[:, None].to(factors.device))[:, 0].cpu()
+        if solver.rule == "least squares":
+            chosen = chosen * _agreement(gain, units, order.index, current)
+        chosen = chosen.clamp(1 / solver.alone, solver.alone)
         signs = order.factors if isinstance(order, Monomial) else 1.0
         return Monomial(order.index, chosen * signs)
+
+
+def _agreement(gain: Tensor, units: UnitSpreads, index: Tensor, current: Coupling | None) -> Tensor:
+    """Return the correlations of pairs, by whose sizes a regression shrinks what the spreads ask for."""
+    spread = _energy_at(units.b.cpu(), current)[index] * units.a.cpu()
+    chosen = gain.gather(1, index[:, None].to(gain.device))[:, 0].abs().cpu()
+    return torch.where(spread > 0, chosen / spread.clamp(min=1e-300).sqrt(), 1.0)
 
 
 def _energy_at(energy: Tensor, current: Coupling | None) -> Tensor:

@@ -16,7 +16,10 @@ from isthmus.matching._solvers import (
 )
 from isthmus.symmetry import Acts, SymmetrySpec
 
-__all__ = ["Symmetry", "classes_of", "solvers_of"]
+__all__ = ["Factors", "Symmetry", "classes_of", "solvers_of"]
+
+Factors = Literal["least squares", "norms"]
+"""How the factor of a pair of units is found (see :class:`isthmus.matching.ScaledAssignment`)."""
 
 Symmetry = Literal["permutations", "all"] | str | Iterable[str]
 """``"permutations"``, ``"all"``, or the largest classes that are wanted, by their names in :class:`Acts`."""
@@ -75,9 +78,7 @@ def _largest(allowed: Acts, wanted: frozenset[Acts]) -> Acts:
     return next(fit, Acts.PERMUTATION)
 
 
-def solvers_of(
-    classes: Mapping[str, Acts], rule: Literal["least squares", "norms"] = "least squares"
-) -> ByClass:
+def solvers_of(classes: Mapping[str, Acts], rule: Factors = "least squares") -> ByClass:
     """Return the usual solver of each group by its class.
 
     Args:

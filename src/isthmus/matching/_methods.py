@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,16 +16,18 @@ import torch
 
 from isthmus.errors import DataError
 from isthmus.matching._activations import ActivationMatching
-from isthmus.matching._classes import solvers_of
+from isthmus.matching._classes import Factors, Symmetry, solvers_of
 from isthmus.matching._contributions import SlopeMatching
 from isthmus.matching._frank_wolfe import FrankWolfe
 from isthmus.matching._incremental import Incremental
 from isthmus.matching._kronecker import kronecker_objective
+from isthmus.matching._line_factors import line_factors
 from isthmus.matching._objectives import Objective
-from isthmus.matching._problem import Problem
+from isthmus.matching._problem import Problem, no_data
 from isthmus.matching._schedules import CoordinateDescent, Match, Schedule, SinglePass, Then
 from isthmus.matching._solvers import Assignment, Solver, assignment_solver
 from isthmus.matching._terms import covariance_objective, incoming_weight_objective, weight_objective
+from isthmus.symmetry import Acts
 
 __all__ = ["METHODS", "Found", "Method", "Methods", "method_named"]
 
@@ -58,6 +60,10 @@ class Method:
         source: where it comes from.
         search: runs the whole search where objective and schedule do not say it all, given the problem, a schedule
             (None for the usual one) and a source of randomness.
+        symmetry: what may act on units where nobody says it; ``None`` for permutations.
+        factors: how the factor of a pair of units is found, where factors may act.
+        least_error: whether factors are then moved to where the midpoint's layers err least (see
+            :func:`isthmus.matching.line_factors`), which takes a pass of both networks over the data.
 
     Example:
         >>> import torch, isthmus
@@ -76,17 +82,32 @@ class Method:
     solver: Solver = field(default_factory=Assignment)
     source: str = ""
     search: Callable[[Problem, Schedule | None, torch.Generator], Found] | None = None
+    symmetry: Symmetry | None = None
+    factors: Factors = "least squares"
+    least_error: bool = False
 
     def run(self, problem: Problem, schedule: Schedule | None, generator: torch.Generator) -> Found:
         """Return what the method finds, with the usual schedule or another one.
 
         A search of one's own finds what it looks for: :attr:`Problem.classes` says what each group allows.
+
+        Raises:
+            DataError: factors are to be found on the line, and there are no data.
         """
+        found = self._searched(problem, schedule, generator)
+        if not self.least_error or problem.permutes:
+            return found
+        if problem.data is None:
+            raise no_data(f"method {self.name!r}")
+        couplings = line_factors(problem, found.match.couplings)
+        return replace(found, match=replace(found.match, couplings=couplings))
+
+    def _searched(self, problem: Problem, schedule: Schedule | None, generator: torch.Generator) -> Found:
         if self.search is not None:
             return self.search(problem, schedule, generator)
         objective = self.objective(problem, generator)
         used = self.schedule if schedule is None else schedule
-        solver = self.solver if problem.permutes else solvers_of(problem.classes)
+        solver = self.solver if problem.permutes else solvers_of(problem.classes, self.factors)
         return Found(used.run(objective, solver, None, generator), objective)
 
 
@@ -165,11 +186,12 @@ def _by_activations(
     correlation: bool,
     needs: Needs = "activations",
     matched: Callable[..., ActivationMatching] = ActivationMatching,
+    factors: Factors = "norms",
 ) -> Method:
     """Return a method whose objective depends on its search, since rows may be units that are matched too."""
 
     def search(problem: Problem, schedule: Schedule | None, generator: torch.Generator) -> Found:
-        solver = assignment_solver if problem.permutes else solvers_of(problem.classes, "norms")
+        solver = assignment_solver if problem.permutes else solvers_of(problem.classes, factors)
         matching = matched(problem, correlation, schedule, generator, solver)
         match, objective = matching.run()
         return Found(match, objective, matching.notes)
@@ -177,8 +199,12 @@ def _by_activations(
     def objective(problem: Problem, generator: torch.Generator) -> Objective:
         return search(problem, None, generator).objective
 
-    return Method(name, name, objective, needs=needs, source=source, search=search)
+    return Method(
+        name, name, objective, needs=needs, source=source, search=search, factors=factors, least_error=True
+    )
 
+
+_BY_ACTIVATIONS = ("activations", "correlation")
 
 METHODS = Methods(
     Method(
@@ -186,6 +212,7 @@ METHODS = Methods(
         "incoming weights",
         lambda problem, generator: Incremental(incoming_weight_objective(problem.pair)),
         source="Ferbach et al. 2024, section 6 (naive weight matching)",
+        factors="norms",
     ),
     Method(
         "weights",
@@ -200,6 +227,8 @@ METHODS = Methods(
         _covariance,
         needs="inputs",
         source="Ferbach et al. 2024, section 6",
+        factors="norms",
+        least_error=True,
     ),
     _by_activations(
         "activations", "Ainsworth, Hayase and Srinivasa 2023; Singh and Jaggi 2020", correlation=False
@@ -252,13 +281,24 @@ def tied(method: Method) -> Method:
 def method_named(method: str | Method) -> Method:
     """Return a method by its name, or one of the user's own as ``module:NAME``, also from the current folder.
 
+    A name may go on, after plus signs, with what may act on units (``"all"``, or classes by their names in
+    :class:`isthmus.symmetry.Acts`) and with how factors are found: ``"least-squares"``, ``"norms"``, or ``"line"``,
+    where the layers of the midpoint err least. Who says how factors are found and not what acts means all that acts.
+
     Raises:
-        DataError: nothing has that name, or what has is no :class:`Method`.
+        DataError: nothing has that name, or what has is no :class:`Method`, or it cannot go on like this.
+
+    Example:
+        >>> method_named("weights+norms").symmetry  # SEA's closed form
+        'all'
     """
     if isinstance(method, Method):
         return method
     if method in METHODS:
         return METHODS[method]
+    name, *options = method.split("+")
+    if options:
+        return _with_options(method_named(name), options)
     known = ", ".join(map(repr, METHODS))
     if ":" not in method:
         raise DataError(
@@ -282,6 +322,49 @@ def method_named(method: str | Method) -> Method:
             f"method {method!r}: expected an isthmus.matching.Method, found {type(found).__name__}."
         )
     return found
+
+
+_FACTORS: Mapping[str, Factors] = {"least-squares": "least squares", "norms": "norms"}
+_LEAST_ERROR = "line"
+_SYMMETRIES = ("permutations", "all", *map(str, Acts))
+
+
+def _with_options(method: Method, options: Sequence[str]) -> Method:
+    """Return a method that says what may act on units, and how factors are found."""
+    name = "+".join([method.name, *options])
+    for option in options:
+        if option not in (*_FACTORS, _LEAST_ERROR, *_SYMMETRIES):
+            known = ", ".join(map(repr, (*_SYMMETRIES, *_FACTORS, _LEAST_ERROR)))
+            raise DataError(f"method {name!r}: expected {known} after a plus sign, found {option!r}.")
+    acting = [option for option in options if option in _SYMMETRIES]
+    rules = [_FACTORS[option] for option in options if option in _FACTORS]
+    together = len(acting) > 1 and {"permutations", "all"} & set(acting)
+    if together or len(set(rules)) > 1:
+        raise DataError(
+            f"method {name!r}: expected one of 'permutations', 'all' and some classes, and one of 'least-squares' and "
+            "'norms', found more."
+        )
+    search = method.search
+    rule: Factors = rules[0] if rules else method.factors
+    if rules and search is not None:
+        if method.name not in _BY_ACTIVATIONS:
+            raise DataError(f"method {name!r}: it has a search of its own, which says how factors are found.")
+        search = _by_activations(
+            method.name, method.source, correlation=method.name == "correlation", factors=rule
+        ).search
+    least_error = _LEAST_ERROR in options or (method.least_error and not rules)
+    wanted = acting[0] if len(acting) == 1 else tuple(acting) or "all"
+    moves = least_error and wanted != "permutations"
+    return replace(
+        method,
+        name=name,
+        label=" + ".join([method.label, *(option.replace("-", " ") for option in options)]),
+        search=search,
+        symmetry=wanted,
+        factors=rule,
+        least_error=least_error,
+        needs="inputs" if moves and method.needs == "weights" else method.needs,
+    )
 
 
 def _imported(module: str) -> ModuleType:

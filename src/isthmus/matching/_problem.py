@@ -78,7 +78,8 @@ class Problem:
         outputs: outputs that must be preserved (see :func:`isthmus.discover`).
         seed: of all randomness.
         symmetry: what may act on units: ``"permutations"``, ``"all"`` that the groups allow, or the largest classes
-            that are wanted, by their names in :class:`isthmus.symmetry.Acts`.
+            that are wanted, by their names in :class:`isthmus.symmetry.Acts`. Default: what each method says, which
+            is permutations but where its name asks for more.
 
     Attributes:
         model_a: network A.
@@ -89,7 +90,7 @@ class Problem:
         example: example inputs.
         outputs: outputs that must be preserved.
         seed: as given.
-        symmetry: as given.
+        symmetry: as given, permutations by default.
 
     Raises:
         DataError: neither data nor example inputs, or an unknown class of symmetries.
@@ -108,7 +109,7 @@ class Problem:
         spec: SymmetrySpec | None = None,
         outputs: Outputs = None,
         seed: int = 0,
-        symmetry: Symmetry = "permutations",
+        symmetry: Symmetry | None = None,
     ) -> None:
         self.model_a = model_a
         self.model_b = model_a if model_b is None else model_b
@@ -116,7 +117,9 @@ class Problem:
         self.data = None if batches is None else reusable(completed_batches(model_a, batches))
         self.example = example_of(args, kwargs, self.data, model_a)
         self.outputs, self.seed = outputs, seed
-        self.symmetry = symmetry if isinstance(symmetry, str) else tuple(symmetry)
+        self._open = symmetry is None
+        wanted = "permutations" if symmetry is None else symmetry
+        self.symmetry = wanted if isinstance(wanted, str) else tuple(wanted)
         classes_of(SymmetrySpec({}), self.symmetry)  # unknown names are refused before anything is traced
         self._given_spec = spec
         self._drawn: torch.Tensor | None = None
@@ -170,6 +173,28 @@ class Problem:
         if self.permutes and not found.permutes:  # larger elements have not been tried
             found.__dict__.pop("verification", None)
         return found
+
+    def wanting(self, symmetry: Symmetry | None) -> Problem:
+        """Return the same problem with another wish for what may act on units, if it was not given one itself.
+
+        The two share all that has been found out about the pair, or will be.
+
+        Args:
+            symmetry: as for the constructor; ``None`` leaves the problem as it is.
+        """
+        if not self._open or symmetry is None or symmetry == self.symmetry:
+            return self
+        views: dict[Any, Problem] = self._kept.setdefault("problems", {})
+        key = symmetry if isinstance(symmetry, str) else tuple(symmetry)
+        if key not in views:
+            _ = self.spec, self.pair  # found once, for both
+            found = copy.copy(self)
+            found.symmetry, found._open, found._drawn = key, False, None
+            for name in ("classes", "verification"):
+                found.__dict__.pop(name, None)
+            classes_of(SymmetrySpec({}), key)
+            views[key] = found
+        return views[key]
 
     @property
     def permutes(self) -> bool:

@@ -29,6 +29,7 @@ from isthmus.moments._normalisation import (
     refresh_batchnorm,
     statistics_names,
 )
+from isthmus.moments._paired import PairedInputRequest
 from isthmus.moments._rows import Actions, Frame, Tap
 from isthmus.moments._runner import SiteRunner
 
@@ -44,6 +45,7 @@ __all__ = [
     "Moment",
     "OutputMomentRequest",
     "OutputProjections",
+    "PairedInputRequest",
     "Request",
     "Refresh",
     "RowSample",

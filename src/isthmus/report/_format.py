@@ -33,8 +33,9 @@ def label(method: str) -> str:
     plain, _, symmetry = method.partition(", ")
     if symmetry:
         return f"{label(plain)} ({symmetry})"
-    if method in METHODS:
-        return METHODS[method].label
+    base, *options = method.split("+")
+    if base in METHODS:
+        return " + ".join([METHODS[base].label, *(option.replace("-", " ") for option in options)])
     return "no relabelling" if method == "none" else method
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from isthmus.errors import DataError, MissingExtraError, StudyError
-from isthmus.matching import METHODS, symmetry_named, symmetry_text
+from isthmus.matching import METHODS, method_named, symmetry_named, symmetry_text
 from isthmus.study._yaml import KeyPath, line_of, read_text, read_yaml
 from isthmus.symmetry import Acts
 from isthmus.training import (
@@ -173,9 +173,10 @@ class MeasureConfig(_Strict):
     """What is measured on every pair.
 
     Attributes:
-        methods: ``"none"`` and methods of :func:`isthmus.matching.align`, your own as ``"module:METHOD"``.
-        symmetry: by what each of them matches, one after the other: ``"permutations"``, ``"all"`` that the network
-            allows, or classes such as ``"signed,positive"``.
+        methods: ``"none"`` and methods of :func:`isthmus.matching.align`, your own as ``"module:METHOD"``. What may act
+            on units can be a part of the name, such as ``"weights+norms"`` (see :func:`isthmus.matching.method_named`).
+        symmetry: by what each of the others matches, one after the other: ``"permutations"``, ``"all"`` that the
+            network allows, or classes such as ``"signed,positive"``.
         points: positions on each line.
         refresh: ``"none"``, ``"batchnorm"`` or both: what happens to states inside the line.
         dimension: whether approximate dimensions are measured.
@@ -193,8 +194,14 @@ class MeasureConfig(_Strict):
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
-            if name not in ("none", *METHODS) and not _OWN_METHOD.fullmatch(name):
+            base, *options = name.split("+")
+            if base not in METHODS and name != "none" and not _OWN_METHOD.fullmatch(name):
                 raise ValueError(f"one of {', '.join(('none', *METHODS))}, or your own as module:METHOD")
+            if options:
+                try:
+                    method_named(name)
+                except DataError as error:
+                    raise ValueError(str(error).partition("expected ")[2].partition(", found")[0]) from error
         return value
 
     @field_validator("symmetry", mode="before")

@@ -307,7 +307,7 @@ def _repeats(node: fx.Node, sides: tuple[Form, Form]) -> tuple[Form, Form] | Non
     if operator_of(node) != "aten.scaled_dot_product_attention":
         return sides
     heads = [side.shape[-3] if len(side.shape) > 2 else 1 for side in sides]
-    if heads[0] == heads[1] or 1 in heads and not bound_arguments(node).get("enable_gqa"):
+    if heads[0] == heads[1] or (1 in heads and not bound_arguments(node).get("enable_gqa")):
         return sides
     if heads[1] == 0 or heads[0] % heads[1]:
         return None
