@@ -70,11 +70,11 @@ def test_every_kind_has_a_panel_of_its_own_and_heads_share_one() -> None:
     assert len(said) == 6
     for words, alt in zip(
         (
-            "What acts is signs. 2 units are flipped.",
+            "What acts is signs. 2 of the units flipped.",
             "What acts is scales. Factors from 0.5 to 2.",
-            "What acts is signs and scales. 1 units are flipped. Factors from 0.5 to 3.",
+            "What acts is signs and scales. 1 of the units flipped. Factors from 0.5 to 3.",
             "What acts is a rotation.",
-            "What acts is a invertible map. Singular values from 0.5 to 3.",
+            "What acts is an invertible map. Singular values from 0.5 to 3.",
             "Dot chart for the 2 blocks of group layers.5, whose members move by invertible map.",
         ),
         said,

@@ -109,9 +109,10 @@ def _even(count: int, most: int) -> list[int]:
 
 def _panel(group: MovedGroup) -> Panel:
     plain = group.kind == "permutation"
-    extra = "" if plain else f" What acts is {'a ' if group.permutation is None else ''}{group.kind}."
+    article = {"rotation": "a ", "invertible map": "an "}.get(group.kind, "")
+    extra = "" if plain else f" What acts is {article}{group.kind}."
     if group.flipped:
-        extra += f" {group.flipped} units are flipped."
+        extra += f" {group.flipped} of the units flipped."
     if group.scaled and group.factors is not None:
         sizes = np.abs(group.factors)
         extra += f" Factors from {sizes.min():.3g} to {sizes.max():.3g}."
