@@ -149,6 +149,86 @@ def test_align_by_what_the_network_allows(isthmus: Cli, project: Path) -> None:
     assert not (project / "none.safetensors").exists()
 
 
+def test_line_and_merge_match_by_what_the_network_allows(isthmus: Cli, project: Path) -> None:
+    pair = ("a.safetensors", "b.pt", "--model", "mynet:with_inputs")
+    by = ("--method", "weights", "--symmetry", "all")
+    line = isthmus("line", *pair, *by, "--data", "mynet:batches", "--points", "2", "--out", "line", "--json")
+    assert line.code == 0, line.err
+    assert line.json == json.loads((project / "line" / "line.json").read_text())
+    assert line.json["symmetry"] == "all"
+    assert {group["kind"] for group in line.json["groups"].values()} == {"scales"}
+    merged = isthmus("merge", *pair, *by, "--out", "m.safetensors")
+    assert "after aligning by weights, all; written to m.safetensors" in merged.out
+    assert merged.out.count("units: scales and permutation, factors") == 2
+    isthmus("align", *pair, *by, "--out", "all.safetensors")
+    again = isthmus("merge", *pair, "--alignment", "all.safetensors", "--out", "n.safetensors", "--json")
+    assert again.json["groups"] == line.json["groups"]
+    for name, tensor in load_state("m.safetensors").items():
+        assert torch.equal(tensor, load_state("n.safetensors")[name])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--symmetry", "all"), "--symmetry all says by what --method matches: give --method as well."),
+        (
+            ("--symmetry", "all", "--alignment", "x.safetensors"),
+            "give --method as well, or --alignment alone, whose file says what acts on the units.",
+        ),
+        (
+            ("--symmetry", "mirrors", "--method", "weights"),
+            "unknown symmetry 'mirrors': expected 'permutations'",
+        ),
+    ],
+)
+def test_a_symmetry_needs_a_method_and_a_name_that_is_known(
+    isthmus: Cli, project: Path, options: tuple[str, ...], message: str
+) -> None:
+    for command in ("merge", "line"):
+        data = ("--data", "mynet:batches") if command == "line" else ()
+        result = isthmus(
+            command, "a.safetensors", "b.pt", "--model", "mynet:build", *options, *data, "--out", "o"
+        )
+        assert result.code == 2
+        assert message in result.err
+    assert not (project / "o").exists()
+
+
+def test_folded_checkpoints_allow_what_their_gains_of_one_allow(isthmus: Cli, project: Path) -> None:
+    (project / "normed.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef build():\n    return nn.Sequential(nn.Linear(3, 6), "
+        "nn.LayerNorm(6), nn.Linear(6, 2)), torch.zeros(2, 3)\n"
+    )
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        net = torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.LayerNorm(6), torch.nn.Linear(6, 2))
+        torch.nn.init.uniform_(net[1].weight, 0.5, 2)
+        torch.nn.init.normal_(net[1].bias)
+        save_state(project / f"{name}.safetensors", net.state_dict())
+        assert (
+            isthmus(
+                "fold", f"{name}.safetensors", "--model", "normed:build", "--out", f"f{name}.safetensors"
+            ).code
+            == 0
+        )
+    command = (
+        "--model",
+        "normed:build",
+        "--method",
+        "weights",
+        "--symmetry",
+        "all",
+        "--out",
+        "ab.safetensors",
+    )
+    plain = isthmus("align", "a.safetensors", "b.safetensors", *command)
+    assert "rotation" not in plain.out
+    folded = isthmus("align", "fa.safetensors", "fb.safetensors", *command)
+    assert re.search(r"rotation, 6 dimensions; similarity -?0\.\d\d → 0\.\d\d", folded.out)
+    assert "1 gains and biases are one in both networks and 1 are zero, as folding leaves them" in folded.out
+    assert Alignment.load("ab.safetensors").spec.ones == ("1.weight",)
+
+
 def test_align_writes_b_relabelled(isthmus: Cli, project: Path) -> None:
     result = isthmus(
         "align",

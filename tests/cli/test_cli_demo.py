@@ -154,6 +154,28 @@ def test_the_demo_writes_all_its_files(demo_folder: Path) -> None:
     table = (demo_folder / "stdout.txt").read_text()
     for method in ("none", *METHODS.usual):
         assert method in table
+    assert table.endswith(
+        "Of 1 group this network allows more than permutations: positive scales in 1; --symmetry all uses them.\n"
+    )
+
+
+def test_an_unknown_symmetry_is_told_before_anything_is_trained(isthmus: Cli, project: Path) -> None:
+    result = isthmus("demo", "--symmetry", "mirrors", "--out", "demo")
+    assert result.code == 2
+    assert "unknown symmetry 'mirrors': expected 'permutations', 'all'" in result.err
+    assert not (project / "demo").exists()
+
+
+@pytest.mark.slow
+def test_the_demo_matches_by_classes_as_well(isthmus: Cli, tmp_path: Path) -> None:
+    result = isthmus("demo", *SMALL, "--symmetry", "all", "--out", tmp_path)
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert list(record["methods"]) == ["none", *(f"{m}{s}" for m in METHODS for s in ("", ", all"))]
+    assert record["settings"]["symmetry"] == "all"
+    assert "--symmetry" not in result.out
+    assert {c["kind"] for c in record["methods"]["weights, all"]["couplings"].values()} == {"scales"}
+    assert "weights, both sides (all)" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_demo_record_holds_what_is_promised(demo_folder: Path) -> None:

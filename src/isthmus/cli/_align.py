@@ -130,7 +130,7 @@ def align(
     }
     told = f"{alignment_text(alignment, verbose)}\nWritten to {out}"
     told += f", B relabelled to {apply}" if apply else ""
-    if not in_folders and matched_by == "permutations":
+    if not in_folders and alignment.symmetry == "permutations":
         hint = larger_hint([group.acts.words for group in alignment.spec.groups.values()])
         told += f"\n{hint}" if hint else ""
     console.emit(value, json, told + folders.unused(written))

@@ -11,6 +11,7 @@ import typer
 from isthmus.checkpoints import save_state
 from isthmus.cli import _console as console
 from isthmus.cli import _options as options
+from isthmus.cli._texts import larger_hint
 from isthmus.files import atomic_folder
 from isthmus.report import write_report
 from isthmus.states import state_of
@@ -45,6 +46,14 @@ def demo(
             min=1, help="Default 1 for digits, whose products are too small to share; else as torch."
         ),
     ] = None,
+    symmetry: Annotated[
+        str,
+        typer.Option(
+            metavar="CLASSES",
+            help="What methods match by besides permutations: `all` that the network allows, or classes such as "
+            "`signed,positive`; `permutations` for nothing more.",
+        ),
+    ] = "permutations",
     seed: options.Seed = 0,
     out: Annotated[
         Path, typer.Option(help="Folder for report.html, figures, result.json and checkpoints.")
@@ -67,13 +76,20 @@ def demo(
         statistics=statistics,
         points=points,
         seed=seed,
+        symmetry=symmetry,
     )
+    options.symmetry_of(symmetry)  # a mistake is told before anything is trained
     record, paths = write_demo(
         settings, data_dir, out, threads=1 if threads is None and data == "digits" else threads
     )
     console.emit(record, json, console.method_table(record))
     if not json:
-        console.tell(f"\nReport: {paths['report']}")
+        hint = (
+            larger_hint([g["acts"] for g in record["symmetry"]["groups"]])
+            if symmetry == "permutations"
+            else ""
+        )
+        console.tell(f"\nReport: {paths['report']}" + (f"\n{hint}" if hint else ""))
 
 
 def write_demo(

@@ -62,16 +62,20 @@ class Relabel:
         """The file or the method with what it matches by; None where B stays as it is."""
         if self.file is not None:
             return str(self.file)
-        return None if self.method in (None, "none") else method_under(self.method, self.matched_by)
+        return (
+            None
+            if self.method in (None, "none")
+            else method_under(self.method, self.matched_by or "permutations")
+        )
 
     @property
-    def matched_by(self) -> str | tuple[str, ...]:
-        """What may act on units, as :func:`isthmus.align` takes it.
+    def matched_by(self) -> str | tuple[str, ...] | None:
+        """What may act on units, as :func:`isthmus.align` takes it; None leaves it to the method.
 
         Raises:
             DataError: an unknown class.
         """
-        return options.symmetry_of(self.symmetry or "permutations")
+        return options.symmetry_of(self.symmetry)
 
     def of(
         self, pair: NetworkPair, data: Mapping[str, Batches], tell: Tell | None = None

@@ -116,7 +116,8 @@ def larger_hint(classes: Sequence[str]) -> str:
     if not counts:
         return ""
     allowed = ", ".join(f"{words} in {count}" for words, count in counts.most_common())
-    return f"Of {len(classes)} groups this network allows more than permutations: {allowed}; --symmetry all uses them."
+    groups = f"{len(classes)} group{'' if len(classes) == 1 else 's'}"
+    return f"Of {groups} this network allows more than permutations: {allowed}; --symmetry all uses them."
 
 
 def _mean(costs: Mapping[str, tuple[float, float]], units: Mapping[str, int], end: int) -> float | None:

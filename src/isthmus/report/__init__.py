@@ -9,7 +9,9 @@ from isthmus.report._draw_theory import THEORY_PICTURES, TheoryPicture, draw_the
 from isthmus.report._format import NATS, unit_of
 from isthmus.report._record import (
     Record,
+    RecordedBlock,
     RecordedCost,
+    RecordedCoupling,
     RecordedDimension,
     RecordedGroup,
     RecordedLine,
@@ -55,7 +57,9 @@ __all__ = [
     "RecordedVerification",
     "RecordedMethod",
     "RecordedLine",
+    "RecordedBlock",
     "RecordedCost",
+    "RecordedCoupling",
     "RecordedDimension",
     "RecordedVersions",
 ]

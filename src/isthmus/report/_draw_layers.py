@@ -38,7 +38,7 @@ def cost_picture(record: Record) -> Picture | None:
     caption = (
         "The cost each method minimises, group by group, as a share of its value before relabelling (100 "
         "%, dashed). Every method has its own cost, so compare shapes between methods and values within "
-        "one. Lower is better; the distance to 0 is what no permutation found here removes."
+        "one. Lower is better; the distance to 0 is what nothing found here removes."
     )
     return Picture(
         "matched-cost", "Matched cost of every group", caption, (Panel(alt, _height(record), drawer),), 1

@@ -20,7 +20,7 @@ from isthmus.report._format import (
     with_error,
 )
 from isthmus.report._panels import Picture, look_of
-from isthmus.report._record import Record, RecordedLine
+from isthmus.report._record import Record, RecordedCoupling, RecordedLine
 
 __all__ = ["Headline", "headline", "page"]
 
@@ -101,7 +101,11 @@ def page(record: Record, pictures: Sequence[tuple[Picture, Sequence[bytes]]]) ->
         methods=_method_rows(record),
         notes=_notes(record),
         splits=_split_tables(record),
-        groups=record["symmetry"]["groups"],
+        couplings=_couplings(record),
+        larger=sum(
+            group.get("acts", "permutations") != "permutations" for group in record["symmetry"]["groups"]
+        ),
+        groups=[{"acts": "permutations", **group} for group in record["symmetry"]["groups"]],
         pinned=record["symmetry"]["pinned"],
         pictures=[_picture(picture, images) for picture, images in pictures],
         settings={key: _plain(v) for key, v in record["settings"].items() if v != ""},
@@ -131,6 +135,31 @@ def _method_rows(record: Record) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _couplings(record: Record) -> dict[str, list[dict[str, str]]]:
+    """Return, by method that may act by more than permutations, what it does to every group."""
+    return {
+        name: [_coupling_cells(group, coupling) for group, coupling in method["couplings"].items()]
+        for name, method in record["methods"].items()
+        if "couplings" in method
+    }
+
+
+def _coupling_cells(group: str, coupling: RecordedCoupling) -> dict[str, str]:
+    numbers = [f"{coupling['units']} {'units' if coupling['moved'] is not None else 'dimensions'}"]
+    if coupling["moved"] is not None:
+        numbers.append(f"{coupling['moved']} moved")
+    if coupling["flipped"]:
+        numbers.append(f"{coupling['flipped']} flipped")
+    if coupling["factors"]:
+        low, middle, high = coupling["factors"]
+        numbers.append(f"factors {low:.3g} to {high:.3g}, median {middle:.3g}")
+    if coupling["condition"] is not None:
+        numbers.append(f"condition number {coupling['condition']:.3g}")
+    ends = coupling["similarity"]
+    similarity = "–" if ends is None else f"{ends[0]:.2f} → {ends[1]:.2f}".replace("-", "−")
+    return {"group": group, "kind": coupling["kind"], "numbers": ", ".join(numbers), "similarity": similarity}
 
 
 def _notes(record: Record) -> dict[str, str]:

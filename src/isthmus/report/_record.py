@@ -12,7 +12,8 @@ import json
 import math
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -23,7 +24,9 @@ from isthmus.report._schema import Fraction, NonNegative, check, fail
 
 __all__ = [
     "Record",
+    "RecordedBlock",
     "RecordedCost",
+    "RecordedCoupling",
     "RecordedDimension",
     "RecordedGroup",
     "RecordedLine",
@@ -75,12 +78,22 @@ class RecordedSlot(TypedDict):
     index: str
 
 
+class RecordedBlock(TypedDict):
+    """The unit of another group (a head) that the units of a group lie in; alike groups of all units are a family."""
+
+    group: str
+    unit: int
+    family: str
+
+
 class RecordedGroup(TypedDict):
-    """Axes that move together."""
+    """Axes that move together; ``acts`` is the class of what may act, in words."""
 
     name: str
     size: int
     slots: list[RecordedSlot]
+    acts: NotRequired[str]
+    block: NotRequired[RecordedBlock]
 
 
 class RecordedPin(TypedDict):
@@ -118,6 +131,22 @@ class RecordedCost(TypedDict):
     after: float | None
 
 
+class RecordedCoupling(TypedDict):
+    """What a method does to the units of one group (see :class:`isthmus.couplings.CouplingSummary`).
+
+    ``similarity`` is the cosine of the weights it acts on, before and after; ``text`` says all of it in words.
+    """
+
+    kind: str
+    units: int
+    moved: int | None
+    flipped: int | None
+    factors: list[NonNegative] | None
+    condition: NonNegative | None
+    similarity: list[float] | None
+    text: str
+
+
 class RecordedDimension(TypedDict):
     """Approximate dimension of the matched matrix of one group (``None``: a zero matrix has none)."""
 
@@ -152,7 +181,10 @@ class RecordedLine(TypedDict):
 
 
 class RecordedMethod(TypedDict):
-    """One way of relabelling B. ``barrier`` and the midpoint repeat the line on the record's ``split``."""
+    """One way of relabelling B; ``barrier`` and the midpoint repeat the line on the record's ``split``.
+
+    ``couplings`` is there where more than permutations may act.
+    """
 
     barrier: float
     midpoint_loss: float
@@ -165,6 +197,7 @@ class RecordedMethod(TypedDict):
     matched_cost: dict[str, RecordedCost]
     dimension: dict[str, RecordedDimension]
     notes: NotRequired[list[str]]
+    couplings: NotRequired[dict[str, RecordedCoupling]]
     line: dict[str, RecordedLine]
 
 
@@ -195,10 +228,19 @@ class StoredRelabelling:
             shape ``(n, n)``; NaN for a unit that never varies.
         permutation: per method and group, ``permutation[i]`` is the unit of B placed at position ``i``,
             shape ``(n,)``.
+        factors: per method and group, what these units are multiplied by, not zero, shape ``(n,)``; one where it is
+            missing.
+        spectrum: per method and group, the singular values of an invertible map, falling, shape ``(n,)``.
+        after: per method and group, the correlation of A's unit ``i`` with unit ``j`` of B relabelled, shape
+            ``(n, n)``, where no permutation of ``similarity`` is that: units are mixed, or come from another
+            block of B.
     """
 
     similarity: dict[str, np.ndarray]
     permutation: dict[str, dict[str, np.ndarray]]
+    factors: dict[str, dict[str, np.ndarray]] = field(default_factory=dict[str, dict[str, np.ndarray]])
+    spectrum: dict[str, dict[str, np.ndarray]] = field(default_factory=dict[str, dict[str, np.ndarray]])
+    after: dict[str, dict[str, np.ndarray]] = field(default_factory=dict[str, dict[str, np.ndarray]])
 
 
 def check_record(record: Mapping[str, Any]) -> Record:
@@ -234,8 +276,13 @@ def _check_method(method: RecordedMethod, split: str, groups: set[str], path: st
     for key in ("barrier", "midpoint_loss"):
         if not math.isclose(method[key], method["line"][split][key], rel_tol=1e-6, abs_tol=1e-9):
             raise fail(f"{path}.{key}", f"the {split} line's {method['line'][split][key]}", method[key])
-    for key in ("moved", "matched_cost", "dimension"):
-        if strangers := set(method[key]) - groups:
+    for group, coupling in method.get("couplings", {}).items():
+        for key, count in (("factors", 3), ("similarity", 2)):
+            values = coupling[key]
+            if values is not None and len(values) != count:
+                raise fail(f"{path}.couplings.{group}.{key}", f"{count} numbers", values)
+    for key in ("moved", "matched_cost", "dimension", "couplings"):
+        if strangers := set(method.get(key, ())) - groups:
             raise fail(f"{path}.{key}", f"only groups of the symmetry {sorted(groups)}", sorted(strangers))
 
 
@@ -250,30 +297,38 @@ def _check_line(line: RecordedLine, path: str) -> None:
 
 
 def check_arrays(record: Record, arrays: Mapping[str, Any]) -> StoredRelabelling:
-    """Sort ``similarity/<group>`` and ``permutation/<method>/<group>`` and check them against the record.
+    """Sort ``similarity/<group>``, ``permutation/<method>/<group>`` and the like, and check them against the record.
 
     Args:
         record: a checked record.
         arrays: any mapping of names to arrays, such as an open ``relabelling.npz``; other names are ignored.
 
     Raises:
-        CheckpointError: an unknown group or method, a wrong shape or dtype, an infinite similarity, or a
-            permutation that misses an index.
+        CheckpointError: an unknown group or method, a wrong shape or dtype, an infinite similarity, a permutation
+            that misses an index, a factor of zero, or a singular value that is not positive.
     """
     sizes = {group["name"]: group["size"] for group in record["symmetry"]["groups"]}
-    similarity: dict[str, np.ndarray] = {}
-    permutation: dict[str, dict[str, np.ndarray]] = {}
+    found = StoredRelabelling({}, {})
+    checks = {
+        "permutation": (found.permutation, _check_permutation),
+        "factors": (found.factors, partial(_check_numbers, what="numbers that are finite and not zero")),
+        "spectrum": (found.spectrum, partial(_check_numbers, what="positive numbers", positive=True)),
+        "after": (found.after, _check_similarity),
+    }
     for name in arrays:
         kind, _, rest = name.partition("/")
         if kind == "similarity":
-            similarity[rest] = _check_similarity(np.asarray(arrays[name]), _size(rest, sizes, name), name)
-        elif kind == "permutation":
+            found.similarity[rest] = _check_similarity(
+                np.asarray(arrays[name]), _size(rest, sizes, name), name
+            )
+        elif kind in checks:
+            by_method, check_array = checks[kind]
             method, _, group = rest.partition("/")
             if method not in record["methods"]:
                 raise fail(f"array {name!r}", f"a method among {list(record['methods'])}", method)
-            checked = _check_permutation(np.asarray(arrays[name]), _size(group, sizes, name), name)
-            permutation.setdefault(method, {})[group] = checked
-    return StoredRelabelling(similarity, permutation)
+            checked = check_array(np.asarray(arrays[name]), _size(group, sizes, name), name)
+            by_method.setdefault(method, {})[group] = checked
+    return found
 
 
 def _size(group: str, sizes: Mapping[str, int], name: str) -> int:
@@ -296,6 +351,16 @@ def _check_permutation(values: np.ndarray, size: int, name: str) -> np.ndarray:
     if values.dtype.kind not in "iu" or not np.array_equal(np.sort(values), np.arange(size)):
         raise fail(f"array {name!r}", f"each of 0..{size - 1} once", f"{values.dtype} {values.shape}")
     return values.astype(np.int64)
+
+
+def _check_numbers(
+    values: np.ndarray, size: int, name: str, *, what: str, positive: bool = False
+) -> np.ndarray:
+    """Return numbers by unit."""
+    good = values.shape == (size,) and values.dtype.kind == "f" and bool(np.isfinite(values).all())
+    if not good or bool((values <= 0 if positive else values == 0).any()):
+        raise fail(f"array {name!r}", f"{what} of shape ({size},)", f"{values.dtype} {values.shape}")
+    return values
 
 
 def read_record(folder: str | Path) -> tuple[Record, dict[str, np.ndarray]]:

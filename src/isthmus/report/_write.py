@@ -30,7 +30,8 @@ def write_report(
 
     Args:
         record: a result record, see :class:`isthmus.report.Record`.
-        arrays: ``similarity/<group>`` and ``permutation/<method>/<group>``, as stored in ``relabelling.npz``.
+        arrays: ``similarity/<group>``, ``permutation/<method>/<group>`` and, where more than permutations acts,
+            ``factors/…``, ``spectrum/…`` and ``after/<method>/<group>``, as stored in ``relabelling.npz``.
         out_dir: the folder; made if it does not exist.
         pictured: the method whose relabelling is drawn; by default the one with the lowest barrier.
 

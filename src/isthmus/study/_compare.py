@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
 import platform
 import time
@@ -16,12 +17,11 @@ from typing import Any
 import numpy as np
 import scipy
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import isthmus
 from isthmus.batches import Batches, device_of, first_batch, held
 from isthmus.connectivity import Line, line
-from isthmus.couplings import Monomial, Permutation
 from isthmus.losses import Loss
 from isthmus.matching import (
     METHODS,
@@ -30,20 +30,20 @@ from isthmus.matching import (
     Method,
     OnStage,
     Problem,
+    Symmetry,
     dimensions_of_both,
     method_named,
+    method_under,
     solve,
 )
-from isthmus.moments import CrossMoment, CrossRequest, Frame, Tap, chosen_refresh
+from isthmus.moments import chosen_refresh
+from isthmus.study._pictured import arrays_of, described, similarities, similarity_request
 from isthmus.symmetry import SymmetrySpec, Verification
 from isthmus.transport import assign
 
 __all__ = ["Comparison", "compare"]
 
 _EXAMPLES = 8
-_LARGEST_PICTURE = 1024
-"""Groups with more units store no similarity matrix: their picture would not fit in a page."""
-
 _SOLVER_SIZE = 1024
 """More units take no other way through the assignment solver."""
 
@@ -74,6 +74,8 @@ def compare(
     name: str,
     settings: Mapping[str, Any],
     methods: Iterable[str | Method] = METHODS.usual,
+    symmetries: Iterable[Symmetry] = ("permutations",),
+    spec: SymmetrySpec | None = None,
     points: int = 11,
     headline: str | None = None,
     loss: Loss | None = None,
@@ -91,6 +93,9 @@ def compare(
         name: what the network is called in the record.
         settings: how the networks were made, as plain values.
         methods: names of methods (``"none"`` is always first); default: ``METHODS.usual``.
+        symmetries: by what each of them matches, see :func:`isthmus.matching.align`; a method by more than permutations
+            is recorded as ``"weights, all"``.
+        spec: the symmetries of the network; default: discovered.
         points: positions on each line.
         headline: the split that the headline numbers use; default the last one.
         loss: see :data:`isthmus.losses.Loss`.
@@ -103,15 +108,15 @@ def compare(
         IsthmusError: whatever discovery, alignment or the lines raise.
     """
     tell = on_stage if on_stage is not None else (lambda stage, done, total: None)
-    used = [method_named(method) for method in methods]
-    steps = 2 + len(used) + 1
+    named, by = [method_named(method) for method in methods], list(symmetries)
+    steps = 2 + len(named) * len(by) + 1
     count = _count(statistics)
     tell("reading data", 0, steps)
     statistics = held(statistics)
     splits = {name: held(batches, name) for name, batches in splits.items()}
     example = first_batch(statistics).head(_EXAMPLES).to(device_of(model_a))
     problem = Problem(
-        model_a, model_b, batches=statistics, args=example.args, kwargs=example.kwargs, seed=seed
+        model_a, model_b, batches=statistics, args=example.args, kwargs=example.kwargs, seed=seed, spec=spec
     )
     tell("discovering symmetries", 0, steps)
     spec = problem.spec
@@ -139,21 +144,22 @@ def compare(
     recorded = {"none": _method(plain, chosen, None, 0.0, {})}
     alignments: dict[str, Alignment] = {}
     tell("looking at activations", 1, steps)
-    similarity = CrossRequest(_pictured(problem), Frame(spec, {}))
-    table_a, table_b, seen = dimensions_of_both(problem, similarity=similarity)
-    arrays, dimensions = _similarities(seen["similarity"]), _means(table_a, table_b)
+    table_a, table_b, seen = dimensions_of_both(problem, similarity=similarity_request(problem))
+    arrays, dimensions = similarities(seen["similarity"]), _means(table_a, table_b)
     tell("preparing the solver", 1, steps)
     _prepare_solver(max((g.size for g in spec.groups.values()), default=0), seed)
-    for done, method in enumerate(used):
-        tell(f"aligning by {method.name}", 2 + done, steps)
+    problems = [(symmetry, problem.under(symmetry)) for symmetry in by]
+    for done, (method, (symmetry, under)) in enumerate(itertools.product(named, problems)):
+        name_of_row = method_under(method.name, symmetry)
+        tell(f"aligning by {name_of_row}", 2 + done, steps)
+        under.verification.require()  # once for each symmetry, and before anything is timed
         start = time.perf_counter()
-        found = solve(problem, method)
+        found = solve(under, method)
         seconds = time.perf_counter() - start
-        alignments[method.name] = found
+        alignments[name_of_row] = found
         about = dimensions.get(method.name, {})
-        recorded[method.name] = _method(measure(found), chosen, found, seconds, about)
-        places = {g: c.index for g, c in found.couplings.items() if isinstance(c, Permutation | Monomial)}
-        arrays.update({f"permutation/{method.name}/{g}": index.numpy() for g, index in places.items()})
+        recorded[name_of_row] = _method(measure(found), chosen, found, seconds, about)
+        arrays |= arrays_of(under, name_of_row, found)
     tell("done", steps, steps)
     record = {
         "isthmus_version": isthmus.__version__,
@@ -199,6 +205,7 @@ def _method(
         "status": "no relabelling" if found is None else found.status,
         "sweeps": list(sweeps),
         "moved": {} if found is None else found.moved,
+        **({"couplings": described(found)} if found is not None and found.symmetry != "permutations" else {}),
         "matched_cost": {}
         if found is None
         else {g: {"before": before, "after": after} for g, (before, after) in found.costs.items()},
@@ -247,6 +254,12 @@ def _symmetry(spec: SymmetrySpec, verification: Verification) -> dict[str, Any]:
             {
                 "name": g.name,
                 "size": g.size,
+                "acts": g.acts.words,
+                **(
+                    {"block": {"group": g.within[-1][0], "unit": g.within[-1][1], "family": g.family}}
+                    if g.within
+                    else {}
+                ),
                 "slots": [{"tensor": s.tensor, "axis": s.axis, "index": str(s.index)} for s in g.slots],
             }
             for g in spec.groups.values()
@@ -269,29 +282,6 @@ def _symmetry(spec: SymmetrySpec, verification: Verification) -> dict[str, Any]:
             "tolerance": verification.tolerance,
         },
     }
-
-
-def _pictured(problem: Problem) -> dict[str, list[Tap]]:
-    """Return where each group's units are seen first, for the groups that are not too large for a picture."""
-    layers = problem.layers
-    return {
-        g: listed[:1] for g, listed in layers.taps().items() if listed and layers.sizes[g] <= _LARGEST_PICTURE
-    }
-
-
-def _similarities(found: Mapping[str, Sequence[CrossMoment]]) -> dict[str, np.ndarray]:
-    """Return correlations of A's units with B's, by group; NaN for units that never vary.
-
-    Rows that are units themselves are replaced by their mean: B lists them in another order.
-    """
-    arrays: dict[str, np.ndarray] = {}
-    for group, moments in found.items():
-        matrix: Tensor = moments[0].correlation.clone()
-        constant_a, constant_b = moments[0].constant_units
-        matrix[constant_a] = math.nan
-        matrix[:, constant_b] = math.nan
-        arrays[f"similarity/{group}"] = matrix.float().cpu().numpy()
-    return arrays
 
 
 def _means(*of_networks: DimensionTable) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from isthmus.errors import ModelError
-from isthmus.matching import OnStage
+from isthmus.matching import OnStage, symmetry_named
 from isthmus.study._compare import Comparison, compare
 from isthmus.training import (
     Dataset,
@@ -46,6 +46,7 @@ class DemoSettings:
         statistics: training examples on which methods compare activations.
         points: positions on each line.
         seed: of the pair; everything random derives from it.
+        symmetry: by what methods match besides permutations, as text (``"all"``); ``"permutations"`` for nothing more.
     """
 
     data: str = "digits"
@@ -58,6 +59,7 @@ class DemoSettings:
     statistics: int = 5000
     points: int = 11
     seed: int = 0
+    symmetry: str = "permutations"
 
     def filled(self) -> DemoSettings:
         """Return the settings with the data set's defaults in place of ``None``."""
@@ -95,12 +97,13 @@ def run_demo(
         on_download: called during a download.
 
     Raises:
-        DataError: the data cannot be had.
+        DataError: the data cannot be had, or an unknown class of symmetries.
         ModelError: an unknown family, or one that does not fit the settings or the data.
         StudyError: the training diverged.
         IsthmusError: whatever the comparison raises.
     """
     used = settings.filled()
+    more = () if used.symmetry == "permutations" else (symmetry_named(used.symmetry),)
     assert used.epochs is not None
     assert used.batch_size is not None
     if used.family == "mlp" and used.width != int(used.width):
@@ -116,13 +119,19 @@ def run_demo(
         to_batches(train_data, 1000, limit=used.statistics, seed=used.seed),
         {"train": to_batches(train_data, 2000, limit=10_000), "test": to_batches(test_data, 2000)},
         name=_describe(used, train_data),
-        settings={**asdict(used), "data_note": train_data.note, "data_digest": train_data.digest},
+        symmetries=("permutations", *more),
+        settings={**_plain(used), "data_note": train_data.note, "data_digest": train_data.digest},
         points=used.points,
         headline="test",
         seed=used.seed,
         on_stage=on_stage,
     )
     return DemoResult(model_a, model_b, comparison)
+
+
+def _plain(used: DemoSettings) -> dict[str, Any]:
+    """Return the settings as they are recorded: what is asked for beside permutations only where something is."""
+    return {k: v for k, v in asdict(used).items() if (k, v) != ("symmetry", "permutations")}
 
 
 def _trained(used: DemoSettings, name: str, data: Dataset, on_epoch: OnEpoch | None) -> nn.Module:
