@@ -186,10 +186,12 @@ def seen_layers(replica: Replica, state: Mapping[str, Tensor], batch: Batch) -> 
     modules = dict(replica.module.named_modules())
     paths = [call.path for call in calls]
     names = [p for p in _default(calls, ()) if paths.count(p) == 1 and _names(p, ("weight",))[0] in state]
-    plain = [
-        p for p in names if not isinstance(modules[p], nn.LayerNorm) or len(modules[p].normalized_shape) == 1
-    ]
+    plain = [p for p in names if not _of_several_axes(modules[p])]
     return tuple(_layer(modules[path], path, state, None) for path in plain)
+
+
+def _of_several_axes(module: nn.Module) -> bool:
+    return isinstance(module, nn.LayerNorm) and len(module.normalized_shape) != 1
 
 
 def output_layer(
@@ -333,7 +335,7 @@ def _reason(
         return "shares its weight or bias with another layer"
     if kind in _TRANSPOSED and module.groups != 1:
         return "is a grouped transposed convolution"
-    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) != 1:
+    if _of_several_axes(module):
         return "normalises several axes at once"
     return None
 
