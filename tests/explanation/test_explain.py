@@ -152,6 +152,8 @@ def test_layers_have_the_correlation_and_variance_of_their_outputs(factory: Fact
         assert layer.correlation == pytest.approx(float(correlations.mean()), abs=1e-9)
         goal = torch.lerp(deviations[0], deviations[1], t).square().sum()
         assert layer.variance == pytest.approx(float(deviations[2].square().sum() / goal), rel=1e-9)
+        mixed = torch.lerp(seen[0], seen[1], t).square().mean(1).sum()
+        assert layer.kept == pytest.approx(float(mixed / goal), rel=1e-9)
         assert layer.units == len(correlations)
 
 

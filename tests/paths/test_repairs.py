@@ -343,6 +343,16 @@ def test_several_networks_get_the_mean_of_their_statistics() -> None:
             close(found[name][k], goal, 2e-6 * float(goal.abs().max()) + 2e-6)
 
 
+def test_a_last_batch_of_one_example_has_no_variance_and_is_left_out() -> None:
+    def vectors() -> nn.Module:
+        return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+    a, b, data = seeded(vectors, 0), seeded(vectors, 1), examples()
+    odd = [*data, (normal(1, 5, seed=4), torch.tensor([0]))]
+    found, wanted = (merge([a, b], repair="batchnorm", batches=d) for d in (odd, data))
+    assert torch.equal(found["1.running_var"], wanted["1.running_var"])
+
+
 def test_one_network_is_left_as_it_is() -> None:
     a, b = seeded(mlp, 0), seeded(mlp, 1)
     found = merged([a, b], [1, 0], repair="repair", batches=examples())

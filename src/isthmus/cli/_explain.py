@@ -91,9 +91,11 @@ def _tables(explained: Explanation) -> list[str | Table]:
     """Return the sentences, and tables of layers, stages and classes."""
     found: list[str | Table] = [str(explained)]
     if explained.layers:
-        table = _table("layer", "units", "correlation", "variance left")
+        table = _table("layer", "units", "correlation", "kept by its units", "variance left")
         for layer in explained.layers:
-            table.add_row(layer.name, str(layer.units), _shown(layer.correlation), _shown(layer.variance))
+            table.add_row(
+                layer.name, str(layer.units), *map(_shown, (layer.correlation, layer.kept, layer.variance))
+            )
         found += ["", table]
     if explained.stages:
         table = _table("layers up to", "rise", "added")

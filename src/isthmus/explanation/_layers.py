@@ -24,6 +24,8 @@ class LayerStatistics:
         name: of the module.
         units: number of its units.
         correlation: mean over units of the correlation of A's and B's output, over the data; None where no unit varies.
+        kept: variance that the mix of A's and B's outputs has, over the same as ``variance``: what this layer's own
+            correlations leave, whatever comes before it. None where no unit varies.
         variance: variance at the point, summed over units, over that of units with the mean deviation of the ends,
             :math:`\sum\sigma_t^2/\sum((1-t)\sigma_A+t\sigma_B)^2`. It is 1 where nothing is lost; with equal spreads
             and ends of correlation :math:`\rho` that nothing before has changed, it is
@@ -33,14 +35,15 @@ class LayerStatistics:
     name: str
     units: int
     correlation: float | None
+    kept: float | None
     variance: float | None
 
 
 class LayerTally:
-    """Collects the outputs of layers in three networks, batch by batch.
+    """Collects the outputs of layers in A, in B and, if it is run, at a point between them, batch by batch.
 
     Args:
-        t: position of the third.
+        t: position of the point.
     """
 
     def __init__(self, t: float) -> None:
@@ -58,19 +61,17 @@ class LayerTally:
         return see
 
     def end(self) -> None:
-        """Take the batch that all three have seen.
+        """Take the batch that all have seen.
 
         The covariance is that of sums and differences, whose moments merge exactly.
         """
         for layer in {layer for layer, _ in self._now}:
-            seen = [self._now.get((layer, k)) for k in range(3)]
-            rows = [s for s in seen if s is not None]
-            if len(rows) < 3 or len({r.shape for r in rows}) > 1:
+            parts = {k: self._now[layer, k] for k in range(3) if (layer, k) in self._now}
+            if not {0, 1} <= parts.keys() or len({part.shape for part in parts.values()}) > 1:
                 continue
-            parts = {0: rows[0], 1: rows[1], 2: rows[2]}
             for k, values in parts.items():
                 self._single[layer, k] = _merged(self._single.get((layer, k)), values)
-            for k, values in enumerate((rows[0] + rows[1], rows[0] - rows[1])):
+            for k, values in enumerate((parts[0] + parts[1], parts[0] - parts[1])):
                 self._joint[layer, k] = _merged(self._joint.get((layer, k)), values)
         self._now.clear()
 
@@ -79,17 +80,20 @@ class LayerTally:
         return tuple(self._of(layer) for layer in layers if (layer, 0) in self._single)
 
     def _of(self, layer: HeldLayer) -> LayerStatistics:
-        a, b, point = (self._single[layer, k].deviation for k in range(3))
+        a, b = (self._single[layer, k].deviation for k in range(2))
+        point = self._single.get((layer, 2))
         total, difference = (self._joint[layer, k].deviation.square() for k in range(2))
         size = float(torch.stack([a, b]).square().mean())
         varies = (a.square() > _CONSTANT * size) & (b.square() > _CONSTANT * size)
         correlations = ((total - difference) / 4)[varies] / (a * b)[varies]
-        goal = torch.lerp(a, b, self._t).square().sum()
+        goal, t = torch.lerp(a, b, self._t).square().sum(), self._t
+        joint = (1 - t) ** 2 * a.square() + t**2 * b.square() + t * (1 - t) * (total - difference) / 2
         return LayerStatistics(
             layer.path,
             len(a),
             float(correlations.clamp(-1, 1).mean()) if bool(varies.any()) else None,
-            float(point.square().sum() / goal) if float(goal) > 0 else None,
+            float(joint.sum() / goal) if float(goal) > 0 else None,
+            float(point.deviation.square().sum() / goal) if point is not None and float(goal) > 0 else None,
         )
 
 

@@ -167,7 +167,7 @@ def recompute_of(
         ModelError: ``"batchnorm"`` without a module.
     """
     if refresh == "auto" and batches is not None:
-        batches = _Larger(reusable(batches))
+        batches = LargerBatches(reusable(batches))
     refresh = chosen_refresh(refresh, model.source if isinstance(model, Replica) else model, batches)
     if refresh is None:
         return None
@@ -190,7 +190,7 @@ def _batchnorm(model: nn.Module | Replica, batches: Batches) -> Recompute:
     return Recompute(function, frozenset(statistics_names(replica.source)))
 
 
-class _Larger:
+class LargerBatches:
     """The batches of more than one example: a last batch of one has no variance. All, where none is larger."""
 
     def __init__(self, batches: Batches) -> None:

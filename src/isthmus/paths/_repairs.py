@@ -17,6 +17,7 @@ from isthmus.losses import Loss
 from isthmus.moments import keeps_running_statistics, refresh_batchnorm, statistics_names
 from isthmus.paths._channels import ChannelRepair
 from isthmus.paths._data_free import WeightRepair
+from isthmus.paths._refreshed import LargerBatches
 from isthmus.paths._temperature import Temperature
 from isthmus.replica import Replica
 from isthmus.states import State
@@ -235,7 +236,7 @@ def _steps(
             return (WeightRepair(replica, parents, shown),)
         return (ChannelRepair(replica, parents, _noise_like(shown)),)
     assert batches is not None, "refused before"
-    anew = _BatchNorm(replica, batches)
+    anew = _BatchNorm(replica, LargerBatches(batches))
     if name == "batchnorm":
         if not keeps_running_statistics(replica.source):
             raise ModelError(
