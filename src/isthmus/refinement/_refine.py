@@ -45,7 +45,7 @@ def refine(
     loss: Loss | None = None,
     steps: int | None = None,
     seconds: float | None = None,
-    rate: float = 0.05,
+    rate: float = 0.2,
     spread: float = 0.0,
     every: int = 50,
     batch_size: int | None = None,
@@ -78,7 +78,7 @@ def refine(
         alignment: where to begin, an alignment of B to A; None begins with B as it is.
         batches: training data with targets (see :mod:`isthmus.batches`), shuffled, not sorted by class.
         loss: see :data:`isthmus.losses.Loss`; its default is that of :func:`isthmus.line`.
-        steps: of the optimiser; default 600 without ``seconds``.
+        steps: of the optimiser; default 500 without ``seconds``.
         seconds: by the clock; what is reached then depends on the machine.
         rate: at which the optimiser begins (see :class:`Settings`): tuned first. Too small a rate does little in so
             many steps; too large a one shows as a held-out barrier that rises, and the start is returned.
@@ -111,9 +111,8 @@ def refine(
         VerificationError: B's function changed.
 
     Source:
-        Peña et al. 2023 (arXiv:2212.12042) learn permutations on the path, Theus et al. 2025 (arXiv:2506.22712) a
-        transformer's rotations. Ours learns what is continuous of every discovered group, factors included, and
-        leaves the order as it was found.
+        Theus et al. 2025 learn permutations and rotations of transformers on the path. Ours learns what is continuous
+        of every discovered group, factors included, and leaves the order as it was found.
     """
     settings = Settings(steps, seconds, rate, spread, every, seed)
     if alignment is not None and spec is not None:

@@ -115,4 +115,4 @@ def refined_method(
 
 
 REFINED = refined_method("correlation", name="refined")
-"""Correlation matching, refined by 600 steps: ``--method isthmus.refinement:REFINED``."""
+"""Correlation matching, refined by 500 steps: ``--method isthmus.refinement:REFINED``."""

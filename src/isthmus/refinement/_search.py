@@ -23,6 +23,8 @@ __all__ = ["Learnt", "Search"]
 
 BETAS = (0.9, 0.99)
 """Averages of Adam: the second one short, since a search takes some hundred steps."""
+_TURN = 0.1
+"""Rate of rotations and maps, of that of factors: every entry of a large matrix moves at once."""
 _TELL = 10
 """Steps between calls of the callback."""
 
@@ -100,7 +102,7 @@ class Search:
     def _adam(self) -> torch.optim.Adam:
         rate = self.settings.rate
         groups = [
-            {"params": [part.tangent], "lr": rate if isinstance(part, Factors) else rate / 5}
+            {"params": [part.tangent], "lr": rate if isinstance(part, Factors) else _TURN * rate}
             for part in self.elements.parts.values()
         ]
         for group in groups:
