@@ -36,6 +36,7 @@ CORE = {
     "paths",
     "connectivity",
     "merging",
+    "explanation",
     "refinement",
 }
 ALLOWED = {
@@ -48,6 +49,7 @@ ALLOWED = {
     "paths": LOW | {"symmetry", "transport", "layers", "moments"},
     "connectivity": LOW | {"symmetry", "transport", "layers", "moments", "matching", "paths"},
     "merging": LOW | {"symmetry", "transport", "layers", "moments", "matching", "paths"},
+    "explanation": LOW | {"symmetry", "transport", "layers", "moments", "matching", "paths"},
     "refinement": LOW | {"symmetry", "matching"},
     "pretrained": LOW | CORE,
     "certificates": LOW | {"symmetry", "transport", "layers"},

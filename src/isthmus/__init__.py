@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         SymmetryError,
         VerificationError,
     )
+    from isthmus.explanation import Explanation, explain
     from isthmus.folding import Folded, fold
     from isthmus.matching import METHODS, Alignment, DimensionTable, align, dimension, match
     from isthmus.merging import merge
@@ -58,6 +59,8 @@ __all__ = [
     "interpolate",
     "loss_barrier",
     "merge",
+    "explain",
+    "Explanation",
     "refine",
     "fold",
     "Folded",
@@ -89,6 +92,7 @@ _HOMES = {
         "SymmetryError",
         "VerificationError",
     ),
+    "explanation": ("Explanation", "explain"),
     "folding": ("Folded", "fold"),
     "matching": ("METHODS", "Alignment", "DimensionTable", "align", "dimension", "match"),
     "merging": ("merge",),

@@ -191,32 +191,35 @@ def bind(
 
 
 def evaluate(
-    model: nn.Module,
+    model: nn.Module | Replica,
     batches: Batches,
     *,
     state: Mapping[str, Tensor] | None = None,
     loss: Loss | None = None,
+    read: Callable[[Any], Tensor] | None = None,
 ) -> Evaluation:
     """Return the mean loss and accuracy of a model over all examples of ``batches``.
 
     Args:
-        model: a module in evaluation mode.
+        model: a module in evaluation mode, or a private copy of it that is used again.
         batches: see :mod:`isthmus.batches`, with targets.
         state: tensors to run the module with; None takes its own.
         loss: see :data:`isthmus.losses.Loss`; by default the network's own for a network of transformers with labels
             among its inputs, else cross-entropy.
+        read: from all that the network returns to the output that is scored; by default ``logits``, else the first.
 
     Raises:
         ModelError: the model is in training mode, or a loss is NaN or infinite.
         DataError: no batches, no targets, labels out of range, or none that counts.
     """
-    require_evaluation(model)
+    require_evaluation(model.source if isinstance(model, Replica) else model)
+    replica = Replica.of(model)
+    model = replica.source
     data = (completed(model, batch) for batch in iterate(batches))
     first = next(data)
-    replica = Replica(model)
     with configs_kept(model):
         whole = bind(replica, state, read=lambda output: output)
-        scorer = scorer_for(loss, model, first, whole)
+        scorer = scorer_for(loss, model, first, whole, read)
         run = bind(replica, state, read=scorer.read)
         parts, examples = list[Scores](), 0
         for batch in chain((first,), data):

@@ -29,7 +29,7 @@ Cli = Callable[..., Any]
 def test_help_lists_the_commands(isthmus: Cli) -> None:
     result = isthmus("--help")
     assert result.code == 0
-    for command in ("demo", "symmetry", "fold", "align", "line", "merge"):
+    for command in ("demo", "symmetry", "fold", "align", "line", "explain", "merge"):
         assert command in result.out
 
 
@@ -127,11 +127,22 @@ def test_align_by_what_the_network_allows(isthmus: Cli, project: Path) -> None:
     result = isthmus(*command, "--symmetry", "all", "--out", "all.safetensors", "--json")
     assert result.code == 0, result.err
     assert set(result.json["kinds"]) == {"Monomial"}
+    assert result.json["symmetry"] == "all"
+    assert {g["kind"] for g in result.json["groups"].values()} == {"scales"}
+    assert all(g["similarity"][0] < g["similarity"][1] for g in result.json["groups"].values())
     assert result.json["verification_error"] < 1e-10
     assert Alignment.load("all.safetensors").kinds == result.json["kinds"]
     printed = isthmus(*command, "--symmetry", "positive,signed", "--out", "some.safetensors", "--verbose")
     assert printed.code == 0, printed.err
-    assert "by Monomial" in printed.out
+    assert "2 by scales" in printed.out
+    assert re.search(
+        r"layers\.0  12 units: scales and permutation, factors .*; similarity .* → .*, matched", printed.out
+    )
+    plain = isthmus(*command, "--out", "plain.safetensors")
+    assert plain.out.endswith(
+        "Of 2 groups this network allows more than permutations: positive scales in 2; --symmetry all uses them.\n"
+    )
+    assert "--symmetry" not in isthmus(*command, "--symmetry", "all", "--out", "all.safetensors").out
     unknown = isthmus(*command, "--symmetry", "mirrors", "--out", "none.safetensors")
     assert unknown.code == 2
     assert "mirrors" in unknown.err

@@ -270,7 +270,7 @@ def test_an_alignment_is_a_few_lines_unless_every_group_is_asked_for() -> None:
     assert "Note: note 2\n2 more notes with --verbose." in short
     assert short.count("\n") < 8
     whole = alignment_text(alignment, verbose=True)
-    assert whole.count("75.0% moved, matched cost 3 → 1") == 40
+    assert whole.count("4 units: permutation, 3 moved, matched cost 3 → 1") == 40
     assert "Note: note 4" in whole
 
 

@@ -142,7 +142,16 @@ def test_plain_merge(isthmus: Cli, models: Path) -> None:
         (["merge", "a", "b", "--out", "m", "--max-shard-size", "much"], "Shard size"),
         (
             ["merge", "a", "b", "--out", "m", "--refresh", "batchnorm", "--data", "mydata:batches"],
-            "--refresh runs",
+            "these networks have no BatchNorm that keeps any",
+        ),
+        (
+            ["merge", "a", "b", "--out", "m", "--refresh", "batchnorm"],
+            "--refresh batchnorm runs the network: give",
+        ),
+        (["merge", "a", "b", "--out", "m", "--repair", "repair"], "repair='repair' needs batches"),
+        (
+            ["merge", "a", "b", "--out", "m", "--repair", "glue"],
+            "Unknown repair 'glue': expected one of none, batchnorm",
         ),
         (["align", "a", "b", "--out", "x.safetensors", "--method", "covariance"], "compares activations"),
     ],

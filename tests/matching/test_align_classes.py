@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +14,18 @@ from torch import Tensor, nn
 import isthmus
 from isthmus.batches import Batch
 from isthmus.couplings import Coupling, Linear, Monomial, Permutation
-from isthmus.errors import DataError
-from isthmus.matching import METHODS, Alignment, Problem, classes_of, solve, solvers_of
+from isthmus.errors import DataError, SymmetryError
+from isthmus.matching import (
+    METHODS,
+    Alignment,
+    Problem,
+    classes_of,
+    method_under,
+    solve,
+    solvers_of,
+    symmetry_named,
+    symmetry_text,
+)
 from isthmus.states import state_of
 from isthmus.symmetry import Acts, AxisGroup, Relabelling, SymmetrySpec, drawn_elements
 from isthmus.testing import gpt, llama, randomise_state, reference_inputs, reference_network
@@ -85,7 +97,7 @@ def test_planted_elements_of_the_whole_group_are_found_by_weights(name: str) -> 
     assert error_of(permuted, name) > 1e-3
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", METHODS.usual)
 @pytest.mark.parametrize("name", ["relu", "tanh", "llama"])
 def test_every_method_takes_classes_and_leaves_the_function_alone(name: str, method: str) -> None:
     """One side alone holds factors back to e, so large ones are only approached."""
@@ -101,7 +113,7 @@ def test_every_method_takes_classes_and_leaves_the_function_alone(name: str, met
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", METHODS.usual)
 def test_batch_norm_takes_factors_on_its_gains(method: str) -> None:
     model, other, _, _, x = planted("resnet20")
     found = isthmus.align(model, other, batches=[Batch((x,))], method=method, symmetry="all")
@@ -120,7 +132,7 @@ def test_permutations_are_what_they_were() -> None:
         Problem(model, other, batches=[Batch((x,))], symmetry=s) for s in ("permutations", ["permutation"])
     ]
     assert all(problem.permutes for problem in problems)
-    for method in METHODS:
+    for method in METHODS.usual:
         plain = isthmus.align(model, other, batches=[Batch((x,))], method=method, check=False)
         for problem in problems:
             found = solve(problem, method, check=False)
@@ -232,3 +244,100 @@ def test_streams_of_folded_transformers_are_turned_and_heads_within(
     # By activations the factors of the gated units are held back to e.
     assert total < (1e-20 if (name, method) != ("llama", "activations") else 1e-4) * scale
     assert found.kinds["Rotation"] == 1
+
+
+def test_an_alignment_says_what_each_group_does() -> None:
+    model, other, spec, _, x = planted("llama")
+    found = isthmus.align(model, other, args=x[:2], method="weights", symmetry="all")
+    assert found.symmetry == "all"
+    assert set(found.similarities) == {
+        n for n, c in found.couplings.items() if not isinstance(c, Permutation)
+    }
+    assert all(before < 0.99 < 1 - 1e-9 < after for before, after in found.similarities.values())
+    mixed = next(n for n, c in found.couplings.items() if isinstance(c, Linear))
+    assert re.fullmatch(
+        r"invertible map, 2 dimensions, condition number \S+; similarity -?0\.\d\d → 1\.00",
+        found.describe(mixed),
+    )
+    still = next(n for n in spec.groups if n not in found.similarities)
+    assert found.describe(still) == str(found.summaries[still])
+    with pytest.raises(SymmetryError, match=r"no group named 'nothing'; the alignment has \["):
+        found.describe("nothing")
+    assert not found.inverse().similarities
+    assert isthmus.align(model, other, args=x[:2], symmetry=["signed", "general"]).symmetry == (
+        "signed",
+        "general",
+    )
+    plain = isthmus.align(model, other, args=x[:2])
+    assert (plain.symmetry, plain.similarities, plain.larger) == ("permutations", {}, ())
+
+
+def test_similarities_are_those_of_what_a_group_acts_on_and_are_stored(tmp_path: Path) -> None:
+    """By hand, for one hidden layer: all that its units touch, before and after, the rest left out."""
+    model, other = (nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).eval() for _ in range(2))
+    found = isthmus.align(model, other, args=torch.zeros(1, 3), method="weights", symmetry="all")
+
+    def touched(state: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([state[n].flatten() for n in ("0.weight", "0.bias", "2.weight")]).double()
+
+    ours = touched(state_of(model))
+    expected = [
+        float(torch.cosine_similarity(ours, touched(state), dim=0))
+        for state in (state_of(other), found.apply(state_of(other)))
+    ]
+    assert found.similarities["0"] == pytest.approx(expected, abs=1e-6)
+    found.save(tmp_path / "found.safetensors")
+    assert Alignment.load(tmp_path / "found.safetensors").similarities == found.similarities
+
+
+def test_what_counts_on_folded_gains_is_refused_where_they_are_not_one() -> None:
+    model, _, _, _, x = planted("llama")
+    folded = isthmus.fold(model, x[:2], untie=True, add_biases=True)
+    net = folded.network()
+    spec = isthmus.discover(net, x[:2], ones=folded.folded_gains, zeros=folded.folded_biases)
+    state = {n: t.clone() for n, t in state_of(net).items()}
+    found = isthmus.align(net, state, args=x[:2], spec=spec, method="weights", symmetry="all", check=False)
+    gain = folded.folded_gains[0]
+    later = {**state, gain: state[gain] * 1.5}
+    with pytest.raises(SymmetryError, match=f"found for networks in which '{gain}' holds nothing but ones"):
+        found.apply(later)
+    assert torch.equal(found.apply(later, check=False)[gain], later[gain])
+
+
+def test_methods_under_a_symmetry_have_a_name_and_symmetries_a_text() -> None:
+    assert method_under("weights", "permutations") == "weights"
+    assert method_under("weights", "all") == "weights, all"
+    for text in ("permutations", "all", "signed,positive"):
+        assert symmetry_text(symmetry_named(text)) == text
+    with pytest.raises(DataError, match="unknown symmetry 'mirrors'"):
+        symmetry_named("signed,mirrors")
+
+
+def test_merge_matches_by_classes() -> None:
+    model, other, _, _, x = planted("tanh")
+    merged = isthmus.merge([model, other], align="weights", symmetry="all", args=x[:2])
+    for name, tensor in state_of(model).items():
+        assert torch.allclose(merged[name], tensor, atol=1e-9)
+    with pytest.raises(DataError, match=r"symmetry='all' says by what align matches. Give align"):
+        isthmus.merge([model, other], symmetry="all", model=model)
+
+
+def test_a_problem_under_other_classes_shares_what_was_collected_and_finds_the_same() -> None:
+    model, other, _, _, x = planted("tanh")
+    first = Problem(model, other, batches=[Batch((x,))])
+    assert first.verification.elements == 0
+    first.prepare(inputs=True, joint=True)
+    second = first.under("all")
+    assert second.traced is first.traced
+    assert second.joint_moments() is first.joint_moments()
+    assert second.verification.elements > 0
+    assert first.under("permutations").verification is first.verification
+    assert (first.permutes, second.permutes) == (True, False)
+    for method in METHODS:
+        fresh = isthmus.align(model, other, batches=[Batch((x,))], method=method, symmetry="all")
+        shared = solve(second, method)
+        assert shared.costs == fresh.costs
+        for name, coupling in fresh.couplings.items():
+            assert torch.equal(coupling.matrix(), shared.couplings[name].matrix())
+    with pytest.raises(DataError, match="unknown symmetry 'mirrors'"):
+        first.under(["mirrors"])

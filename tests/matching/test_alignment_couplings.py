@@ -64,7 +64,14 @@ def test_couplings_of_every_kind_are_stored(kind: str, tmp_path: Path) -> None:
     expected = "isthmus-alignment-1" if kind == "permutation" else "isthmus-alignment-2"
     assert load_metadata(tmp_path / "one.safetensors")["format"] == expected
     assert "\n" not in repr(again)
-    assert (f"1 by {type(given[names[0]]).__name__}" in str(again)) == (kind != "permutation")
+    words = {
+        "monomial": "signs and scales",
+        "rotation": "rotation",
+        "linear": "invertible map",
+        "nested": "blocks",
+    }
+    assert (f"(1 by {words.get(kind, 'transport plan')})" in str(again)) == (kind != "permutation")
+    assert again.larger == ((names[0],) if kind != "permutation" else ())
     if kind != "permutation":
         with pytest.raises(SymmetryError, match=f"group {names[0]!r}: expected a permutation, found"):
             _ = again.permutations

@@ -133,8 +133,8 @@ SLOW = ("resnet20_zero_pad", "bert 2", "llama 2")
 def cases() -> Iterator[Any]:
     """Yield every network with every method; by default each network meets two of them, and all meet several."""
     for k, name in enumerate(NETWORKS):
-        for i, method in enumerate(METHODS):
-            quick = name not in SLOW and i in (k % len(METHODS), (k + 2) % len(METHODS))
+        for i, method in enumerate(METHODS.usual):
+            quick = name not in SLOW and i in (k % len(METHODS.usual), (k + 2) % len(METHODS.usual))
             yield pytest.param(name, method, marks=() if quick else pytest.mark.slow)
 
 

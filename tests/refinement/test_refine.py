@@ -22,7 +22,7 @@ from isthmus.errors import (
 )
 from isthmus.matching import Alignment, Problem, SinglePass, Status, Then
 from isthmus.networks import gpt
-from isthmus.refinement import Elements, Refine, Settings, refine, refined_method
+from isthmus.refinement import Elements, Refine, RefineSettings, refine, refined_method
 from isthmus.symmetry import Acts, apply, random_element
 
 
@@ -285,9 +285,11 @@ def test_any_loss_is_refined(name: str) -> None:
 
 def test_the_schedule_refines_what_the_one_before_it_found(pair: tuple[nn.Module, nn.Module]) -> None:
     problem = Problem(*pair, batches=batches())
-    schedule = Then(SinglePass(), Refine(problem, Settings(steps=40)))
+    schedule = Then(SinglePass(), Refine(problem, RefineSettings(steps=40)))
     found = isthmus.align(*pair, batches=batches(), method="correlation", schedule=schedule)
-    by_method = isthmus.align(*pair, batches=batches(), method=refined_method(settings=Settings(steps=40)))
+    by_method = isthmus.align(
+        *pair, batches=batches(), method=refined_method(settings=RefineSettings(steps=40))
+    )
     assert found.kinds == by_method.kinds == {"Monomial": 2}
     assert by_method.method == "correlation-refined"
     for name, coupling in found.couplings.items():
@@ -315,12 +317,12 @@ def test_seconds_end_a_search(pair: tuple[nn.Module, nn.Module], start: Alignmen
 @pytest.mark.parametrize("option", ["steps", "seconds", "rate", "every"])
 def test_numbers_out_of_range_are_refused(option: str) -> None:
     with pytest.raises(DataError, match=f"expected {option} above 0, found -1"):
-        Settings(**{option: -1})
+        RefineSettings(**{option: -1})
 
 
 def test_a_spread_beyond_the_path_is_refused() -> None:
     with pytest.raises(DataError, match="expected spread from 0 to 1, found 2"):
-        Settings(spread=2)
+        RefineSettings(spread=2)
 
 
 def test_bad_input_is_refused(pair: tuple[nn.Module, nn.Module], start: Alignment) -> None:

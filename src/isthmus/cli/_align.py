@@ -12,7 +12,7 @@ from isthmus.cli import _console as console
 from isthmus.cli import _folders as folders
 from isthmus.cli import _options as options
 from isthmus.cli._pair import align_pair, data_for, load_pair, training_part
-from isthmus.cli._texts import alignment_text
+from isthmus.cli._texts import alignment_text, larger_hint, told_groups
 from isthmus.errors import DataError, OutputError
 from isthmus.refinement import refine as refine_on_the_path
 from isthmus.states import state_of
@@ -66,12 +66,9 @@ def align(
             "what --apply writes."
         )
     in_folders = folders.are_folders(a, b, model)
-    if in_folders and symmetry != "permutations":
-        raise DataError(
-            f"--symmetry {symmetry}: model folders are aligned by permutations. Give --model TARGET with checkpoints "
-            "of both networks, whose whole symmetry is matched, or leave --symmetry out."
-        )
+    matched_by = options.symmetry_of(symmetry)
     if in_folders:
+        folders.check_symmetry(symmetry)
         folders.check_output(apply, max_shard_size)
     wanted = options.output_names(outputs)
     budget = _budget(refine, refine_steps, refine_seconds, loss, data, in_folders)
@@ -101,7 +98,7 @@ def align(
                 batches=batches,
                 shapes=shape,
                 outputs=wanted,
-                symmetry=options.symmetry_of(symmetry),
+                symmetry=matched_by,
                 seed=seed,
                 tell=tell,
             )
@@ -119,7 +116,9 @@ def align(
         "method": alignment.method,
         "status": alignment.status,
         "moved": alignment.moved,
+        "symmetry": symmetry,
         "kinds": alignment.kinds,
+        "groups": told_groups(alignment),
         "costs": {g: list(c) for g, c in alignment.costs.items()},
         "sweeps": list(alignment.sweeps),
         "notes": [*notes, *alignment.notes],
@@ -131,6 +130,9 @@ def align(
     }
     told = f"{alignment_text(alignment, verbose)}\nWritten to {out}"
     told += f", B relabelled to {apply}" if apply else ""
+    if not in_folders and matched_by == "permutations":
+        hint = larger_hint([group.acts.words for group in alignment.spec.groups.values()])
+        told += f"\n{hint}" if hint else ""
     console.emit(value, json, told + folders.unused(written))
 
 

@@ -16,6 +16,7 @@ from isthmus import __version__
 from isthmus.cli import _console as console
 from isthmus.cli._align import align
 from isthmus.cli._demo import demo
+from isthmus.cli._explain import explain
 from isthmus.cli._fold import fold
 from isthmus.cli._line import line
 from isthmus.cli._merge import merge
@@ -57,7 +58,7 @@ def options(
     """Take the options that belong to no command."""
 
 
-for command in (demo, symmetry, fold, align, line, merge):
+for command in (demo, symmetry, fold, align, line, explain, merge):
     app.command()(command)
 app.add_typer(study)
 app.add_typer(theory, name="theory")

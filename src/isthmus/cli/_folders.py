@@ -19,6 +19,7 @@ __all__ = [
     "align_folders",
     "are_folders",
     "check_output",
+    "check_symmetry",
     "merge_folders",
     "open_pair",
     "relabel_folder",
@@ -70,6 +71,19 @@ def check_output(out: Path | None, max_shard_size: str) -> None:
         free_target(out)
 
 
+def check_symmetry(symmetry: str | None) -> None:
+    """Check that model folders can be aligned by what was asked for.
+
+    Raises:
+        DataError: by more than permutations.
+    """
+    if symmetry not in (None, "permutations"):
+        raise DataError(
+            f"--symmetry {symmetry}: model folders are aligned by permutations. Give --model TARGET with checkpoints "
+            "of both networks, whose whole symmetry is matched, or leave --symmetry out."
+        )
+
+
 def align_folders(
     a: OpenedModel,
     b: OpenedModel,
@@ -117,16 +131,22 @@ def merge_folders(
     *,
     weight: float,
     alignment: Alignment | None,
+    batches: Batches | None,
+    repair: str | None,
+    loss: str | None,
     max_shard_size: str,
     bar: Any,
 ) -> Written:
-    """Write the average of two model folders, with progress."""
+    """Write the average of two model folders, with progress; with data or a repair its network is run."""
     tell = console.stages(bar)
     return pretrained.merge(
         pair,
         out,
         [1 - weight, weight],
         alignments=[alignment],
+        batches=batches,
+        repair=repair,
+        loss=loss,
         max_shard_size=max_shard_size,
         on_progress=lambda *at: tell("merging", *at[1:]),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -15,12 +15,13 @@ from isthmus.cli import _console as console
 from isthmus.cli import _options as options
 from isthmus.cli._pair import data_for, load_pair
 from isthmus.cli._relabel import Relabel
+from isthmus.cli._texts import larger_moves, told_groups
 from isthmus.connectivity import Line
 from isthmus.connectivity import line as measure
 from isthmus.errors import DataError
 from isthmus.files import atomic_folder
 from isthmus.losses import is_pretrained
-from isthmus.matching import Alignment
+from isthmus.matching import Alignment, method_under, symmetry_text
 from isthmus.report import draw_line
 
 __all__ = ["line"]
@@ -34,6 +35,7 @@ def line(
     model: options.OptionalModel = None,
     alignment: options.AlignmentFile = None,
     method: options.RelabelMethod = None,
+    symmetry: options.RelabelSymmetry = None,
     data_dir: options.DataDir = None,
     normalise: options.NormaliseChoice = None,
     shape: options.Shape = None,
@@ -70,6 +72,7 @@ def line(
             help="The part of the data on which BatchNorm statistics are recomputed. Default `train`, else the first."
         ),
     ] = None,
+    repair: options.RepairChoice = None,
     lipschitz: Annotated[
         float | None,
         typer.Option(
@@ -88,7 +91,7 @@ def line(
     console.refuse_inputs({"--out": out}, [p for p in (a, b, alignment) if p is not None])
     count = _points(points)
     named = options.output_names(outputs)
-    chosen = Relabel(alignment, method, shape, named, seed)
+    chosen = Relabel(alignment, method, shape, named, seed, symmetry)
     with atomic_folder(out) as folder, console.progress() as bar:
         tell = console.stages(bar)
         tell("reading networks and data", 0, 2)
@@ -108,23 +111,41 @@ def line(
             outputs=named[0] if named is not None and len(named) == 1 else None,
             refresh=options.refresh_of(refresh),
             refresh_batches=None if refresh_data is None else _part(found, refresh_data),
+            repair=repair,
             alignment=relabelling,
             precision=precision,
             bootstrap=bootstrap,
             generator=torch.Generator().manual_seed(seed),
         )
-        _write(measured, folder, relabelling)
-    console.emit(measured.to_dict(), json, f"{measured}\n\nWritten to {out}")
+        value = _write(measured, folder, relabelling)
+    told = [
+        str(measured),
+        *_moves(relabelling),
+        "",
+        f"Written to {out}",
+    ]
+    console.emit(value, json, "\n".join(told))
 
 
-def _write(measured: Line, folder: Path, relabelling: Alignment | None) -> None:
-    """Write ``line.json`` and ``line.png`` into an existing folder."""
-    name = "without relabelling" if relabelling is None else relabelling.method
+def _write(measured: Line, folder: Path, relabelling: Alignment | None) -> dict[str, Any]:
+    """Write ``line.json`` and ``line.png`` into an existing folder, and return what stands in the first."""
+    name, value = "without relabelling", measured.to_dict()
+    if relabelling is not None:
+        name = method_under(relabelling.method, relabelling.symmetry)
+        if relabelling.larger:
+            value |= {"symmetry": symmetry_text(relabelling.symmetry), "groups": told_groups(relabelling)}
     picture = draw_line(
         {split: curve.to_dict() for split, curve in measured.curves.items()}, name, measured.unit
     )
-    console.write_json(folder / "line.json", measured.to_dict())
+    console.write_json(folder / "line.json", value)
     (folder / "line.png").write_bytes(picture)
+    return value
+
+
+def _moves(relabelling: Alignment | None) -> list[str]:
+    """Return what acts on B's units, where that is more than permutations."""
+    moves = [] if relabelling is None else larger_moves(relabelling)
+    return ["B's units:", *moves] if moves else []
 
 
 def _ignoring(loss: str | None, ignore_index: int | None, model: nn.Module) -> str | None:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from isthmus.errors import DataError
-from isthmus.matching import METHODS
+from isthmus.matching import METHODS, symmetry_named
+from isthmus.paths import REPAIRS
 
 __all__ = [
     "DATA_HELP",
@@ -28,6 +29,9 @@ __all__ = [
     "OutputNames",
     "RefreshChoice",
     "RelabelMethod",
+    "RelabelSymmetry",
+    "RepairChoice",
+    "RepairLoss",
     "Seed",
     "Shape",
     "SymmetryChoice",
@@ -68,8 +72,8 @@ SymmetryChoice = Annotated[
     str,
     typer.Option(
         metavar="CLASSES",
-        help="What may act on the units: `permutations`, `all` that the network allows, or classes such as "
-        "`signed,positive`.",
+        help="What may act on the units: `permutations`, `all` that the network allows, or the largest classes wanted, "
+        "such as `signed,positive`.",
     ),
 ]
 RelabelMethod = Annotated[
@@ -117,6 +121,32 @@ RefreshChoice = Annotated[
         "insists, `none` leaves them.",
     ),
 ]
+RelabelSymmetry = Annotated[
+    str | None,
+    typer.Option(
+        "--symmetry",
+        metavar="CLASSES",
+        help="By what --method matches: `permutations` (default), `all` that the network allows, or classes such as "
+        "`signed,positive`.",
+    ),
+]
+RepairChoice = Annotated[
+    str | None,
+    typer.Option(
+        "--repair",
+        metavar="REPAIR",
+        help=f"Instead of a refresh: {', '.join(f'`{name}`' for name in REPAIRS)}, `temperature`, any of them with "
+        "`+temperature`, or `auto`: the one with the lowest loss on the training data.",
+    ),
+]
+RepairLoss = Annotated[
+    str | None,
+    typer.Option(
+        "--loss",
+        help="For `--repair`: `cross_entropy`, `mse`, `bce` or `model`: the network's own. Default: the network's own "
+        "for model folders, else cross-entropy.",
+    ),
+]
 MaxShardSize = Annotated[
     str, typer.Option(help="Largest weight file of a model folder that is written, such as `5GB` or `500MB`.")
 ]
@@ -128,9 +158,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print every group and every pinned axis.")]
 
 
-def symmetry_of(given: str) -> str | list[str]:
-    """Return what may act on units, as :func:`isthmus.align` takes it."""
-    return given if given in ("permutations", "all") else [name.strip() for name in given.split(",")]
+def symmetry_of(given: str) -> str | tuple[str, ...]:
+    """Return what may act on units, as :func:`isthmus.align` takes it.
+
+    Raises:
+        DataError: an unknown class.
+    """
+    return symmetry_named(given)
 
 
 def output_names(given: list[str] | None) -> list[str | int] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from isthmus.states import (
     with_versions_of,
 )
 from isthmus.study import resolve_data
-from isthmus.symmetry import Outputs
+from isthmus.symmetry import Outputs, SymmetrySpec, discover
 
 __all__ = [
     "LoadedNetwork",
@@ -180,17 +180,46 @@ def align_pair(
         IsthmusError: whatever aligning raises.
     """
     example = example_for(pair.target, data, shapes)
-    return align(
+    spec, note = None, ""
+    if symmetry != "permutations":
+        spec, note = _with_constants(pair, example, outputs)
+    found = align(
         pair.a,
         pair.b,
         batches=batches,
         method=method,
         args=example.args,
         kwargs=example.kwargs,
+        spec=spec,
         outputs=outputs,
         symmetry=symmetry,
         seed=seed,
         on_stage=tell,
+    )
+    return replace(found, notes=(*found.notes, note)) if note else found
+
+
+def _with_constants(pair: NetworkPair, example: Batch, outputs: Outputs) -> tuple[SymmetrySpec | None, str]:
+    """Return the symmetries of networks whose gains are one and biases zero, as folding leaves them, and a note.
+
+    What is one or zero in both networks stays so on the line between them, so classes may count on it. Nothing is
+    returned where there is no such tensor.
+    """
+    states = [state_of(network) for network in (pair.a, pair.b)]
+    names = [name for name, tensor in pair.a.named_parameters() if tensor.ndim == 1]
+    ones, zeros = (
+        [name for name in names if all(bool((state[name] == value).all()) for state in states)]
+        for value in (1, 0)
+    )
+    if not (ones or zeros):
+        return None, ""
+    spec = discover(pair.a, example.args, example.kwargs, outputs=outputs, ones=ones, zeros=zeros)
+    plain = discover(pair.a, example.args, example.kwargs, outputs=outputs)
+    if {n: g.acts for n, g in spec.groups.items()} == {n: g.acts for n, g in plain.groups.items()}:
+        return plain, ""
+    return spec, (
+        f"{len(ones)} gains and biases are one in both networks and {len(zeros)} are zero, as folding leaves them; the "
+        "classes of this alignment hold for networks of which that is true."
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from isthmus.matching import Alignment
-from isthmus.symmetry import AxisGroup, SymmetrySpec
+from isthmus.symmetry import Acts, AxisGroup, SymmetrySpec
 
-__all__ = ["alignment_text", "spec_text"]
+__all__ = ["alignment_text", "larger_hint", "larger_moves", "spec_text", "told_groups"]
 
 _LINES = 24
 """A table of groups up to this length is printed whole."""
@@ -56,17 +57,66 @@ def alignment_text(alignment: Alignment, verbose: bool = False) -> str:
         lines.append(
             f"Mean squared distance per unit in this metric: {before:.4g} before, {after:.4g} after."
         )
-    if verbose:
-        width = max((len(g) for g in alignment.couplings), default=5)
-        for group, (old, new) in alignment.costs.items():
-            moved = alignment.moved[group]
-            lines.append(f"  {group:<{width}}  {moved:6.1%} moved, matched cost {old:.4g} → {new:.4g}")
+    lines += _moves(alignment) if verbose else larger_moves(alignment)
     notes = [note for note in alignment.notes if note not in lines[0]]
     shown = notes if verbose else notes[:_NOTES]
     lines += [f"Note: {note}" for note in shown]
     if len(shown) < len(notes):
         lines.append(f"{len(notes) - len(shown)} more notes with --verbose.")
     return "\n".join(lines)
+
+
+def _moves(alignment: Alignment) -> list[str]:
+    """Return a line for each group."""
+    width = max((len(g) for g in alignment.couplings), default=5)
+    return [f"  {group:<{width}}  {_move(alignment, group)}" for group in alignment.couplings]
+
+
+def larger_moves(alignment: Alignment) -> list[str]:
+    """Return lines on the groups that move by more than permutations, alike ones together where they are many."""
+    summaries, larger = alignment.summaries, alignment.larger
+    if len(larger) <= _LINES // 2:
+        width = max((len(g) for g in larger), default=5)
+        return [f"  {group:<{width}}  {alignment.describe(group)}" for group in larger]
+    kinds = {
+        name: f"{summaries[name].units} {'dimensions' if summaries[name].mixes else 'units'}, "
+        f"{summaries[name].kind}"
+        for name in larger
+    }
+    return _alike(kinds.items())
+
+
+def _move(alignment: Alignment, group: str) -> str:
+    if group not in alignment.costs:
+        return alignment.describe(group)
+    old, new = alignment.costs[group]
+    return f"{alignment.describe(group)}, matched cost {old:.4g} → {new:.4g}"
+
+
+def told_groups(alignment: Alignment) -> dict[str, Any]:
+    """Return what happens to each group, for machines: its class, kind, numbers, similarity, and all of it in words."""
+    return {
+        name: {
+            "acts": str(alignment.spec.groups[name].acts),
+            **summary.to_dict(),
+            "similarity": list(alignment.similarities[name]) if name in alignment.similarities else None,
+            "text": alignment.describe(name),
+        }
+        for name, summary in alignment.summaries.items()
+    }
+
+
+def larger_hint(classes: Sequence[str]) -> str:
+    """Return one line on what a network allows beside permutations; empty where that is nothing.
+
+    Args:
+        classes: of all its groups, in words.
+    """
+    counts = Counter(words for words in classes if words != Acts.PERMUTATION.words)
+    if not counts:
+        return ""
+    allowed = ", ".join(f"{words} in {count}" for words, count in counts.most_common())
+    return f"Of {len(classes)} groups this network allows more than permutations: {allowed}; --symmetry all uses them."
 
 
 def _mean(costs: Mapping[str, tuple[float, float]], units: Mapping[str, int], end: int) -> float | None:

@@ -18,14 +18,14 @@ from isthmus.connectivity._along import (
     statistics_left,
     warned,
 )
-from isthmus.connectivity._curve import Line
+from isthmus.connectivity._curve import MIDPOINT, Line
 from isthmus.connectivity._networks import EndB
-from isthmus.connectivity._output import name_of_scored
+from isthmus.connectivity._output import name_of_scored, reader
 from isthmus.errors import DataError, ModelError, VerificationError
 from isthmus.evaluation import Relabels, bind, check_frame, relative_difference, require_evaluation
 from isthmus.losses import Loss, completed_batches
 from isthmus.moments import Refresh, averaged_buffers, buffers_note, chosen_refresh
-from isthmus.paths import Path, Straight, refreshed
+from isthmus.paths import Path, Recompute, Refreshed, Straight, refreshed, repair_of
 from isthmus.replica import Replica, differences, different_code
 from isthmus.states import State, check_finite, check_same_architecture, equal_states, state_of
 from isthmus.symmetry import Outputs
@@ -49,6 +49,7 @@ def line(
     outputs: Outputs = None,
     refresh: Refresh = "auto",
     refresh_batches: Batches | None = None,
+    repair: str | None = None,
     alignment: Relabels | None = None,
     precision: str | None = None,
     bootstrap: int = 200,
@@ -90,8 +91,12 @@ def line(
             running statistics, and ``"auto"`` does so for networks with BatchNorm; a function takes a state and
             returns one, and is told ``t`` and ``ends`` if it has parameters of these names; None or ``"none"`` leaves
             it. The ends stay as they were trained. Other paths are measured by :func:`line_along`.
-        refresh_batches: training data for ``"batchnorm"``; by default the data set named ``train``, else the first
-            that is not named as test data, else the first.
+        refresh_batches: training data for ``"batchnorm"`` and ``repair``; by default the data set named ``train``, else
+            the first that is not named as test data, else the first.
+        repair: what is done, instead of a refresh, so that *interior* points do better: a name of
+            :data:`isthmus.paths.REPAIRS`, also with ``+temperature``, or ``"auto"``: the one with the lowest loss at
+            the midpoint on the training data, none if none helps. ``settings`` say which it was. The ends stay as they
+            were trained, so a temperature lowers the line and not the chord.
         alignment: relabelling of B, with ``apply(state) -> state``.
         precision: ``"bfloat16"`` computes the products of float32 networks, ends included, in bfloat16 (about
             three digits; ``docs/line.md`` gives the error measured); None computes in the networks' dtype.
@@ -124,10 +129,17 @@ def line(
     replica = Replica(model_a)
     other = Replica(model_b) if isinstance(model_b, nn.Module) else None
     straight = Straight(states[0], states[2], check=False)
-    path, used, notes = _with_refresh(straight, refresh, replica, data.batches, refresh_batches)
+    if repair is None:
+        path, used, notes = _with_refresh(straight, refresh, replica, data.batches, refresh_batches)
+        mended: dict[str, Any] = {}
+    else:
+        _require_one(refresh)
+        path, mended, notes = _with_repair(straight, repair, replica, data.batches, refresh_batches, grid)
+        used = None
     if equal_states(*straight.ends):  # every point is the network as it was trained
         notes.clear()
-        path, used = (straight, None) if refresh == "auto" else (path, used)
+        path, used = (straight, None) if refresh == "auto" or repair is not None else (path, used)
+        mended = {"repair": "none"} if mended else {}
     elif not callable(used):
         buffers = buffers_note(averaged_buffers(model_a, straight.ends), merged=False)
         notes += [] if buffers is None else [buffers]
@@ -139,6 +151,7 @@ def line(
     same = states[2] is states[1] and error == 0.0
     settings = {
         "refresh": "none" if used is None else _name(used),
+        **mended,
         "alignment": "none" if alignment is None else getattr(alignment, "method", type(alignment).__name__),
     }
     found = measured(path, replica, EndB(states[1], other, error, same), data, grid, settings, notes)
@@ -152,8 +165,7 @@ def _with_refresh(
 
     A data set that serves is made reusable in ``data``.
     """
-    named = (name for name in ("train", *data) if name in data and not _is_test(name))
-    chosen = next(named, next(iter(data)))
+    chosen = _training_name(data)
     used = chosen_refresh(refresh, replica.source, data[chosen])
     notes: list[str] = []
     if used != "batchnorm":
@@ -165,11 +177,65 @@ def _with_refresh(
             given = data[chosen] = reusable(data[chosen])
             if _is_test(chosen):
                 notes.append(
-                    f"The running statistics of interior points were recomputed on {chosen!r}, data that the networks "
-                    "are also judged by. Give the training data as refresh_batches=..., or as a data set named 'train'."
+                    f"The running statistics of interior points were recomputed on {_judged(chosen)}"
                 )
         path = refreshed(straight, refresh, replica, given)
     return path, used, notes + statistics_left(path, replica.source, _HOW)
+
+
+def _require_one(refresh: Refresh) -> None:
+    """Refuse a refresh beside a repair."""
+    if refresh not in ("auto", "none", None):
+        raise DataError(
+            f"Measuring a line: repair and refresh={_name(refresh)!r} are both given, and each says what happens to "
+            'interior points. Leave refresh out; repair="batchnorm" recomputes running statistics.'
+        )
+
+
+def _with_repair(
+    straight: Straight,
+    repair: str,
+    replica: Replica,
+    data: dict[str, Batches],
+    given: Batches | None,
+    grid: PathOptions,
+) -> tuple[Path, dict[str, Any], list[str]]:
+    """Return the path with its repair, settings that name it, and notes on it.
+
+    A data set that serves is made reusable in ``data``.
+    """
+    chosen, notes = _training_name(data), list[str]()
+    if given is None:
+        given = data[chosen] = reusable(data[chosen])
+        if _is_test(chosen) and repair not in ("none", "data-free"):
+            notes.append(f"The interior points were repaired with {_judged(chosen)}")
+    found = repair_of(
+        repair,
+        replica,
+        straight.ends,
+        given,
+        mix=lambda: (straight.at(MIDPOINT), (1 - MIDPOINT, MIDPOINT)),
+        loss=grid.loss,
+        read=reader(grid.outputs),
+    )
+    path: Path = Refreshed(straight, Recompute(found.on_path, found.writes)) if found.steps else straight
+    settings: dict[str, Any] = {"repair": found.name}
+    if found.losses:
+        settings |= {"repair_losses": {k: round(v, 6) for k, v in found.losses.items()}}
+    return path, settings, notes + statistics_left(path, replica.source, _HOW)
+
+
+def _training_name(data: Mapping[str, Batches]) -> str:
+    """Return the data set named ``train``, else the first that is not named as test data, else the first."""
+    named = (name for name in ("train", *data) if name in data and not _is_test(name))
+    return next(named, next(iter(data)))
+
+
+def _judged(name: str) -> str:
+    return (
+        f"{name!r}, data that the networks are also judged by. Give the training data as refresh_batches=..., or as a "
+        "data set named 'train'."
+    )
 
 
 def _is_test(name: str) -> bool:

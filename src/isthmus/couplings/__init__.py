@@ -20,9 +20,11 @@ from isthmus.couplings._linear import Linear, Rotation
 from isthmus.couplings._monomial import Monomial, Permutation, as_coupling, index_of
 from isthmus.couplings._nested import Nested
 from isthmus.couplings._plan import Plan
+from isthmus.couplings._summary import CouplingSummary, summary_of
 
 __all__ = [
     "Coupling",
+    "CouplingSummary",
     "Linear",
     "Monomial",
     "Nested",
@@ -38,5 +40,6 @@ __all__ = [
     "is_orthogonal",
     "moved_fraction",
     "random_permutation",
+    "summary_of",
     "validate_permutation",
 ]

@@ -3,6 +3,7 @@
 What runs a network on data asks :func:`scorer_for` once and then scores batch by batch. Nothing here changes a module.
 """
 
+from isthmus.losses._class_rows import class_rows
 from isthmus.losses._functions import widened
 from isthmus.losses._own import completed, completed_batches, configs_kept, is_pretrained
 from isthmus.losses._scorer import Loss, Scorer, outputs_to_score, score, scorer_for
@@ -15,6 +16,7 @@ __all__ = [
     "Scores",
     "averaged",
     "class_axis_last",
+    "class_rows",
     "completed",
     "completed_batches",
     "configs_kept",

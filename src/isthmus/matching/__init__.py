@@ -12,11 +12,14 @@ from isthmus.matching._dimension import (
     dimensions_of,
     dimensions_of_both,
 )
+from isthmus.matching._frank_wolfe import FrankWolfe
 from isthmus.matching._grids import Cluster, Facet, Grid, Structure
 from isthmus.matching._incremental import Incremental
+from isthmus.matching._kronecker import kronecker_objective
 from isthmus.matching._layers import Layers, View
 from isthmus.matching._match import match
 from isthmus.matching._methods import METHODS, Found, Method, Methods, method_named
+from isthmus.matching._naming import method_under, symmetry_named, symmetry_text
 from isthmus.matching._nested import Gain, couple, total_gain
 from isthmus.matching._objectives import InnerProduct, MomentObjective, Objective, Term, TermObjective
 from isthmus.matching._problem import Problem
@@ -57,6 +60,7 @@ __all__ = [
     "DimensionTable",
     "Facet",
     "Found",
+    "FrankWolfe",
     "Gain",
     "Grid",
     "Incremental",
@@ -97,11 +101,15 @@ __all__ = [
     "dimensions_of",
     "dimensions_of_both",
     "incoming_weight_objective",
+    "kronecker_objective",
     "match",
     "method_named",
+    "method_under",
     "silent",
     "solve",
     "solvers_of",
+    "symmetry_named",
+    "symmetry_text",
     "total_gain",
     "weight_objective",
     "working",

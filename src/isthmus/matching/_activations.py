@@ -38,7 +38,7 @@ from isthmus.matching._seen import Views
 from isthmus.matching._solvers import Solver, assignment_solver
 from isthmus.matching._terms import activation_objective, weight_objective
 from isthmus.matching._working import At
-from isthmus.moments import CrossMoment, Frame
+from isthmus.moments import CrossMoment, Frame, Tap
 
 __all__ = ["ActivationMatching"]
 
@@ -121,6 +121,14 @@ class ActivationMatching:
             self.problem.pair, moments, correlation=self.correlation, views=views, turned=turned
         )
 
+    def joint_moments(self) -> JointMoments:
+        """Return the joint moments that the search begins with."""
+        return dict(self.problem.joint_moments())
+
+    def moments_of(self, taps: dict[Cluster, list[Tap]], frame: Frame | None) -> JointMoments:
+        """Return joint moments at taps under a relabelling of rows."""
+        return self.problem.moments_of(taps, frame)
+
     def _by_moments(self, cluster: Cluster) -> bool:
         """Return whether activations say what is best: not for invertible maps, nor for what mixes within nests."""
         if not isinstance(self.solver, ByClass) or self.solver.permutes(cluster):
@@ -138,7 +146,7 @@ class ActivationMatching:
         return {n: _with_factors(c, factors[n]) if n in factors else c for n, c in found.items()}
 
     def _once(self) -> tuple[_Stand, Match]:
-        moments = dict(self.problem.joint_moments())
+        moments = self.joint_moments()
         objective = self.objective(moments, self.problem.seen.views)
         used = SinglePass() if self.schedule is None else self.schedule
         match = used.run(objective, self.solver, None, self.generator)
@@ -206,7 +214,7 @@ class _Turns:
             for clusters in self._classes:
                 views = {c: self._views[c] for c in clusters}
                 taps = {c: [v.tap for v in listed] for c, listed in views.items() if listed}
-                fresh = work.problem.moments_of(taps, Frame(work.problem.spec, at))
+                fresh = work.moments_of(taps, Frame(work.problem.spec, at))
                 moments.update(fresh)
                 at = self._matched(clusters, work.objective(fresh, views), at)
             objective = work.objective(moments, self._views)

@@ -11,6 +11,7 @@ from isthmus.batches import Batches
 from isthmus.errors import DataError
 from isthmus.matching._alignment import Alignment
 from isthmus.matching._classes import Symmetry
+from isthmus.matching._closeness import weight_similarities
 from isthmus.matching._constant import CONSTANT_UNITS
 from isthmus.matching._methods import METHODS, Method, method_named, tied
 from isthmus.matching._objectives import Objective
@@ -163,6 +164,7 @@ def _solved(
     tell(f"matching by {method.name}", 2, 4)
     found = method.run(problem, schedule, problem.generator())
     match, notes, costs = found.match, found.notes, _costs(found.objective, found.match.couplings)
+    clusters = found.objective.structure.clusters
     del found  # and with it the gains that the objective kept
     tell("measuring how far outputs change", 3, 4)
     return Alignment(
@@ -185,6 +187,9 @@ def _solved(
         verification_error=problem.function_change(match.couplings) if check else None,
         digest_a=digest_of(problem.state_a),
         digest_b=digest_of(problem.state_b),
+        similarities={}
+        if problem.permutes
+        else weight_similarities(spec, match.couplings, problem.state_a, problem.state_b, clusters),
     )
 
 

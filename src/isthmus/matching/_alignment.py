@@ -14,7 +14,14 @@ from typing import Any, TypeVar, cast
 from torch import Tensor, nn
 
 from isthmus.checkpoints import load_metadata, load_state, save_state
-from isthmus.couplings import Coupling, Monomial, Permutation, moved_fraction
+from isthmus.couplings import (
+    Coupling,
+    CouplingSummary,
+    Monomial,
+    Permutation,
+    moved_fraction,
+    summary_of,
+)
 from isthmus.errors import CheckpointError, IsthmusWarning, SymmetryError
 from isthmus.matching._schedules import Status
 from isthmus.matching._stored import from_stored, keys_of, stored
@@ -46,6 +53,8 @@ class Alignment:
         status: why the search stopped (:class:`Status`: ``"converged"``, ``"single pass"``, ``"sweep limit reached"``).
         costs: per group, the matched cost (mean squared distance per unit in the method's metric) before and
             after, where the method has one.
+        similarities: per group that moves by more than a permutation, the cosine of A's and B's weights on which it
+            acts, before and after it moves.
         notes: remarks for the reader, such as on units that never vary.
         settings: the options the alignment was made with.
         seed: seed of the generator.
@@ -71,6 +80,7 @@ class Alignment:
     verification_error: float | None = None
     digest_a: str = ""
     digest_b: str = ""
+    similarities: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
 
     def __post_init__(self) -> None:
         """Check the couplings against the groups, and keep permutations as int64 on the CPU."""
@@ -102,12 +112,15 @@ class Alignment:
             check: look whether the network is the one that the alignment was found for.
 
         Raises:
-            SymmetryError: the network is not of the architecture the alignment was made for, or it is A.
+            SymmetryError: the network is not of the architecture the alignment was made for, it is A, or it lacks the
+                ones and zeros that folding left and that the couplings count on.
 
         Warns:
             IsthmusWarning: the network is neither A nor B.
         """
         state = state_of(network)
+        if check:
+            self._check_constants(state)
         relabelled = apply(self.spec, self.couplings, state)
         if check:
             self.check_network(state)
@@ -142,6 +155,19 @@ class Alignment:
                 stacklevel=3,
             )
 
+    def _check_constants(self, state: Mapping[str, Tensor]) -> None:
+        """Refuse a network whose gains are no longer one, or biases zero, where what acts counts on that."""
+        if not (self.spec.ones or self.spec.zeros) or not self.larger:
+            return
+        for names, value, what in ((self.spec.ones, 1, "ones"), (self.spec.zeros, 0, "zeros")):
+            for name in names:
+                if name in state and not bool((state[name] == value).all()):
+                    raise SymmetryError(
+                        f"This alignment was found for networks in which {name!r} holds nothing but {what}, as folding "
+                        "leaves it, and in this one it does not. Fold it the same way first; apply(..., check=False) "
+                        "does as it is told."
+                    )
+
     def check_frame(self, state: Mapping[str, Tensor]) -> None:
         """Check that a state is of the network towards which B was relabelled.
 
@@ -165,6 +191,7 @@ class Alignment:
             self,
             couplings=self.relabelling.inverse().couplings,
             method=f"inverse of {self.method}",
+            similarities={},
             digest_a=self.digest_b if self.digest_a != self.digest_b else "",
             digest_b="",
         )
@@ -198,6 +225,39 @@ class Alignment:
         """How many groups move by each kind of coupling, such as ``{"Permutation": 3, "Rotation": 1}``."""
         return dict(Counter(type(c).__name__ for c in self.couplings.values()))
 
+    @property
+    def symmetry(self) -> str | tuple[str, ...]:
+        """What was allowed to act on units when it was found: ``"permutations"``, ``"all"``, or classes by name."""
+        found = self.settings.get("symmetry", "permutations")
+        return found if isinstance(found, str) else tuple(map(str, found))
+
+    @property
+    def larger(self) -> tuple[str, ...]:
+        """Names of the groups that move by more than a permutation."""
+        return tuple(name for name, summary in self.summaries.items() if summary.kind != "permutation")
+
+    @property
+    def summaries(self) -> dict[str, CouplingSummary]:
+        """What each group's coupling does to its units: kind, units moved and flipped, factors, condition number."""
+        return {name: summary_of(coupling) for name, coupling in self.couplings.items()}
+
+    def describe(self, group: str) -> str:
+        """Return what a group does in a few words, with how alike its weights are before and after where that is known.
+
+        Such as ``64 units: signs and permutation, 31 flipped, 60 moved``, or ``rotation, 64 dimensions; similarity
+        0.12 → 0.91``.
+
+        Raises:
+            SymmetryError: there is no such group.
+        """
+        if group not in self.couplings:
+            raise SymmetryError(f"no group named {group!r}; the alignment has {list(self.couplings)}.")
+        words = str(summary_of(self.couplings[group]))
+        if group not in self.similarities:
+            return words
+        before, after = self.similarities[group]
+        return f"{words}; similarity {before:.2f} → {after:.2f}"
+
     def save(self, path: str | Path) -> None:
         """Write the couplings as safetensors, with everything else as JSON in the file's metadata.
 
@@ -220,6 +280,8 @@ class Alignment:
             "digest_a": self.digest_a,
             "digest_b": self.digest_b,
         }
+        if self.similarities:
+            details["similarities"] = {k: list(v) for k, v in self.similarities.items()}
         parts = {name: stored(name, coupling) for name, coupling in self.couplings.items()}
         tensors = {key: t for _, found in parts.values() for key, t in found.items()}
         plain = all(isinstance(c, Permutation) for c in self.couplings.values())
@@ -265,6 +327,9 @@ class Alignment:
                 verification_error=details["verification_error"],
                 digest_a=str(details.get("digest_a", "")),
                 digest_b=str(details.get("digest_b", "")),
+                similarities={
+                    k: (float(v[0]), float(v[1])) for k, v in details.get("similarities", {}).items()
+                },
             )
         except CheckpointError:
             raise
@@ -289,16 +354,19 @@ class Alignment:
         """Return a short summary: how it was found, and which share of the entries stays and why."""
         moved, units = self._moved_units()
         plural = "" if len(self.couplings) == 1 else "s"
-        others = [f"{n} by {k}" for k, n in self.kinds.items() if k != "Permutation"]
-        how = f" ({', '.join(others)})" if others else ""
+        found = self.summaries.values()
+        kinds = Counter(summary.kind for summary in found if summary.kind != "permutation")
+        how = f" ({', '.join(f'{n} by {kind}' for kind, n in kinds.items())})" if kinds else ""
+        flipped = sum(summary.flipped or 0 for summary in found)
+        signs = f", {flipped} flipped" if flipped else ""
         error = (
             ""
             if self.verification_error is None
             else f", outputs of B changed by {self.verification_error:.1e}"
         )
         return (
-            f"Alignment by {self.method}: {len(self.couplings)} group{plural}{how}, {moved} of {units} units moved, "
-            f"{self.status}{error}. {self.spec.pinned_summary()}"
+            f"Alignment by {self.method}: {len(self.couplings)} group{plural}{how}, {moved} of {units} units moved"
+            f"{signs}, {self.status}{error}. {self.spec.pinned_summary()}"
         )
 
 

@@ -175,7 +175,8 @@ def dimensions_of_both(
     """
     inputs = InputRequest(problem.runner.sites, problem.generator(), of_b=True)
     units = UnitRequest(problem.layers.taps(), of_b=True)
-    found = problem.prepare(inputs=True, joint=True, units=True, inputs_b=inputs, units_b=units, **more)
+    of_b_too: dict[str, Any] = {"inputs_b": inputs, "units_b": units, **more}
+    found = problem.prepare(inputs=True, joint=True, units=True, **of_b_too)
     of_b = _table(problem, problem.state_b, (found.pop("inputs_b"), found.pop("units_b")), ranks)
     return dimensions_of(problem, ranks=ranks), of_b, found
 

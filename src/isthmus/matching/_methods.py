@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import ModuleType
 from typing import Literal
 
@@ -16,7 +17,10 @@ import torch
 from isthmus.errors import DataError
 from isthmus.matching._activations import ActivationMatching
 from isthmus.matching._classes import solvers_of
+from isthmus.matching._contributions import SlopeMatching
+from isthmus.matching._frank_wolfe import FrankWolfe
 from isthmus.matching._incremental import Incremental
+from isthmus.matching._kronecker import kronecker_objective
 from isthmus.matching._objectives import Objective
 from isthmus.matching._problem import Problem
 from isthmus.matching._schedules import CoordinateDescent, Match, Schedule, SinglePass, Then
@@ -25,8 +29,9 @@ from isthmus.matching._terms import covariance_objective, incoming_weight_object
 
 __all__ = ["METHODS", "Found", "Method", "Methods", "method_named"]
 
-Needs = Literal["weights", "inputs", "activations"]
-"""The data of a method: weights alone; second moments of A's inputs (a pass of A); joint moments (a pass of both)."""
+Needs = Literal["weights", "inputs", "activations", "slopes"]
+"""The data of a method: weights alone; second moments of A's inputs (a pass of A); joint moments (a pass of both);
+slopes of the outputs (a pass forwards and backwards)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +51,7 @@ class Method:
         name: by which it is asked for, such as ``"weights"``.
         label: how reports call it.
         objective: builds the objective from a problem and a source of randomness.
-        needs: ``"weights"``, ``"inputs"`` or ``"activations"``; the last two need data.
+        needs: ``"weights"``, ``"inputs"``, ``"activations"`` or ``"slopes"``; all but the first need data.
         schedule: the usual order of matching.
         solver: couples one gain matrix, where all groups are permuted. Where a problem asks for larger classes, each
             group has the solver of its class.
@@ -88,12 +93,18 @@ class Method:
 class Methods(Mapping[str, Method]):
     """Methods by name, in the order in which they are shown.
 
+    Args:
+        methods: what is compared where nothing else is asked for.
+        further: what is there by name.
+
     Attributes:
+        usual: the names of the methods that are compared where nothing else is asked for.
         shipped: the names that were there from the start, whatever was registered later.
     """
 
-    def __init__(self, *methods: Method) -> None:
-        self._methods = {method.name: method for method in methods}
+    def __init__(self, *methods: Method, further: Iterable[Method] = ()) -> None:
+        self.usual = tuple(method.name for method in methods)
+        self._methods = {method.name: method for method in (*methods, *further)}
         self.shipped = tuple(self._methods)
 
     def __getitem__(self, name: str) -> Method:
@@ -142,19 +153,31 @@ def _covariance(problem: Problem, generator: torch.Generator, *, tie_outgoing: b
     return Incremental(covariance_objective(problem.pair, statistics, tie_outgoing=tie_outgoing))
 
 
-def _by_activations(name: str, source: str, *, correlation: bool) -> Method:
+def _kronecker(problem: Problem, generator: torch.Generator) -> Objective:
+    slopes = problem.output_moments()
+    return Incremental(kronecker_objective(problem.pair, problem.input_statistics(generator), slopes))
+
+
+def _by_activations(
+    name: str,
+    source: str,
+    *,
+    correlation: bool,
+    needs: Needs = "activations",
+    matched: Callable[..., ActivationMatching] = ActivationMatching,
+) -> Method:
     """Return a method whose objective depends on its search, since rows may be units that are matched too."""
 
     def search(problem: Problem, schedule: Schedule | None, generator: torch.Generator) -> Found:
         solver = assignment_solver if problem.permutes else solvers_of(problem.classes, "norms")
-        matching = ActivationMatching(problem, correlation, schedule, generator, solver)
+        matching = matched(problem, correlation, schedule, generator, solver)
         match, objective = matching.run()
         return Found(match, objective, matching.notes)
 
     def objective(problem: Problem, generator: torch.Generator) -> Objective:
         return search(problem, None, generator).objective
 
-    return Method(name, name, objective, needs="activations", source=source, search=search)
+    return Method(name, name, objective, needs=needs, source=source, search=search)
 
 
 METHODS = Methods(
@@ -182,8 +205,39 @@ METHODS = Methods(
         "activations", "Ainsworth, Hayase and Srinivasa 2023; Singh and Jaggi 2020", correlation=False
     ),
     _by_activations("correlation", "Li et al. 2016", correlation=True),
+    further=(
+        _by_activations(
+            "contributions",
+            "isthmus.matching, contributions of units to randomly projected outputs",
+            correlation=False,
+            needs="slopes",
+            matched=partial(SlopeMatching, by="contributions"),
+        ),
+        _by_activations(
+            "sensitivity",
+            "isthmus.matching, the second-order change of the outputs; after Martens and Grosse 2015",
+            correlation=False,
+            needs="slopes",
+            matched=partial(SlopeMatching, by="sensitivity"),
+        ),
+        Method(
+            "kronecker",
+            "Kronecker curvature",
+            _kronecker,
+            needs="slopes",
+            schedule=Then(FrankWolfe(), CoordinateDescent()),
+            source="Martens and Grosse 2015, with the Jacobian of the outputs; Frank and Wolfe 1956",
+        ),
+        Method(
+            "frank-wolfe",
+            "weights, all groups at once",
+            lambda problem, generator: Incremental(weight_objective(problem.pair)),
+            schedule=Then(FrankWolfe(), CoordinateDescent()),
+            source="Crisostomi et al. 2024; Frank and Wolfe 1956",
+        ),
+    ),
 )
-"""The methods by name. ``METHODS.register`` adds one."""
+"""The methods by name. ``METHODS.register`` adds one; ``METHODS.usual`` names those that studies compare by default."""
 
 
 def tied(method: Method) -> Method:

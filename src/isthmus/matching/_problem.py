@@ -6,9 +6,10 @@ verification, the sites, and the statistics. What several methods need is collec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Collection, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +31,11 @@ from isthmus.moments import (
     InputRequest,
     InputStatistics,
     Moment,
+    OutputMomentRequest,
+    OutputProjections,
     Request,
     SiteRunner,
+    SlopeRequest,
     Tap,
     UnitRequest,
     collected,
@@ -47,12 +51,16 @@ from isthmus.symmetry import (
     Verification,
     discover_from_trace,
     function_change,
+    named_outputs,
     trace,
     verify,
 )
 
 __all__ = ["Problem", "example_of", "no_data"]
 
+SlopesOf = Literal["slopes", "contributions"]
+PROJECTIONS = 1
+"""Random projections of the outputs on each batch."""
 _EXAMPLES = 4
 """Examples of the first batch that discovery and verification run on."""
 
@@ -112,7 +120,6 @@ class Problem:
         classes_of(SymmetrySpec({}), self.symmetry)  # unknown names are refused before anything is traced
         self._given_spec = spec
         self._drawn: torch.Tensor | None = None
-        self._after_inputs: torch.Tensor | None = None
         self._kept: dict[str, Any] = {}
 
     def _admitted(
@@ -150,6 +157,19 @@ class Problem:
     def classes(self) -> Mapping[str, Acts]:
         """The class of couplings that each group is matched by."""
         return classes_of(self.spec, self.symmetry)
+
+    def under(self, symmetry: Symmetry) -> Problem:
+        """Return this problem matched by other classes; what was traced and collected is shared, not found again.
+
+        Raises:
+            DataError: an unknown class.
+        """
+        found = copy.copy(self)
+        found.symmetry = symmetry if isinstance(symmetry, str) else tuple(symmetry)
+        found.__dict__["classes"] = classes_of(self.spec, found.symmetry)  # the copy has what was cached
+        if self.permutes and not found.permutes:  # larger elements have not been tried
+            found.__dict__.pop("verification", None)
+        return found
 
     @property
     def permutes(self) -> bool:
@@ -225,7 +245,13 @@ class Problem:
     # --- Statistics --------------------------------------------------------------------------------------------
 
     def prepare(
-        self, *, inputs: bool = False, joint: bool = False, units: bool = False, **more: Request
+        self,
+        *,
+        inputs: bool = False,
+        joint: bool = False,
+        units: bool = False,
+        of_slopes: Collection[SlopesOf] = (),
+        **more: Request,
     ) -> dict[str, Any]:
         """Collect, in one pass over the data, what methods will ask for, unless it is there already.
 
@@ -233,6 +259,8 @@ class Problem:
             inputs: second moments of what flows into A's layers.
             joint: joint moments of the units of both networks, where they can be seen.
             units: moments of the units of A.
+            of_slopes: which joint moments of the slopes of the outputs by the units of both networks, or of what these
+                contribute to them.
             more: further requests, served in the same pass and not kept.
 
         Returns:
@@ -243,16 +271,30 @@ class Problem:
         if inputs and "inputs" not in self._kept:
             wanted["inputs"] = InputRequest(self.runner.sites, source)
         if joint and "joint" not in self._kept:
-            taps = {c: [v.tap for v in listed] for c, listed in self.seen.views.items() if listed}
-            wanted["joint"] = CrossRequest(taps, self.seen.frame)
+            wanted["joint"] = CrossRequest(self._seen_taps(), self.seen.frame)
+        for of in of_slopes:
+            if of not in self._kept:
+                wanted[of] = SlopeRequest(self._seen_taps(), self._projections(), of, self.seen.frame)
         if units and "units" not in self._kept:
             wanted["units"] = UnitRequest(self.layers.taps())
         requests = [*wanted.values(), *more.values()]
         found = collected(self.runner, self.batches, requests, self.state_a, self.state_b) if requests else []
         self._kept.update(zip(wanted, found, strict=False))
         if "inputs" in wanted:
-            self._after_inputs = source.get_state()
+            self._kept["after inputs"] = source.get_state()
         return dict(zip(more, found[len(wanted) :], strict=True))
+
+    def _seen_taps(self) -> dict[Cluster, list[Tap]]:
+        return {c: [v.tap for v in listed] for c, listed in self.seen.views.items() if listed}
+
+    def _projections(self) -> OutputProjections:
+        """Return projections of the outputs that must be preserved, or of the one that is scored."""
+        source = torch.Generator().manual_seed(self.seed)
+        return OutputProjections(source, PROJECTIONS, None if self.outputs is None else self._preserved)
+
+    def _preserved(self, output: Any) -> list[Tensor]:
+        chosen = named_outputs(output, Tensor).select(self.outputs)
+        return [tensor for tensor in chosen.values() if tensor.is_floating_point()]
 
     def input_statistics(self, generator: torch.Generator) -> Mapping[str, InputStatistics]:
         """Return second moments of what flows into the layers of A, by site.
@@ -261,8 +303,7 @@ class Problem:
             generator: a fresh one of :meth:`generator`; advanced by what was drawn to sample wide rows.
         """
         self.prepare(inputs=True)
-        assert self._after_inputs is not None
-        generator.set_state(self._after_inputs)
+        generator.set_state(self._kept["after inputs"])
         return self._kept["inputs"]
 
     def unit_moments(self) -> Mapping[str, list[Moment]]:
@@ -277,6 +318,29 @@ class Problem:
         """
         self.prepare(joint=True)
         return self._kept["joint"]
+
+    def joint_slopes(self, of: SlopesOf = "contributions") -> Mapping[Cluster, list[CrossMoment]]:
+        """Return joint moments of slopes or contributions by cluster, one for each view (see :mod:`isthmus.moments`).
+
+        Raises:
+            ModelError: the outputs do not depend differentiably on the network's tensors.
+        """
+        self.prepare(of_slopes=[of])
+        return self._kept[of]
+
+    def slopes_of(
+        self, taps: Mapping[Cluster, list[Tap]], frame: Frame | None, of: SlopesOf = "contributions"
+    ) -> dict[Cluster, list[CrossMoment]]:
+        """Return joint moments of slopes or contributions at taps under a relabelling of rows, not kept."""
+        request = SlopeRequest(taps, self._projections(), of, frame)
+        return collected(self.runner, self.batches, [request], self.state_a, self.state_b)[0]
+
+    def output_moments(self) -> Mapping[str, Moment]:
+        """Return second moments of the slopes of the outputs by what comes out of A's layers, by site."""
+        if "outputs" not in self._kept:
+            request = OutputMomentRequest(list(self.runner.sites), self._projections())
+            self._kept["outputs"] = self.prepare(found=request)["found"]
+        return self._kept["outputs"]
 
     def moments_of(
         self, taps: Mapping[Cluster, list[Tap]], frame: Frame | None

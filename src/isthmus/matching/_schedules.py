@@ -27,6 +27,7 @@ _APPROACHED = 1e-6
 class Status(StrEnum):
     """Why a schedule stopped."""
 
+    ROUNDED = "rounded"
     CONVERGED = "converged"
     SINGLE_PASS = "single pass"
     SWEEP_LIMIT = "sweep limit reached"

@@ -41,6 +41,7 @@ __all__ = [
     "LayeredPair",
     "activation_objective",
     "covariance_objective",
+    "in_metric",
     "incoming_weight_objective",
     "layer_terms",
     "uncovered_terms",
@@ -230,7 +231,7 @@ def layer_terms(
         statistics: of what flows into A's layer.
         centred: take the covariance for ``Σ``; the bias then plays no part.
     """
-    inner_product = _in_metric(pair, site, statistics, centred)
+    inner_product = in_metric(pair, site, statistics, centred)
     return [
         # Where a group acts on a block of inputs only, its outputs cannot be read off the bias.
         Term(facet, inner_product, (facet.axes, (0,)) if len(facet.axes) == 1 else (facet.axes,))
@@ -238,7 +239,10 @@ def layer_terms(
     ]
 
 
-def _in_metric(pair: LayeredPair, site: Site, statistics: InputStatistics, centred: bool) -> InnerProduct:
+def in_metric(
+    pair: LayeredPair, site: Site, statistics: InputStatistics, centred: bool = False
+) -> InnerProduct:
+    """Return the inner product of a folded layer in the second moment of its inputs (see :func:`layer_terms`)."""
     weight_a, bias_a = affine_layer(pair.state_a, site)
     weight_b, bias_b = affine_layer(pair.state_b, site)
     mean = statistics.mean.to(weight_a.device)

@@ -1,9 +1,11 @@
 """Merging networks: everything here returns a new state and leaves its inputs as they were."""
 
 from isthmus.merging._average import (
+    Merged,
     Similarity,
     averaging,
     merge,
+    merged,
     normalised,
     require_alignments,
     require_several,
@@ -11,9 +13,11 @@ from isthmus.merging._average import (
 )
 
 __all__ = [
+    "Merged",
     "Similarity",
     "averaging",
     "merge",
+    "merged",
     "normalised",
     "require_alignments",
     "require_several",

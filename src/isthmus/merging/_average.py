@@ -5,24 +5,29 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from isthmus import matching
-from isthmus.batches import Batches, reusable
+from isthmus.batches import Batch, Batches, reusable
 from isthmus.errors import DataError, IsthmusWarning, ModelError, ShapeError
 from isthmus.evaluation import Relabels, check_frame, combine_states
+from isthmus.losses import Loss
+from isthmus.matching import Symmetry
 from isthmus.moments import Refresh, averaged_buffers, averaged_statistics, buffers_note, statistics_note
-from isthmus.paths import Recompute, Straight, recompute_of
+from isthmus.paths import Recompute, Repair, Straight, check_repair, recompute_of, repair_of
 from isthmus.replica import with_state
 from isthmus.states import State, equal_states, state_of
 
 __all__ = [
     "STRANGERS",
+    "Merged",
     "Similarity",
     "averaging",
     "merge",
+    "merged",
     "normalised",
     "strangers_note",
 ]
@@ -40,11 +45,14 @@ def merge(
     weights: Sequence[float] | None = None,
     *,
     align: str | None = None,
+    symmetry: Symmetry = "permutations",
     alignments: Sequence[Relabels | None] | None = None,
     batches: Batches | None = None,
     args: Any = None,
     kwargs: Mapping[str, Any] | None = None,
     refresh: Refresh = "auto",
+    repair: str | None = None,
+    loss: Loss | None = None,
     model: nn.Module | None = None,
 ) -> State:
     r"""Average networks of one architecture: :math:`\sum_k w_k\,\pi_k\theta_k \,/ \sum_k w_k`.
@@ -60,6 +68,7 @@ def merge(
             the same. Two networks give the point of the path between them at the second's share:
             ``isthmus.Straight(a, b).at(t)`` for ``[1 - t, t]``. Another path is merged by its own ``at(t)``.
         align: a method of :func:`isthmus.matching.align`.
+        symmetry: by what it matches (see there).
         alignments: instead, one relabelling for each network after the first; None leaves one as it is.
         batches: data for aligning and for refreshing.
         args: example inputs for aligning without data, see :func:`isthmus.matching.align`.
@@ -67,7 +76,11 @@ def merge(
         refresh: ``"batchnorm"`` recomputes running statistics on ``batches``, and ``"auto"`` does so where there are
             batches, an architecture and BatchNorm; a function takes the merged state and returns one, and of two
             networks is told ``t`` and ``ends`` if it has parameters of these names; None or ``"none"`` leaves it.
-        model: the architecture, for ``align`` and ``refresh`` where no module is among ``models``.
+        repair: instead of a refresh, a name of :data:`isthmus.paths.REPAIRS`, also with ``+temperature``, or
+            ``"auto"``: the one with the lowest loss on ``batches``, none if none helps (:func:`merged` says which it
+            was). It is written into weights, biases and running statistics: the result is an ordinary state.
+        loss: by which ``"auto"`` compares and a temperature is fitted (:data:`isthmus.losses.Loss`).
+        model: the architecture, for ``align``, ``refresh`` and ``repair`` where no module is among ``models``.
 
     Returns:
         A state in the first network's dtypes with tensors of its own, averaged in float64. Integer and
@@ -76,8 +89,9 @@ def merge(
     Raises:
         CheckpointError: different keys, or NaN or infinite entries.
         ShapeError: different shapes, or lists of different lengths.
-        DataError: fewer than two networks, unusable weights, unknown ``refresh``, or missing batches.
-        ModelError: a module is needed and none was given.
+        DataError: fewer than two networks, unusable weights, unknown ``refresh`` or ``repair``, a symmetry without a
+            method to match by it, or missing batches.
+        ModelError: a module is needed and none was given, or the repair does not know how to write into it.
 
     Warns:
         IsthmusWarning: running statistics or other buffers are averaged and not recomputed, or networks without a
@@ -88,34 +102,112 @@ def merge(
         >>> merge([{"w": torch.tensor([0.0])}, {"w": torch.tensor([4.0])}], [3, 1])["w"]
         tensor([1.])
     """
+    return merged(
+        models,
+        weights,
+        align=align,
+        symmetry=symmetry,
+        alignments=alignments,
+        batches=batches,
+        args=args,
+        kwargs=kwargs,
+        refresh=refresh,
+        repair=repair,
+        loss=loss,
+        model=model,
+    ).state
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """A merged network, and what was done to it.
+
+    Attributes:
+        state: its tensors.
+        repair: what was done, and how it was chosen; None where no repair was asked for.
+    """
+
+    state: State
+    repair: Repair | None = None
+
+
+def merged(
+    models: Sequence[ModelOrState],
+    weights: Sequence[float] | None = None,
+    *,
+    align: str | None = None,
+    symmetry: Symmetry = "permutations",
+    alignments: Sequence[Relabels | None] | None = None,
+    batches: Batches | None = None,
+    args: Any = None,
+    kwargs: Mapping[str, Any] | None = None,
+    refresh: Refresh = "auto",
+    repair: str | None = None,
+    loss: Loss | None = None,
+    model: nn.Module | None = None,
+) -> Merged:
+    """Return what :func:`merge` does, and which repair it was; arguments, errors and warnings are the same."""
     require_several(len(models), "networks")
     shares = normalised(weights, len(models))
     states = [state_of(source, f"model {k}") for k, source in enumerate(models)]
     architecture = model if model is not None else next((m for m in models if isinstance(m, nn.Module)), None)
     data = None if batches is None else reusable(batches)
+    if repair is not None:
+        _require_one(repair, refresh)
+        refresh = None
     recompute = recompute_of(refresh, architecture, data)
     if align is not None:
         if alignments is not None:
             raise DataError("Merging: give align (a method) or alignments (relabellings), not both.")
-        alignments = _align_all(models, architecture, align, data, args, kwargs)
+        alignments = _align_all(models, architecture, align, symmetry, data, args, kwargs)
+    elif symmetry != "permutations":
+        raise DataError(
+            f"Merging: symmetry={symmetry!r} says by what align matches. Give align, a method, as well; an alignment "
+            "knows what acts on its units."
+        )
     if alignments is not None:
         states = _relabelled(states, alignments)
     between = Straight(*states, names=("model 0", "model 1")) if len(states) == 2 else None
-    merged = combine_states(states, averaging(shares)) if between is None else between.at(shares[1])
+    mixed = combine_states(states, averaging(shares)) if between is None else between.at(shares[1])
     alone = _is_one_network(states, shares)
+    found: Repair | None = None
+    if repair is not None:
+        positional = (args,) if isinstance(args, Tensor) else tuple(args or ())
+        example = Batch(positional, dict(kwargs or {})) if args is not None or kwargs else None
+        found = repair_of(
+            "none" if alone else repair,
+            architecture,
+            states,
+            data,
+            mix=lambda: (mixed, shares),
+            example=example,
+            loss=loss,
+        )
     moved = alignments or [None] * (len(states) - 1)
     for note in (
-        None if alone else _statistics_note(merged, recompute, architecture),
+        None if alone else _statistics_note(mixed, recompute, found, architecture),
         None
         if alone or callable(refresh)
         else buffers_note(averaged_buffers(architecture, states), merged=True),
         None if alone else strangers_note([_similarity(states[0], s) for s in states[1:]], shares, moved),
     ):
         if note is not None:
-            warnings.warn(note, IsthmusWarning, stacklevel=2)
+            warnings.warn(note, IsthmusWarning, stacklevel=3)
+    if found is not None:
+        return Merged(found(mixed, shares), found)
     if recompute is None or (alone and refresh == "auto"):
-        return merged
-    return recompute(merged, shares[1], between.ends) if between else recompute(merged)
+        return Merged(mixed)
+    return Merged(recompute(mixed, shares[1], between.ends) if between else recompute(mixed))
+
+
+def _require_one(repair: str, refresh: Refresh) -> None:
+    """Check a repair, and that no refresh stands beside it."""
+    check_repair(repair)
+    if refresh not in ("auto", "none", None):
+        raise DataError(
+            "Merging: repair and refresh are both given, and each says what happens to the average. Leave refresh out; "
+            'repair="batchnorm" recomputes running statistics.'
+        )
 
 
 def _is_one_network(states: Sequence[State], shares: Sequence[float]) -> bool:
@@ -124,10 +216,15 @@ def _is_one_network(states: Sequence[State], shares: Sequence[float]) -> bool:
     return all(equal_states(first, other) for other in others)
 
 
-def _statistics_note(state: State, recompute: Recompute | None, architecture: nn.Module | None) -> str | None:
+def _statistics_note(
+    state: State, recompute: Recompute | None, repair: Repair | None, architecture: nn.Module | None
+) -> str | None:
     """Return a note on running statistics that are averages of several networks', or None."""
     subject = state if architecture is None else architecture
-    averaged = state.keys() if recompute is None else recompute.leaves(state.keys())
+    if repair is not None:
+        averaged = [name for name in state if name not in repair.writes]
+    else:
+        averaged = state.keys() if recompute is None else recompute.leaves(state.keys())
     layers = averaged_statistics(subject, averaged)
     how = (
         "pass batches=... of training data (and model=..., the architecture, where only states are merged) with "
@@ -268,6 +365,7 @@ def _align_all(
     models: Sequence[ModelOrState],
     architecture: nn.Module | None,
     method: str,
+    symmetry: Symmetry,
     batches: Batches | None,
     args: Any,
     kwargs: Mapping[str, Any] | None,
@@ -283,7 +381,9 @@ def _align_all(
     if not isinstance(frame, nn.Module):
         frame = with_state(architecture, frame)
     return [
-        matching.align(frame, other, batches=batches, args=args, kwargs=kwargs, method=method)
+        matching.align(
+            frame, other, batches=batches, args=args, kwargs=kwargs, method=method, symmetry=symmetry
+        )
         for other in models[1:]
     ]
 

@@ -21,6 +21,7 @@ from isthmus.moments._collect import (
     input_statistics,
     unit_moments,
 )
+from isthmus.moments._contributions import OutputMomentRequest, OutputProjections, SlopeRequest
 from isthmus.moments._normalisation import (
     Refresh,
     chosen_refresh,
@@ -41,10 +42,13 @@ __all__ = [
     "InputRequest",
     "InputStatistics",
     "Moment",
+    "OutputMomentRequest",
+    "OutputProjections",
     "Request",
     "Refresh",
     "RowSample",
     "SiteRunner",
+    "SlopeRequest",
     "Tap",
     "UnitRequest",
     "averaged_buffers",

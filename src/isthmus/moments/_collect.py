@@ -5,9 +5,9 @@ A :class:`Request` says what is wanted; :func:`collected` runs each network once
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -34,6 +34,17 @@ __all__ = [
 ]
 
 _NameT = TypeVar("_NameT", bound=Hashable)
+
+
+@runtime_checkable
+class Differentiating(Protocol):
+    """A request that differentiates the outputs by what it sees."""
+
+    def finish(self, output: Any, *, of_b: bool) -> None:
+        """Take the output of a network that has been run, before the next network is."""
+        ...
+
+
 MAX_FEATURES = 2304
 """Widest row for which the full second moment is kept (float64: 42 MB); wider ones keep a sample of rows."""
 SAMPLE_ROWS = 4096
@@ -146,18 +157,27 @@ def collected(
     Raises:
         DataError: no data, or NaN or infinite activations.
     """
+    graded = [request for request in requests if isinstance(request, Differentiating)]
+    if graded:
+        learnt = runner.parameters
+        state_a, state_b = _with_gradients(state_a, learnt), state_b and _with_gradients(state_b, learnt)
 
     def run(state: Mapping[str, Tensor], batch: Batch, listening: Sequence[Request], *, of_b: bool) -> None:
         def watch(inflow: bool, site: Site, activation: Tensor) -> None:
             for request in listening:
-                request.see(site, activation, inflow=inflow, of_b=of_b)
+                seen = activation if isinstance(request, Differentiating) else activation.detach()
+                request.see(site, seen, inflow=inflow, of_b=of_b)
 
-        runner.run(
+        output = runner.run(
             state,
             batch,
             inflow=lambda site, x: watch(True, site, x),
             outflow=lambda site, x: watch(False, site, x),
+            gradients=bool(graded),
         )
+        for request in listening:
+            if isinstance(request, Differentiating):
+                request.finish(output, of_b=of_b)
 
     for batch in iterate(batches) if requests else ():
         for request in requests:
@@ -170,6 +190,14 @@ def collected(
         for request in requests:
             request.end()
     return [request.result() for request in requests]
+
+
+def _with_gradients(state: Mapping[str, Tensor], learnt: Collection[str]) -> dict[str, Tensor]:
+    """Return a state whose floating parameters ask for derivatives; the caller's tensors do not."""
+    return {
+        name: tensor.detach().requires_grad_() if name in learnt and tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+    }
 
 
 class InputRequest:

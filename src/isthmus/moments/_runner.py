@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -45,6 +46,11 @@ class SiteRunner:
             s.name: s for s in find_sites(self._traced(example.to(self._device)))
         }
 
+    @cached_property
+    def parameters(self) -> frozenset[str]:
+        """Names of what is learnt, all names of tied tensors."""
+        return frozenset(name for name, _ in self._model.named_parameters(remove_duplicate=False))
+
     def run(
         self,
         state: Mapping[str, Tensor],
@@ -52,6 +58,7 @@ class SiteRunner:
         *,
         inflow: Watcher | None = None,
         outflow: Watcher | None = None,
+        gradients: bool = False,
     ) -> Any:
         """Run the network on one batch.
 
@@ -60,6 +67,7 @@ class SiteRunner:
             batch: the inputs.
             inflow: called at every site with what flows in.
             outflow: called at every site with what comes out (after a folded BatchNorm).
+            gradients: keep the graph of derivatives by those tensors of the state that require them.
 
         Returns:
             The model's output.
@@ -79,7 +87,7 @@ class SiteRunner:
             if outflow is not None and node.name in by_target:
                 outflow(by_target[node.name], result)
 
-        return traced.run(state, moved.args, moved.kwargs, on_node=watch)
+        return traced.run(state, moved.args, moved.kwargs, on_node=watch, gradients=gradients)
 
     def actions(self, batch: Batch, spec: SymmetrySpec, state: Mapping[str, Tensor]) -> Actions:
         """Return how the groups of a spec move the activations at the sites when a state is run on a batch."""

@@ -16,7 +16,7 @@ from isthmus.evaluation import bind
 from isthmus.replica import Replica
 from isthmus.states import State
 
-__all__ = ["HeldLayer", "held_layers", "watched"]
+__all__ = ["HeldLayer", "held_layers", "output_layer", "seen_layers", "watched"]
 
 _LINEAR: dict[type[nn.Module], int] = {nn.Linear: 0}
 _CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
@@ -39,23 +39,33 @@ class HeldLayer:
     """A module whose output is, in every channel, an affine function with a weight and a bias of that channel alone.
 
     Scaling the channel's weight by ``r`` and turning its bias ``b`` into ``r b + s`` scales the output by ``r`` and
-    shifts it by ``s``, exactly.
+    shifts it by ``s``, exactly. Without a bias it can be scaled only.
 
     Attributes:
         path: name of the module.
         weight: name of its weight in the state.
-        bias: name of its bias.
+        bias: name of its bias; None where it has none.
         weight_axis: axis of the weight that lists the channels.
         axis: axis of the output that does.
         statistics: names of running statistics before the weight.
+        batch_norm: whether it is a batch normalisation.
+        source: of a normalisation, the name and the channels' axis of the weight whose layer it directly reads; None
+            where that is not known, and for other layers.
     """
 
     path: str
     weight: str
-    bias: str
+    bias: str | None
     weight_axis: int
     axis: int
     statistics: tuple[str, ...] = ()
+    batch_norm: bool = False
+    source: tuple[str, int] | None = None
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of its tensors in the state."""
+        return (self.weight, *(() if self.bias is None else (self.bias,)), *self.statistics)
 
     def scaled(self, state: Mapping[str, Tensor], factor: Tensor, shift: Tensor) -> State:
         """Return weight and bias after the output was scaled and shifted, in the state's dtypes.
@@ -63,15 +73,17 @@ class HeldLayer:
         Args:
             state: holds the tensors.
             factor: of each channel, float64, shape ``(channels,)``.
-            shift: of each channel, likewise.
+            shift: of each channel, likewise; zero where there is no bias.
         """
-        weight, bias = state[self.weight], state[self.bias]
+        weight = state[self.weight]
         spread = [1] * weight.ndim
         spread[self.weight_axis] = -1
-        return {
-            self.weight: (weight.double() * factor.to(weight.device).reshape(spread)).to(weight.dtype),
-            self.bias: (bias.double() * factor.to(bias.device) + shift.to(bias.device)).to(bias.dtype),
-        }
+        found = {self.weight: (weight.double() * factor.to(weight.device).reshape(spread)).to(weight.dtype)}
+        if self.bias is not None:
+            bias = state[self.bias]
+            moved = bias.double() * factor.to(bias.device) + shift.to(bias.device)
+            found[self.bias] = moved.to(bias.dtype)
+        return found
 
 
 @contextmanager
@@ -103,7 +115,12 @@ class _ModuleCall:
 
 
 def held_layers(
-    replica: Replica, state: Mapping[str, Tensor], batch: Batch, chosen: Sequence[str] | None = None
+    replica: Replica,
+    state: Mapping[str, Tensor],
+    batch: Batch,
+    chosen: Sequence[str] | None = None,
+    *,
+    shifted: bool = True,
 ) -> tuple[HeldLayer, ...]:
     """Return the layers whose outputs are held, in the order in which they are run.
 
@@ -115,6 +132,7 @@ def held_layers(
         state: a state of it.
         batch: some examples that show which layers run, and in which order.
         chosen: names of modules to hold instead.
+        shifted: whether outputs are shifted too, which needs a bias.
 
     Raises:
         ModelError: naming what cannot be held, and why.
@@ -137,9 +155,9 @@ def held_layers(
     shared = _shared(replica.module)
     found: list[HeldLayer] = []
     for path in wanted:
-        reason = _reason(modules[path], path, calls, state, shared)
+        reason = _reason(modules[path], path, calls, state, shared, shifted)
         if reason is None:
-            found.append(_layer(modules[path], path, state))
+            found.append(_layer(modules[path], path, state, _source(path, modules, calls, state, shared)))
         else:
             doubts.append(f"{printable(path) or 'the network itself'!r} {reason}")
     if doubts:
@@ -153,10 +171,66 @@ def held_layers(
     return tuple(found)
 
 
+def seen_layers(replica: Replica, state: Mapping[str, Tensor], batch: Batch) -> tuple[HeldLayer, ...]:
+    """Return the layers whose outputs can be looked at channel by channel, in the order in which they are run.
+
+    These are those of :func:`held_layers`, and the one whose output the network returns, whether or not their
+    statistics could be set; layers that are run several times are left out.
+
+    Args:
+        replica: the network.
+        state: a state of it.
+        batch: some examples.
+    """
+    calls, _ = _calls(replica, state, batch)
+    modules = dict(replica.module.named_modules())
+    paths = [call.path for call in calls]
+    names = [p for p in _default(calls, ()) if paths.count(p) == 1 and _names(p, ("weight",))[0] in state]
+    plain = [
+        p for p in names if not isinstance(modules[p], nn.LayerNorm) or len(modules[p].normalized_shape) == 1
+    ]
+    return tuple(_layer(modules[path], path, state, None) for path in plain)
+
+
+def output_layer(
+    replica: Replica, state: Mapping[str, Tensor], batch: Batch, read: Callable[[Any], Tensor]
+) -> HeldLayer:
+    """Return the layer whose output is the network's.
+
+    Args:
+        replica: the network.
+        state: a state of it.
+        batch: some examples.
+        read: from all that the network returns to the output that is meant.
+
+    Raises:
+        ModelError: naming the layer that cannot be scaled, or saying that the output is no layer's.
+    """
+    whole: list[Any] = []
+    calls, _ = _calls(replica, state, batch, whole)
+    output = read(whole[0])
+    last = next((c for c in reversed(calls) if c.output is output), None)
+    if last is None:
+        raise ModelError(
+            "Scaling the outputs: what the network returns is no linear layer's or convolution's own output, so no "
+            "weight and bias can take the factor. Return logits, as the last layer gives them."
+        )
+    module = dict(replica.module.named_modules())[last.path]
+    reason = _reason(module, last.path, calls, state, _shared(replica.module), False)
+    if reason is not None:
+        raise ModelError(
+            f"Scaling the outputs: the last layer {printable(last.path) or 'the network itself'!r} {reason}."
+        )
+    return _layer(module, last.path, state, None)
+
+
 def _calls(
-    replica: Replica, state: Mapping[str, Tensor], batch: Batch
+    replica: Replica, state: Mapping[str, Tensor], batch: Batch, whole: list[Any] | None = None
 ) -> tuple[list[_ModuleCall], list[Any]]:
-    """Run the network once; return the calls of its layers in order, and what it returned."""
+    """Run the network once; return the calls of its layers in order, and the tensors that it returned.
+
+    All that it returned is added to ``whole``.
+    """
     run = bind(replica, state, read=lambda found: found)
     run.prepare(batch)
     calls: list[_ModuleCall] = []
@@ -175,6 +249,8 @@ def _calls(
     finally:
         for hook in hooks:
             hook.remove()
+    if whole is not None:
+        whole.append(output)
     return calls, [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
@@ -222,7 +298,12 @@ def _shared(model: nn.Module) -> set[str]:
 
 
 def _reason(
-    module: nn.Module, path: str, calls: Sequence[_ModuleCall], state: Mapping[str, Tensor], shared: set[str]
+    module: nn.Module,
+    path: str,
+    calls: Sequence[_ModuleCall],
+    state: Mapping[str, Tensor],
+    shared: set[str],
+    shifted: bool,
 ) -> str | None:
     """Return why a module cannot be held, or None if it can.
 
@@ -240,9 +321,13 @@ def _reason(
     names = _names(path, ("weight", "bias"))
     if module._parameters.get("weight") is None or names[0] not in state:
         return "has no weight of its own (none, or one that is computed from others)"
-    if module._parameters.get("bias") is None or names[1] not in state:
-        return "has no bias, so that its mean cannot be set"
-    if not state[names[0]].is_floating_point() or not state[names[1]].is_floating_point():
+    if getattr(module, "bias", None) is None:
+        if shifted:
+            return "has no bias, so that its mean cannot be set"
+        names = names[:1]
+    elif module._parameters.get("bias") is None or names[1] not in state:
+        return "has a bias that is computed from others"
+    if not all(state[name].is_floating_point() for name in names):
         return "has a weight or bias that is no real floating number"
     if shared.intersection(names):
         return "shares its weight or bias with another layer"
@@ -253,14 +338,36 @@ def _reason(
     return None
 
 
-def _layer(module: nn.Module, path: str, state: Mapping[str, Tensor]) -> HeldLayer:
-    weight, bias = _names(path, ("weight", "bias"))
+def _source(
+    path: str,
+    modules: Mapping[str, nn.Module],
+    calls: Sequence[_ModuleCall],
+    state: Mapping[str, Tensor],
+    shared: set[str],
+) -> tuple[str, int] | None:
+    """Return the weight, and the axis of its channels, of the layer that a normalisation directly reads, if any."""
+    if not isinstance(modules[path], _NORMS):
+        return None
+    read = next(call.source for call in calls if call.path == path)
+    maker = next((c for c in calls if c.output is read and isinstance(c.module, tuple(_WEIGHTED))), None)
+    if maker is None or _reason(maker.module, maker.path, calls, state, shared, False) is not None:
+        return None
+    layer = _layer(maker.module, maker.path, state, None)
+    return layer.weight, layer.weight_axis
+
+
+def _layer(
+    module: nn.Module, path: str, state: Mapping[str, Tensor], source: tuple[str, int] | None
+) -> HeldLayer:
+    weight, own = _names(path, ("weight", "bias"))
+    bias = own if own in state else None
     statistics = tuple(name for name in _names(path, _STATISTICS) if name in state)
     if isinstance(module, (*_BATCH_NORMS, nn.GroupNorm)):
-        return HeldLayer(path, weight, bias, 0, 1, statistics)
+        return HeldLayer(path, weight, bias, 0, 1, statistics, isinstance(module, _BATCH_NORMS), source)
     behind = {**_WEIGHTED, **_INSTANCE_NORMS, nn.LayerNorm: 0}  # axes behind that of the channels
     axis = -1 - next(n for kind, n in behind.items() if isinstance(module, kind))
-    return HeldLayer(path, weight, bias, int(isinstance(module, tuple(_TRANSPOSED))), axis, statistics)
+    turned = int(isinstance(module, tuple(_TRANSPOSED)))
+    return HeldLayer(path, weight, bias, turned, axis, statistics, source=source)
 
 
 def _names(path: str, leaves: Sequence[str]) -> list[str]:

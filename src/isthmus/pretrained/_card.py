@@ -37,19 +37,23 @@ def _code(text: object) -> str:
     return f"`{printable(text).replace('`', chr(39))}`"
 
 
-def merge_card(sources: Sequence[Contribution], left_out: Sequence[str], unknown: Sequence[str] = ()) -> str:
+def merge_card(
+    sources: Sequence[Contribution], left_out: Sequence[str], unknown: Sequence[str] = (), repair: str = ""
+) -> str:
     """Return the card of a weighted average.
 
     Args:
         sources: the networks.
         left_out: files that were not copied.
         unknown: stored tensors that belong to no part of the network.
+        repair: what was done to the average, in words.
     """
     lines = [*_front(sources, "merge"), "# Merged model", ""]
     lines += ["A weighted average of networks of one architecture, made with Isthmus.", ""]
     lines += ["| model | weight | relabelled towards the first |", "|---|---|---|"]
     for source in sources:
         lines.append(f"| {_text(source.title)} | {source.weight:.6g} | {_how(source.alignment)} |")
+    lines += ["", _text(repair)] if repair else []
     lines += _alignments(sources) + _unknown(unknown, "the first model's") + _left_out(left_out)
     return "\n".join(lines) + "\n"
 

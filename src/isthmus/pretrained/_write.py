@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from isthmus.batches import Batches
 from isthmus.errors import CheckpointError, IsthmusWarning, printable
 from isthmus.evaluation import combine_states
 from isthmus.files import refuse_overwriting
+from isthmus.losses import Loss
 from isthmus.matching import Alignment
-from isthmus.merging import Similarity, averaging, normalised, require_alignments, require_several
+from isthmus.merging import Similarity, averaging, merged, normalised, require_alignments, require_several
+from isthmus.moments import keeps_running_statistics
 from isthmus.pretrained._card import Contribution, merge_card, relabelled_card
 from isthmus.pretrained._doubts import doubts_of_average
 from isthmus.pretrained._extras import extras_of
@@ -29,7 +32,7 @@ from isthmus.pretrained._shards import (
     plan_shards,
     write_shards,
 )
-from isthmus.states import check_same_architecture
+from isthmus.states import State, check_same_architecture
 from isthmus.symmetry import Reordering
 
 __all__ = ["OnBytes", "Written", "apply", "merge", "write_like"]
@@ -56,6 +59,7 @@ class Written:
         left_out: files of the (first) source that belong to its old weights and were not copied.
         unknown: names in the files of tensors that the architecture of ``config.json`` does not use. They are
             those of the (first) source, in its order, so a network that does use them is not relabelled.
+        repair: what was done to an average by running its network, in words; empty for nothing.
     """
 
     path: Path
@@ -64,6 +68,7 @@ class Written:
     nbytes: int
     left_out: tuple[str, ...]
     unknown: tuple[str, ...] = ()
+    repair: str = ""
 
 
 def apply(
@@ -114,20 +119,28 @@ def merge(
     weights: Sequence[float] | None = None,
     *,
     alignments: Sequence[Alignment | None] | None = None,
+    batches: Batches | None = None,
+    repair: str | None = None,
+    loss: Loss | None = None,
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     on_progress: OnBytes | None = None,
 ) -> Written:
     """Write the weighted average of models, as a folder that ``from_pretrained`` loads.
 
     The arithmetic is that of :func:`isthmus.merging.merge`, block by block: averages in float64, results in the
-    first model's dtypes. Configuration, tokenizer and other files, and tensors that the network does not know,
-    are the first model's. The alignments are kept in the folder ``isthmus``.
+    first model's dtypes. With a ``repair``, or with data for a network with BatchNorm, the networks are held in memory,
+    and the average is repaired, or its running statistics recomputed, before it is written. Configuration, tokenizer
+    and other files, and tensors that the network does not know, are the first model's. The alignments are kept in the
+    folder ``isthmus``.
 
     Args:
         models: two or more of one architecture; their folders stay as they are.
         out: the folder to write: new, or empty.
         weights: one for each model, divided by their sum; None gives all the same.
         alignments: one for each model after the first; None leaves one as it is.
+        batches: training data, for a repair and for running statistics.
+        repair: a name of :data:`isthmus.paths.REPAIRS`, or another that :func:`isthmus.merging.merge` knows.
+        loss: for the repair, as there.
         max_shard_size: bytes of tensors per file, as a number or as text such as ``"5GB"``.
         on_progress: called for every tensor.
 
@@ -137,7 +150,8 @@ def merge(
         CheckpointError: other architectures, or NaN or infinite entries.
         ShapeError: other sizes, or lists of other lengths.
         SymmetryError: an alignment is of another network.
-        DataError: fewer than two models, unusable weights, or ``max_shard_size`` is no size.
+        DataError: fewer than two models, unusable weights, ``max_shard_size`` is no size, or a repair lacks data.
+        ModelError: the repair does not know how to write into this network.
 
     Warns:
         IsthmusWarning: networks without a common start were averaged without relabelling, running statistics were
@@ -169,10 +183,14 @@ def merge(
         for model, alignment in zip(models, used, strict=True)
     ]
 
+    anew, said = _worked_over(models, used, shares, batches, repair, loss)
+
     def averaged(tensor: PlannedTensor) -> Iterator[Tensor]:
         names = first.names[tensor.key]
         if not names:
             return blocks(first.file, tensor.key, STILL)
+        if anew is not None:
+            return iter([anew[names[0]].to(tensor.dtype).contiguous()])
         return _averaged(models, moves, names[0], shares, similarities)
 
     sources = [
@@ -184,12 +202,43 @@ def merge(
         Path(out),
         limit,
         [a for a in used if a is not None],
-        lambda *left: merge_card(sources, *left),
+        lambda left, unknown: merge_card(sources, left, unknown, said),
         on_progress,
     )
+    if anew is not None:
+        return replace(written, repair=said)
     for note in doubts_of_average(first.names, similarities, shares, used[1:]):
         warnings.warn(note, IsthmusWarning, stacklevel=2)
     return written
+
+
+def _worked_over(
+    models: Sequence[OpenedModel],
+    alignments: Sequence[Alignment | None],
+    shares: Sequence[float],
+    batches: Batches | None,
+    repair: str | None,
+    loss: Loss | None,
+) -> tuple[State | None, str]:
+    """Return the average after its network was run, made in memory, and what was done; None where nothing is."""
+    anew = repair is None and batches is not None and keeps_running_statistics(models[0].model)
+    if not anew and repair in (None, "none"):
+        return None, ""
+    example = models[0].example
+    found = merged(
+        [model.load() for model in models],
+        shares,
+        alignments=alignments[1:],
+        batches=batches,
+        args=example.args,
+        kwargs=example.kwargs,
+        refresh="batchnorm" if anew else "auto",
+        repair=repair,
+        loss=loss,
+    )
+    if found.repair is not None:
+        return found.state, found.repair.words
+    return found.state, "Running statistics of BatchNorm were recomputed on data."
 
 
 def _averaged(

@@ -15,9 +15,9 @@ from isthmus.couplings import Coupling
 from isthmus.errors import ModelError
 from isthmus.refinement._elements import Elements, Factors
 from isthmus.refinement._path_loss import PathLoss
-from isthmus.refinement._settings import Settings
+from isthmus.refinement._settings import RefineSettings
 from isthmus.refinement._state_file import StateFile
-from isthmus.refinement._stream import Stream, position
+from isthmus.refinement._stream import TrainingStream, position
 
 __all__ = ["Learnt", "Search"]
 
@@ -63,8 +63,8 @@ class Search:
 
     path: PathLoss
     elements: Elements
-    stream: Stream
-    settings: Settings
+    stream: TrainingStream
+    settings: RefineSettings
     file: Path | None = None
     tell: Callable[[str, int, int], None] | None = None
     _trace: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]], init=False)

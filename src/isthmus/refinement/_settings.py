@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from isthmus.errors import DataError
 
-__all__ = ["STEPS", "Settings"]
+__all__ = ["STEPS", "RefineSettings"]
 
 STEPS = 500
 """Steps where neither these nor seconds are given."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class RefineSettings:
     """What a refinement is allowed and how it moves.
 
     Attributes:

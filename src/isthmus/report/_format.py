@@ -29,7 +29,10 @@ _DASH = "–"
 
 
 def label(method: str) -> str:
-    """Return the name of a method in words; an unknown method keeps its own name."""
+    """Return the name of a method in words, with what it matches by; an unknown method keeps its own name."""
+    plain, _, symmetry = method.partition(", ")
+    if symmetry:
+        return f"{label(plain)} ({symmetry})"
     if method in METHODS:
         return METHODS[method].label
     return "no relabelling" if method == "none" else method

@@ -29,6 +29,7 @@ from isthmus.report._study_summary import (
     summarise,
     summarise_lines,
     swept_columns,
+    with_symmetries,
 )
 
 __all__ = ["Combination", "Rate", "StudyLayout", "correlations", "sweep_of", "write_study_figures"]
@@ -85,6 +86,7 @@ def write_study_figures(rows: Sequence[Row], folder: str | Path, *, rate: Rate |
     """
     if not rows:
         raise DataError("Study figures: expected rows, found none. Has a pair been measured?")
+    rows = with_symmetries(rows)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     sweep = sweep_of(rows)

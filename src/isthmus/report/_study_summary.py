@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
+from isthmus.matching import method_under
+
 __all__ = [
     "Correlation",
     "PlaceMean",
@@ -19,6 +21,7 @@ __all__ = [
     "summarise",
     "summarise_lines",
     "swept_columns",
+    "with_symmetries",
 ]
 
 Row = Mapping[str, Any]
@@ -78,6 +81,16 @@ class Correlation:
     low: float | None
     high: float | None
     n: int
+
+
+def with_symmetries(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows with methods named by what they match by, where that is more than permutations."""
+    return [
+        row
+        if row.get("symmetry", "none") in ("none", "permutations")
+        else {**row, "method": method_under(row["method"], row["symmetry"])}
+        for row in rows
+    ]
 
 
 def swept_columns(rows: Iterable[Row]) -> tuple[str, ...]:

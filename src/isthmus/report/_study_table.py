@@ -11,7 +11,7 @@ import numpy as np
 
 from isthmus.errors import DataError
 from isthmus.report._study_figures import sweep_of
-from isthmus.report._study_summary import Row
+from isthmus.report._study_summary import Row, with_symmetries
 
 __all__ = ["BarrierTable", "PlaceRow", "Spread", "barrier_tables"]
 
@@ -82,11 +82,12 @@ def barrier_tables(rows: Sequence[Row], split: str = "test") -> list[BarrierTabl
 
     Returns:
         A table for each combination of what was swept beside the first swept number, and for each way to refresh.
+        A method has a column for each symmetry that it matched by, such as ``"weights, all"``.
 
     Raises:
         DataError: no rows of this split.
     """
-    wanted = [row for row in rows if row["split"] == split]
+    wanted = [row for row in with_symmetries(rows) if row["split"] == split]
     if not wanted:
         raise DataError(
             f"Study tables: expected rows of the split {split!r}, found none. Has a pair been measured?"

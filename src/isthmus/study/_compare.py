@@ -73,7 +73,7 @@ def compare(
     *,
     name: str,
     settings: Mapping[str, Any],
-    methods: Iterable[str | Method] = METHODS,
+    methods: Iterable[str | Method] = METHODS.usual,
     points: int = 11,
     headline: str | None = None,
     loss: Loss | None = None,
@@ -90,7 +90,7 @@ def compare(
         splits: data sets by name on which lines are measured.
         name: what the network is called in the record.
         settings: how the networks were made, as plain values.
-        methods: names of methods (``"none"`` is always first).
+        methods: names of methods (``"none"`` is always first); default: ``METHODS.usual``.
         points: positions on each line.
         headline: the split that the headline numbers use; default the last one.
         loss: see :data:`isthmus.losses.Loss`.

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from isthmus.errors import DataError, MissingExtraError, StudyError
-from isthmus.matching import METHODS
+from isthmus.matching import METHODS, symmetry_named, symmetry_text
 from isthmus.study._yaml import KeyPath, line_of, read_text, read_yaml
+from isthmus.symmetry import Acts
 from isthmus.training import (
     DATASETS,
     FAMILIES,
@@ -36,16 +37,21 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 __all__ = [
+    "PERMUTATIONS",
     "DataConfig",
     "MeasureConfig",
     "NetworkConfig",
     "StudyConfig",
     "TrainingConfig",
     "Variant",
+    "matchings",
     "preset_names",
     "preset_text",
     "read_study",
 ]
+
+PERMUTATIONS = "permutations"
+"""What methods match by unless a study says otherwise."""
 
 _SWEPT = ("data", "network", "training")
 """Sections in which a list means: one variant per entry."""
@@ -168,12 +174,17 @@ class MeasureConfig(_Strict):
 
     Attributes:
         methods: ``"none"`` and methods of :func:`isthmus.matching.align`, your own as ``"module:METHOD"``.
+        symmetry: by what each of them matches, one after the other: ``"permutations"``, ``"all"`` that the network
+            allows, or classes such as ``"signed,positive"``.
         points: positions on each line.
         refresh: ``"none"``, ``"batchnorm"`` or both: what happens to states inside the line.
         dimension: whether approximate dimensions are measured.
     """
 
-    methods: tuple[str, ...] = ("none", *METHODS.shipped)
+    # A field that is added later goes into `content`, or every address of every study would change.
+
+    methods: tuple[str, ...] = ("none", *METHODS.usual)
+    symmetry: tuple[str, ...] = (PERMUTATIONS,)
     points: int = Field(default=11, ge=2)
     refresh: tuple[Literal["none", "batchnorm"], ...] = ("none",)
     dimension: bool = True
@@ -185,6 +196,51 @@ class MeasureConfig(_Strict):
             if name not in ("none", *METHODS) and not _OWN_METHOD.fullmatch(name):
                 raise ValueError(f"one of {', '.join(('none', *METHODS))}, or your own as module:METHOD")
         return value
+
+    @field_validator("symmetry", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """Take one entry for a list of one, and a list of classes as an entry for their names with commas."""
+        if isinstance(value, str):
+            return [value]
+        if not isinstance(value, list | tuple):
+            return value
+        return [
+            ",".join(entry) if isinstance(entry, list) and all(isinstance(c, str) for c in entry) else entry
+            for entry in value
+        ]
+
+    @field_validator("symmetry")
+    @classmethod
+    def _classes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            named = tuple(symmetry_text(symmetry_named(text)) for text in value)
+        except DataError as error:
+            names = ", ".join(Acts)
+            raise ValueError(
+                f"{PERMUTATIONS}, all, or classes among {names}, with commas between them"
+            ) from error
+        if not named or len(set(named)) < len(named):
+            raise ValueError("at least one entry, each once")
+        return named
+
+    def content(self) -> dict[str, Any]:
+        """Return what enters the address of a unit: all fields, but for later ones at their default."""
+        values = self.model_dump(mode="json")
+        if self.symmetry == (PERMUTATIONS,):
+            del values["symmetry"]
+        return values
+
+
+def matchings(measure: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield, in order, every method with what it matches by, ``"none"`` by nothing.
+
+    Args:
+        measure: the content of :class:`MeasureConfig`, of any version.
+    """
+    for method in measure["methods"]:
+        for symmetry in measure.get("symmetry", (PERMUTATIONS,)) if method != "none" else ("none",):
+            yield method, symmetry
 
 
 class Variant(_Strict):

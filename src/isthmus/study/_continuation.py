@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.errors import StudyError
-from isthmus.study._config import StudyConfig
+from isthmus.study._config import PERMUTATIONS, StudyConfig, matchings
 from isthmus.study._plan import StudyPlan
 from isthmus.study._store import Store
 
@@ -23,9 +23,9 @@ _SHOWN = 3
 def check_continuation(study: StudyConfig, folder: str | Path) -> None:
     """Check that running a study in a folder loses nothing of what is there.
 
-    A study goes on in its folder, and may have grown meanwhile: more seeds, swept values or methods. Another study, or
-    one that leaves out networks or methods that are recorded there, would take their place in the plan, in
-    ``study.yaml`` and in every table made afterwards.
+    A study goes on in its folder, and may have grown meanwhile: more seeds, swept values, methods or symmetries.
+    Another study, or one that leaves out networks or methods that are recorded there, would take their place in the
+    plan, in ``study.yaml`` and in every table made afterwards.
 
     Args:
         study: what is to be run.
@@ -68,9 +68,11 @@ def _recorded(store: Store, plan: StudyPlan) -> Iterator[tuple[Key, str]]:
         else:
             of = _settings(content["data"], content["network"], content["training"])
             pair = f"{content['a']['seed']} {content['b']['seed']}"
-            for method in content["measure"]["methods"]:
+            for method, symmetry in matchings(content["measure"]):
+                by = "" if symmetry in ("none", PERMUTATIONS) else f", symmetry {symmetry}"
                 for refresh in content["measure"]["refresh"]:
-                    yield (method, refresh, pair, of), f"{unit.label}, method {method}, refresh {refresh}"
+                    words = f"{unit.label}, method {method}{by}, refresh {refresh}"
+                    yield (method, symmetry, refresh, pair, of), words
 
 
 def _asked(study: StudyConfig) -> Iterator[Key]:
@@ -83,9 +85,9 @@ def _asked(study: StudyConfig) -> Iterator[Key]:
             yield _network(data, network, training, seed)
         of = _settings(data, network, training)
         for a, b in study.all_pairs:
-            for method in study.measure.methods:
+            for method, symmetry in matchings(study.measure.content()):
                 for refresh in study.measure.refresh:
-                    yield (method, refresh, f"{a} {b}", of)
+                    yield (method, symmetry, refresh, f"{a} {b}", of)
 
 
 def _network(

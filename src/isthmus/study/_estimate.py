@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from isthmus.study._config import NetworkConfig, StudyConfig
+from isthmus.study._config import NetworkConfig, StudyConfig, matchings
 from isthmus.study._continuation import check_continuation
 from isthmus.study._device import check_device
 from isthmus.study._evidence import weigh
@@ -153,7 +153,7 @@ def _work(
 def _tracings(unit: Unit) -> int:
     """Return how often a unit traces its network or verifies a relabelling, whatever its size."""
     if unit.kind == "measure":
-        return 1 + len(unit.content["measure"]["methods"])
+        return 1 + len(list(matchings(unit.content["measure"])))
     return 0 if unit.kind == "train" else 2
 
 

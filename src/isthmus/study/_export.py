@@ -10,9 +10,10 @@ from typing import Any
 
 from isthmus.errors import CheckpointError, MissingExtraError, StudyError
 from isthmus.files import atomic_path
+from isthmus.study._config import PERMUTATIONS
 from isthmus.study._evidence import unproven_note
 from isthmus.study._plan import StudyPlan, Unit
-from isthmus.study._records import DIGEST, MEASURED
+from isthmus.study._records import DIGEST, MEASURED, symmetry_of
 from isthmus.study._store import TIMES, Store, read_json, write_json
 
 __all__ = ["RECORDS", "RUN", "collect_rows", "export_study", "read_rows", "read_run", "summarise_run"]
@@ -202,11 +203,13 @@ def collect_rows(folder: str | Path) -> list[dict[str, Any]]:
     for unit in plan.units:
         if unit.kind == "measure" and unit.address in done:
             rows += _rows_of(plan.study, unit, done, dimensions)
-    if all(
-        row["normalise"] == "none" for row in rows
-    ):  # a column only where it says something, as in tables of old
-        return [{k: v for k, v in row.items() if k != "normalise"} for row in rows]
-    return rows
+    # A column only where it says something, as in tables of old.
+    silent = {
+        column
+        for column, plain in (("normalise", {"none"}), ("symmetry", {"none", PERMUTATIONS}))
+        if plain.issuperset(row[column] for row in rows)
+    }
+    return [{k: v for k, v in row.items() if k not in silent} for row in rows]
 
 
 def _rows_of(
@@ -249,6 +252,7 @@ def _rows_of(
         yield {
             **about,
             "method": row["method"],
+            "symmetry": symmetry_of(row),
             "refresh": row["refresh"],
             "split": row["split"],
             "loss_a": losses[0],

@@ -16,10 +16,10 @@ from isthmus.batches import Batches
 from isthmus.checkpoints import load_state, save_state
 from isthmus.connectivity import Curve, Line, line
 from isthmus.errors import IsthmusWarning
-from isthmus.matching import Alignment, Method, Problem, method_named, solve
+from isthmus.matching import Alignment, Method, Problem, method_named, solve, symmetry_named
 from isthmus.moments import keeps_running_statistics
 from isthmus.states import check_finite, state_of
-from isthmus.study._config import NetworkConfig
+from isthmus.study._config import PERMUTATIONS, NetworkConfig, matchings
 from isthmus.study._evidence import checked_network
 from isthmus.study._own_methods import importing_from, require_own_method
 from isthmus.study._plan import NetworkRef, Unit
@@ -143,17 +143,22 @@ def _measure(
         "test": to_batches(test_data, _LINE_BATCH, limit=_at_most(sizes["test"], test_data), seed=_DRAW),
     }
     seed = derive_seed(content["a"]["seed"], "pair", str(content["b"]["seed"]))
-    problem = Problem(model_a, model_b, batches=statistics, seed=seed)
+    by_default = "symmetry" not in options
+    symmetries = options.get("symmetry", [PERMUTATIONS])
+    problem = Problem(model_a, model_b, batches=statistics, seed=seed, symmetry=symmetry_named(symmetries[0]))
     needs = {method.needs for method in methods.values()}
     problem.verification.require()
     problem.prepare(inputs="inputs" in needs, joint="activations" in needs)
+    problems = {symmetry: problem.under(symmetry_named(symmetry)) for symmetry in symmetries}
+    for other in problems.values():
+        other.verification.require()
     spec = problem.spec
     recomputable = keeps_running_statistics(model_a)
     rows: list[dict[str, Any]] = []
-    for method in options["methods"]:
+    for method, symmetry in matchings(options):
         found = None
         if method != "none":
-            found = solve(problem, methods[method])
+            found = solve(problems[symmetry], methods[method])
         lines: dict[bool, Line] = {}
         for refresh in options["refresh"]:
             recompute = refresh == "batchnorm" and recomputable
@@ -169,6 +174,8 @@ def _measure(
                     generator=torch.Generator().manual_seed(seed),
                 )
             about = {"method": method, "refresh": refresh, **_aligned(found)}
+            if not by_default:
+                about |= {"symmetry": symmetry, "couplings": _described(found)}
             rows += [{**about, "split": split, **_curve(c)} for split, c in lines[recompute].curves.items()]
     return {"rows": rows, "groups": {g.name: g.size for g in spec.groups.values()}}
 
@@ -221,6 +228,16 @@ def _aligned(found: Alignment | None) -> dict[str, Any]:
         "moved": found.moved,
         "verification_error": found.verification_error,
         "notes": list(found.notes),
+    }
+
+
+def _described(found: Alignment | None) -> dict[str, Any]:
+    """Return what each group's coupling does to its units, and how alike its weights are before and after."""
+    if found is None:
+        return {}
+    return {
+        name: {**summary.to_dict(), "similarity": list(found.similarities.get(name, ())) or None}
+        for name, summary in found.summaries.items()
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import isthmus
 from isthmus.matching import METHODS
-from isthmus.study._config import StudyConfig, Variant
+from isthmus.study._config import StudyConfig, Variant, matchings
 from isthmus.training import Precision
 
 __all__ = ["NetworkFacts", "NetworkRef", "StudyPlan", "Unit", "address_of", "name_of", "plan_study"]
@@ -204,7 +204,7 @@ def _measurements(
     own: Mapping[str, str] | None,
 ) -> Iterator[Unit]:
     rate = variant.training.learning_rate
-    measure = study.measure.model_dump(mode="json")
+    measure = study.measure.content()
     dimension = measure.pop("dimension")
     data = variant.data.content()
     digests = {split: digest(variant.data.name, split) for split in ("train", "test")}
@@ -218,7 +218,7 @@ def _measurements(
         if own:  # left out otherwise, as in the addresses of old
             content["own_methods"] = dict(own)
         needs = tuple(dict.fromkeys(end["unit"] for end in ends.values()))
-        lines = len(measure["methods"]) * (len(measure["refresh"]) if facts.refreshable else 1)
+        lines = len(list(matchings(measure))) * (len(measure["refresh"]) if facts.refreshable else 1)
         cost = 2.0 * lines * measure["points"] / 11 * facts.size
         yield Unit(
             "measure", address_of(content), content, needs, cost, f"measure {about}, seeds {a} and {b}"
@@ -231,7 +231,7 @@ def _measurements(
             **shared,
             "data": {"name": data["name"], "statistics": data["statistics"], **_normalised(variant)},
             "of": asdict(place),
-            "methods": list(METHODS.shipped),
+            "methods": list(METHODS.usual),
             "ranks": False,
         }
         yield Unit(

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from isthmus.study._config import PERMUTATIONS, matchings
 from isthmus.study._plan import Unit, address_of
 
-__all__ = ["DIGEST", "MEASURED", "UnitRecord", "examine", "seal", "sealed"]
+__all__ = ["DIGEST", "MEASURED", "UnitRecord", "examine", "seal", "sealed", "symmetry_of"]
 
 DIGEST = "digest"
 
@@ -131,10 +132,17 @@ def _trained(record: Mapping[str, Any], unit: Unit) -> bool:
 
 def _measured(record: Mapping[str, Any], unit: Unit) -> bool:
     measure, rows = unit.content["measure"], record["result"]["rows"]
-    asked = {(m, r, s) for m in measure["methods"] for r in measure["refresh"] for s in _SPLITS}
+    asked = {(*m, r, s) for m in matchings(measure) for r in measure["refresh"] for s in _SPLITS}
     needed = {*MEASURED, "endpoint_losses", "endpoint_accuracies"}
     whole = all(needed <= row.keys() and len(row["endpoint_losses"]) == 2 for row in rows)
-    return whole and {(row["method"], row["refresh"], row["split"]) for row in rows} == asked
+    return (
+        whole and {(row["method"], symmetry_of(row), row["refresh"], row["split"]) for row in rows} == asked
+    )
+
+
+def symmetry_of(row: Mapping[str, Any]) -> str:
+    """Return what a row's method matched by; records say it where that was more than permutations."""
+    return row.get("symmetry", "none" if row["method"] == "none" else PERMUTATIONS)
 
 
 def _dimensions(record: Mapping[str, Any], unit: Unit) -> bool:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.errors import MissingExtraError
+from isthmus.matching import method_under
+from isthmus.study._config import PERMUTATIONS
 from isthmus.study._plan import Unit
 
 __all__ = ["AbstractSink", "Scalar", "TensorBoard", "WeightsAndBiases", "scalars_of"]
@@ -163,7 +165,12 @@ def _of_training(unit: Unit, result: Mapping[str, Any]) -> Iterator[tuple[str, i
 def _of_pair(unit: Unit, result: Mapping[str, Any]) -> Iterator[tuple[str, int, float | None]]:
     about = unit.label.removeprefix("measure ")
     for row in result["rows"]:
-        method = row["method"] if row["refresh"] == "none" else f"{row['method']} + {row['refresh']}"
+        method = (
+            method_under(row["method"], row.get("symmetry", PERMUTATIONS))
+            if row["method"] != "none"
+            else "none"
+        )
+        method += "" if row["refresh"] == "none" else f" + {row['refresh']}"
         for what in _MEASURED:
             yield f"{about}/{row['split']} {what}/{method}", 0, row[what]
 

@@ -10,8 +10,10 @@ __all__ = ["Acts"]
 class Acts(StrEnum):
     """The largest class of couplings that leaves the network's function alone, whatever its weights are.
 
-    Every class contains the permutations. ``SIGNED`` and ``POSITIVE`` are contained in ``MONOMIAL``, ``SIGNED`` in
-    ``ORTHOGONAL``, which contains ``MEAN_FIXING``; ``GENERAL`` contains all.
+    Every class but the last two contains the permutations. ``SIGNED`` and ``POSITIVE`` are contained in ``MONOMIAL``,
+    ``SIGNED`` in ``ORTHOGONAL``, which contains ``MEAN_FIXING``; ``GENERAL`` contains all. ``PLANE_ROTATIONS`` and
+    ``COMPLEX``, which contains them, act on pairs of units (:attr:`isthmus.symmetry.AxisGroup.planes`) that stay where
+    they are.
     """
 
     PERMUTATION = "permutation"
@@ -28,11 +30,20 @@ class Acts(StrEnum):
     """Rotations and reflections."""
     GENERAL = "general"
     """Invertible matrices."""
+    PLANE_ROTATIONS = "plane-rotations"
+    """Every pair of units is rotated by an angle of its own, and stays where it is."""
+    COMPLEX = "complex"
+    """And is scaled by a factor of its own: a pair is multiplied by a complex number, ``((a, -b), (b, a))``."""
 
     @property
     def mixes(self) -> bool:
         """Whether units are mixed with one another."""
-        return self in (Acts.MEAN_FIXING, Acts.ORTHOGONAL, Acts.GENERAL)
+        return self in (Acts.MEAN_FIXING, Acts.ORTHOGONAL, Acts.GENERAL) or self.pairs
+
+    @property
+    def pairs(self) -> bool:
+        """Whether it acts on pairs of units, which do not change places."""
+        return self in (Acts.PLANE_ROTATIONS, Acts.COMPLEX)
 
     def contains(self, other: Acts) -> bool:
         """Return whether every element of another class is one of this class."""
@@ -50,8 +61,10 @@ _BELOW: dict[Acts, frozenset[Acts]] = {
     Acts.POSITIVE: frozenset({Acts.PERMUTATION}),
     Acts.MONOMIAL: frozenset({Acts.PERMUTATION, Acts.SIGNED, Acts.POSITIVE}),
     Acts.MEAN_FIXING: frozenset({Acts.PERMUTATION}),
-    Acts.ORTHOGONAL: frozenset({Acts.PERMUTATION, Acts.SIGNED, Acts.MEAN_FIXING}),
+    Acts.ORTHOGONAL: frozenset({Acts.PERMUTATION, Acts.SIGNED, Acts.MEAN_FIXING, Acts.PLANE_ROTATIONS}),
     Acts.GENERAL: frozenset(Acts) - {Acts.GENERAL},
+    Acts.PLANE_ROTATIONS: frozenset(),
+    Acts.COMPLEX: frozenset({Acts.PLANE_ROTATIONS}),
 }
 _WORDS = {
     Acts.PERMUTATION: "permutations",
@@ -61,4 +74,6 @@ _WORDS = {
     Acts.MEAN_FIXING: "rotations that fix the mean",
     Acts.ORTHOGONAL: "rotations",
     Acts.GENERAL: "invertible maps",
+    Acts.PLANE_ROTATIONS: "rotations of pairs",
+    Acts.COMPLEX: "complex factors of pairs",
 }

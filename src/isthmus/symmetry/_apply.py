@@ -11,7 +11,7 @@ from torch import Tensor
 from isthmus.couplings import Coupling, Monomial, Permutation, Rotation, index_of, validate_permutation
 from isthmus.errors import ShapeError, SymmetryError
 from isthmus.states import with_versions_of
-from isthmus.symmetry._elements import class_of
+from isthmus.symmetry._elements import class_of, is_of_pairs
 from isthmus.symmetry._slots import AxisGroup, Slot
 from isthmus.symmetry._spec import SymmetrySpec
 
@@ -52,6 +52,7 @@ def apply(spec: SymmetrySpec, permutations: Couplings, state: Mapping[str, Tenso
         ShapeError: a permutation or a tensor has the wrong shape.
     """
     checked = as_couplings(spec, permutations)
+    spec = spec.with_planes() if any(name in spec.planes for name in checked) else spec
     result = with_versions_of(state, dict(state))
     for name, by_axis in spec.slots_by_tensor().items():
         if not any(group in checked for slots in by_axis.values() for group, _ in slots):
@@ -224,6 +225,13 @@ def _acting(slot: Slot, coupling: Coupling, group: str) -> tuple[Coupling, bool]
 
 def _check_class(group: AxisGroup, coupling: Coupling) -> None:
     """Refuse a coupling of a larger class than may act on a group; a group without powers is left to its roles."""
+    if group.planes:
+        if not is_of_pairs(group.acts, coupling, group.pairs):
+            raise SymmetryError(
+                f"group {group.name!r}: only {group.acts.words} ({group.planes}) leave the function alone, found "
+                f"{coupling!r}."
+            )
+        return
     if isinstance(coupling, Permutation) or all(slot.power is None for slot in group.slots):
         return
     found = class_of(coupling)
@@ -241,19 +249,20 @@ def as_couplings(spec: SymmetrySpec, permutations: Couplings) -> dict[str, Coupl
         SymmetryError: a group is unknown, or a coupling is of a larger class than may act on its group.
         ShapeError: an entry is not a permutation of the group's units, or a coupling of other units.
     """
-    unknown = [name for name in permutations if name not in spec.groups]
+    groups = {**spec.groups, **spec.planes}
+    unknown = [name for name in permutations if name not in groups]
     if unknown:
-        raise SymmetryError(f"no group named {unknown[0]!r}; the spec has {list(spec.groups)}.")
+        raise SymmetryError(f"no group named {unknown[0]!r}; the spec has {list(groups)}.")
     found: dict[str, Coupling] = {}
     for name, given in permutations.items():
-        size = spec.groups[name].size
+        size = groups[name].size
         if not isinstance(given, Coupling):
             given = Permutation.known(validate_permutation(given, size, f"permutation of group {name!r}"))
         elif given.shape != (size, size):
             raise ShapeError(
                 f"coupling of group {name!r}: expected one of {size} units with themselves, found {given!r}."
             )
-        _check_class(spec.groups[name], given)
+        _check_class(groups[name], given)
         found[name] = given
     return found
 

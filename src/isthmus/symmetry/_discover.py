@@ -19,6 +19,7 @@ from isthmus.symmetry._classes import with_acts
 from isthmus.symmetry._collect import Label, collect
 from isthmus.symmetry._cut_parameters import Segments, cut_parameters, in_segments, unread_parameters
 from isthmus.symmetry._nesting import outer_atoms, used_atoms
+from isthmus.symmetry._planes import with_planes
 from isthmus.symmetry._roles import with_roles
 from isthmus.symmetry._spec import SymmetrySpec
 from isthmus.symmetry._stacked import Cuts, SegmentingInterpreter, joined
@@ -131,6 +132,7 @@ def discover_from_trace(
     # the watched values are joined first: what nests is read off the final labels
     nesting = outer_atoms([*values_in(list(labels.values())), *interpreter.all_values()], interpreter.steps)
     found = collect(labels, names, nesting, None if outputs is None else tuple(chosen))
+    found = with_planes(found, traced, interpreter.values, outputs)
     found = with_roles(replace(found, experiments=tuple(interpreter.experiments)), traced)
     outer = {o for outers in nesting.values() for o in outers}
     return with_acts(found, traced, interpreter.values, outer, ones=ones, zeros=zeros)

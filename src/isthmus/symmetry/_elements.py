@@ -7,8 +7,9 @@ from torch import Tensor
 
 from isthmus.couplings import Coupling, Linear, Monomial, Permutation, Rotation
 from isthmus.symmetry._acts import Acts
+from isthmus.symmetry._slots import Planes
 
-__all__ = ["class_of", "random_element"]
+__all__ = ["class_of", "is_of_pairs", "random_element"]
 
 _FIXED = 1e-8
 """Most that a rotation may move the direction in which all units are equal, as much as its rows may be off."""
@@ -33,7 +34,31 @@ def class_of(coupling: Coupling) -> Acts | None:
     return Acts.GENERAL if isinstance(coupling, Linear) else None
 
 
-def random_element(acts: Acts, permutation: Tensor, generator: torch.Generator) -> Coupling:
+def is_of_pairs(acts: Acts, coupling: Coupling, pairs: Tensor) -> bool:
+    """Return whether a coupling multiplies every pair of units by a complex number, of size 1 for rotations.
+
+    Args:
+        acts: rotations of pairs, or complex factors.
+        coupling: any.
+        pairs: the two units of each pair, shape ``(pairs, 2)``, all of them.
+    """
+    matrix = coupling.matrix().detach().double().cpu()
+    order = pairs.T.reshape(-1)
+    number = len(pairs)
+    parts = matrix[order][:, order].reshape(2, number, 2, number).permute(0, 2, 1, 3)
+    diagonal = parts.diagonal(dim1=2, dim2=3)
+    bound = _FIXED * float(matrix.abs().max()) if number else 0.0
+    others = parts - torch.diag_embed(diagonal)
+    same = (diagonal[0, 0] - diagonal[1, 1]).abs(), (diagonal[0, 1] + diagonal[1, 0]).abs()
+    off = [t.max() for t in (others.abs(), *same) if t.numel()]
+    if acts is Acts.PLANE_ROTATIONS and number:
+        off.append(((diagonal[0, 0] ** 2 + diagonal[1, 0] ** 2).sqrt() - 1).abs().max())
+    return all(float(t) <= bound for t in off)
+
+
+def random_element(
+    acts: Acts, permutation: Tensor, generator: torch.Generator, planes: Planes = ""
+) -> Coupling:
     """Return a random element of a class, float64, well conditioned.
 
     Signs are fair coins, factors log-normal, rotations uniform (Haar measure), invertible matrices products of a
@@ -43,8 +68,11 @@ def random_element(acts: Acts, permutation: Tensor, generator: torch.Generator) 
         acts: the class.
         permutation: the order of the units, where they are not mixed anyway.
         generator: source of randomness; advanced.
+        planes: which units make a pair, where pairs are acted on; they turn by uniformly random angles.
     """
     size = len(permutation)
+    if acts.pairs:
+        return _of_pairs(acts, size, planes, generator)
     if acts is Acts.PERMUTATION:
         return Permutation.known(permutation)
     if not acts.mixes:
@@ -61,6 +89,18 @@ def random_element(acts: Acts, permutation: Tensor, generator: torch.Generator) 
         return Rotation(rotation)
     stretched = rotation * _log_normal(size, generator)
     return Linear(stretched @ _haar(size, generator))
+
+
+def _of_pairs(acts: Acts, size: int, planes: Planes, generator: torch.Generator) -> Coupling:
+    angles = 2 * torch.pi * torch.rand(size // 2, dtype=torch.float64, generator=generator)
+    blocks = torch.diag_embed(torch.stack([angles.cos(), -angles.sin(), angles.sin(), angles.cos()]))
+    turn = blocks.reshape(2, 2, size // 2, size // 2).permute(0, 2, 1, 3)  # units half of all apart
+    turn = turn if planes == "halves" else turn.permute(1, 0, 3, 2)
+    matrix = turn.reshape(size, size)
+    if acts is Acts.PLANE_ROTATIONS:
+        return Rotation(matrix)
+    factors = _log_normal(size // 2, generator)
+    return Linear(matrix * (factors.repeat(2) if planes == "halves" else factors.repeat_interleave(2)))
 
 
 def _log_normal(size: int, generator: torch.Generator) -> Tensor:

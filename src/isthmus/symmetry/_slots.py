@@ -20,6 +20,7 @@ __all__ = [
     "IndexMap",
     "Limit",
     "PinnedAxis",
+    "Planes",
     "Role",
     "Slot",
     "group_from_json",
@@ -29,6 +30,8 @@ __all__ = [
 
 Role = Literal["holds", "reads", "both", "scales", ""]
 _ROLES: tuple[Role, ...] = get_args(Role)
+Planes = Literal["", "halves", "neighbours"]
+_PLANES: tuple[Planes, ...] = get_args(Planes)
 
 
 @dataclass(frozen=True)
@@ -191,10 +194,12 @@ class AxisGroup:
         within: ``(name of the outer group, its unit)`` pairs, outermost first, for a nested group.
         family: common name of the nested groups that stand for one another when outer units move.
         acts: the largest class of couplings that may act on the units.
-        limits: the larger classes that single operators prevent.
+        limits: the larger classes that operators prevent.
+        planes: which units make a pair, where pairs are acted on (:attr:`isthmus.symmetry.Acts.pairs`): ``"halves"``,
+            unit ``i`` with ``i + size / 2``, or ``"neighbours"``, units ``2i`` and ``2i + 1``; empty elsewhere.
 
     Raises:
-        SymmetryError: a slot has another number of units than the group.
+        SymmetryError: a slot has another number of units than the group, or it acts on pairs and does not say which.
     """
 
     name: str
@@ -204,14 +209,27 @@ class AxisGroup:
     family: str = ""
     acts: Acts = Acts.PERMUTATION
     limits: tuple[Limit, ...] = ()
+    planes: Planes = ""
 
     def __post_init__(self) -> None:
-        """Check the slots against the group's size."""
+        """Check the slots against the group's size, and the pairs."""
+        if self.acts.pairs != bool(self.planes) or (self.planes and self.size % 2):
+            raise SymmetryError(
+                f"group {self.name!r} of {self.size} units: expected an even number of units and planes 'halves' or "
+                f"'neighbours' where {Acts.COMPLEX.words} act, and none elsewhere, found {self.acts.words} and "
+                f"planes {self.planes!r}."
+            )
         for slot in self.slots:
             if slot.index.size != self.size:
                 raise SymmetryError(
                     f"group {self.name!r} has {self.size} units, but its slot {slot} has {slot.index.size}."
                 )
+
+    @property
+    def pairs(self) -> Tensor:
+        """The two units of each plane, int64, shape ``(planes, 2)``; none where single units are acted on."""
+        units = torch.arange(self.size if self.planes else 0)
+        return units.reshape(2, -1).T if self.planes == "halves" else units.reshape(-1, 2)
 
     def __str__(self) -> str:
         """Return one line: name, size and slots."""
@@ -258,6 +276,8 @@ def group_to_json(group: AxisGroup) -> dict[str, Any]:
         data |= {"within": [list(w) for w in group.within], "family": group.family}
     if group.acts is not Acts.PERMUTATION:
         data["acts"] = str(group.acts)
+    if group.planes:
+        data["planes"] = group.planes
     if group.limits:
         data["limits"] = [
             {"acts": str(limit.acts), "operator": limit.operator, "modules": list(limit.modules)}
@@ -317,4 +337,9 @@ def group_from_json(data: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
         for limit in data.get("limits", ())
     )
     family, acts = str(data.get("family", "")), Acts(data.get("acts", Acts.PERMUTATION))
-    return AxisGroup(str(data["name"]), size, tuple(slots), within, family, acts, limits)
+    planes = data.get("planes", "")
+    if planes not in _PLANES:
+        raise SymmetryError(
+            f"not a symmetry spec in JSON: expected planes of {', '.join(map(repr, _PLANES))}, found {planes!r}."
+        )
+    return AxisGroup(str(data["name"]), size, tuple(slots), within, family, acts, limits, planes)

@@ -44,6 +44,9 @@ class SymmetrySpec:
         experiments: operators without a rule that were seen to pass axes on when they were run by themselves.
         ones: tensors that hold nothing but ones, by which classes were found (see :func:`isthmus.discover`).
         zeros: the same of zeros.
+        planes: groups whose units do not change places: pairs of them turn (:attr:`isthmus.symmetry.Acts.pairs`), as
+            rotary embeddings let the dimensions of heads. They stand beside ``groups``, so that whoever permutes these
+            need not know of them; :meth:`with_planes` puts them together.
     """
 
     groups: Mapping[str, AxisGroup]
@@ -53,6 +56,7 @@ class SymmetrySpec:
     experiments: tuple[str, ...] = ()
     ones: tuple[str, ...] = ()
     zeros: tuple[str, ...] = ()
+    planes: Mapping[str, AxisGroup] = field(default_factory=dict[str, AxisGroup])
 
     def __post_init__(self) -> None:
         """Check every slot against the shapes and the other slots.
@@ -61,7 +65,7 @@ class SymmetrySpec:
             SymmetryError: a slot names an unknown tensor, a missing axis or a wrong length, a group has another name
                 than its entry, or slots move the same positions and not independently.
         """
-        for name, group in self.groups.items():
+        for name, group in (*self.groups.items(), *self.planes.items()):
             if group.name != name:
                 raise SymmetryError(f"group {name!r}: its own name is {group.name!r}; expected the same.")
             for slot in group.slots:
@@ -74,7 +78,21 @@ class SymmetrySpec:
                             f"group {name!r}: slot {slot} expects axis {axis} of length {index.length}, "
                             f"but {slot.tensor!r} has shape {shape}."
                         )
-        check_overlaps(self.groups)
+        twice = sorted(self.groups.keys() & self.planes.keys())
+        moving = sorted(name for name, group in self.planes.items() if not group.acts.pairs)
+        if twice or moving:
+            raise SymmetryError(
+                f"group {(twice or moving)[0]!r} among the planes: expected another name than those of the other groups, "
+                "and a class that acts on pairs."
+            )
+        check_overlaps({**self.groups, **self.planes})
+
+    def with_planes(self) -> SymmetrySpec:
+        """Return the spec with its planes among the groups, after the others: for couplings of all of them.
+
+        Their units stay in order: a permutation of them is refused.
+        """
+        return replace(self, groups={**self.groups, **self.planes}, planes={}) if self.planes else self
 
     @property
     def larger(self) -> tuple[str, ...]:
@@ -141,13 +159,14 @@ class SymmetrySpec:
 
     def without_slot(self, group: str, slot: Slot) -> SymmetrySpec:
         """Return the spec with one slot removed (to test that verification notices)."""
-        old = self.groups[group]
+        old = self.groups[group] if group in self.groups else self.planes[group]
         slots = tuple(s for s in old.slots if s != slot or s.index != slot.index or s.block != slot.block)
         return self.with_group(replace(old, slots=slots))
 
     def with_group(self, group: AxisGroup) -> SymmetrySpec:
         """Return the spec with a group added or replaced."""
-        return replace(self, groups={**self.groups, group.name: group})
+        where = "planes" if group.name in self.planes else "groups"
+        return replace(self, **{where: {**getattr(self, where), group.name: group}})
 
     def restrict(self, names: Sequence[str]) -> SymmetrySpec:
         """Return the spec with only the named groups.
@@ -155,10 +174,11 @@ class SymmetrySpec:
         Raises:
             SymmetryError: a name is unknown.
         """
-        unknown = [n for n in names if n not in self.groups]
+        unknown = [n for n in names if n not in self.groups and n not in self.planes]
         if unknown:
-            raise SymmetryError(f"unknown groups {unknown}; the spec has {list(self.groups)}.")
-        return replace(self, groups={n: self.groups[n] for n in names})
+            raise SymmetryError(f"unknown groups {unknown}; the spec has {[*self.groups, *self.planes]}.")
+        groups, planes = ({n: of[n] for n in names if n in of} for of in (self.groups, self.planes))
+        return replace(self, groups=groups, planes=planes)
 
     def to_json(self) -> str:
         """Return the spec as JSON text (see :meth:`from_json`)."""
@@ -171,6 +191,7 @@ class SymmetrySpec:
             **({"experiments": list(self.experiments)} if self.experiments else {}),
             **({"ones": list(self.ones)} if self.ones else {}),
             **({"zeros": list(self.zeros)} if self.zeros else {}),
+            **({"planes": [group_to_json(g) for g in self.planes.values()]} if self.planes else {}),
         }
         return json.dumps(data, indent=1)
 
@@ -187,8 +208,9 @@ class SymmetrySpec:
                 raise SymmetryError(f"expected symmetry spec format {_FORMAT}, found {data['format']!r}.")
             shapes = {str(k): tuple(whole(n) for n in v) for k, v in data["shapes"].items()}
             listed = [group_from_json(g, shapes) for g in data["groups"]]
-            groups = {g.name: g for g in listed}
-            if len(groups) < len(listed):
+            turning = [group_from_json(g, shapes) for g in data.get("planes", ())]
+            groups, planes = {g.name: g for g in listed}, {g.name: g for g in turning}
+            if len(groups) + len(planes) < len(listed) + len(turning):
                 raise SymmetryError("not a symmetry spec in JSON: two groups have the same name.")
             pinned = tuple(PinnedAxis(**p) for p in data["pinned"])
             outputs = None if data["outputs"] is None else tuple(data["outputs"])
@@ -199,7 +221,7 @@ class SymmetrySpec:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise SymmetryError(f"not a symmetry spec in JSON: {type(error).__name__}: {error}.") from error
-        return cls(groups, pinned, shapes, outputs, experiments, ones, zeros)
+        return cls(groups, pinned, shapes, outputs, experiments, ones, zeros, planes)
 
     def to_permutation_spec(self) -> PermutationSpec:
         """Return the spec in the field's form, which knows whole axes only.
@@ -255,12 +277,14 @@ class SymmetrySpec:
             *([self.pinned_summary()] if self.pinned else []),
             "",
         ]
-        width = max([5, *(len(n) for n in self.groups)])
-        roles = any(slot.role for group in self.groups.values() for slot in group.slots)
-        classes = max((len(g.acts.words) for g in self.groups.values()), default=0) if self.larger else 0
+        listed = {**self.groups, **self.planes}
+        width = max([5, *(len(n) for n in listed)])
+        roles = any(slot.role for group in listed.values() for slot in group.slots)
+        larger = any(group.acts is not Acts.PERMUTATION for group in listed.values())
+        classes = max(len(g.acts.words) for g in listed.values()) if larger else 0
         acts = f"{'acts':<{classes}}  " if classes else ""
         lines.append(f"{'group':<{width}}  units  {acts}{'role    ' if roles else ''}moves")
-        for name, group in self.groups.items():
+        for name, group in listed.items():
             own = f"{group.acts.words:<{classes}}  " if classes else ""
             for k, slot in enumerate(group.slots):
                 head = f"{name:<{width}}  {group.size:>5}  {own}" if k == 0 else " " * (width + 9 + len(own))

@@ -134,6 +134,7 @@ class Trace:
         kwargs: Mapping[str, Any] | None = None,
         *,
         on_node: NodeCallback | None = None,
+        gradients: bool = False,
     ) -> Any:
         """Run the graph on a state and inputs of the traced shapes.
 
@@ -143,6 +144,7 @@ class Trace:
             kwargs: keyword inputs.
             on_node: called after each operator with the node, a function from argument node to value, and
                 the result.
+            gradients: keep the graph of derivatives by those tensors of the state that require them.
 
         Returns:
             The model's output, with its original structure (dataclasses and foreign mappings as dicts).
@@ -157,7 +159,7 @@ class Trace:
             raise ModelError(
                 f"The inputs have another structure than those traced: expected {expected}, found {spec}."
             )
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradients):
             flat = _NodeRunner(self, on_node).run(*self._placeholder_values(state, given))
         specs = self.program.graph_signature.output_specs
         returned = [v for v, s in zip(flat, specs, strict=True) if s.kind == OutputKind.USER_OUTPUT]

@@ -173,17 +173,18 @@ def verified(
         tolerance: largest error that passes; default: by the precision of the runs.
         symmetry: ``"permutations"`` tries these alone.
     """
-    if symmetry == "permutations" or not spec.larger:
+    whole = spec.with_planes()
+    if symmetry == "permutations" or not whole.larger:
         return verification_of(spec, runs, drawn, generator, tolerance)
     others = torch.Generator().manual_seed(generator.initial_seed())
     elements = drawn_elements(spec, others, len(drawn))
     measured = list(
-        runs.errors(spec, [*drawn, *elements])
+        runs.errors(whole, [*drawn, *elements])
     )  # one run over the network's files for all of them
     found = _judged(spec, runs, drawn, measured[: len(drawn)], generator, tolerance)
     if not found.passed:
         return found
-    return _joined(found, _judged(spec, runs, elements, measured[len(drawn) :], others, tolerance))
+    return _joined(found, _judged(whole, runs, elements, measured[len(drawn) :], others, tolerance))
 
 
 def _joined(permuted: Verification, moved: Verification) -> Verification:
@@ -209,7 +210,11 @@ def drawn_relabellings(
         draws: how many; at least one is drawn.
     """
     return [
-        {name: _moving(group.size, generator, draw) for name, group in spec.groups.items()}
+        {
+            name: _moving(group.size, generator, draw)
+            for name, group in spec.groups.items()
+            if not group.planes
+        }
         for draw in range(max(draws, 1))
     ]
 
@@ -226,8 +231,8 @@ def drawn_elements(
     """
     return [
         {
-            name: random_element(group.acts, _moving(group.size, generator, draw), generator)
-            for name, group in spec.groups.items()
+            name: random_element(group.acts, _moving(group.size, generator, draw), generator, group.planes)
+            for name, group in spec.with_planes().groups.items()
         }
         for draw in range(max(draws, 1))
     ]
@@ -279,8 +284,10 @@ def _judged(
 
 def _moved(group: AxisGroup, generator: torch.Generator, draw: int, *, larger: bool) -> Tensor | Coupling:
     """Draw what moves one group alone."""
+    if group.planes and not larger:
+        return torch.arange(group.size)  # its units do not change places
     permutation = _moving(group.size, generator, draw)
-    return random_element(group.acts, permutation, generator) if larger else permutation
+    return random_element(group.acts, permutation, generator, group.planes) if larger else permutation
 
 
 def _check_order(spec: Any, model: Any) -> None:
