@@ -1,6 +1,7 @@
 """Measure refinement on the path on trained pairs, one record a pair, and draw the table of docs/refinement.md.
 
     python docs/make_refinement.py measure --networks FOLDER --data-dir FOLDER
+    python docs/make_refinement.py transformers --networks FOLDER    # {vit,gpt}-SEED.safetensors, seeds 0, 1 and 2
     python docs/make_refinement.py page
 
 Measured pairs are kept, so it can be stopped and started again; the record is written after every pair. Pair ``p`` of a
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sysconfig
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,14 +26,16 @@ import isthmus
 from isthmus.checkpoints import load_state
 from isthmus.couplings import Monomial
 from isthmus.files import atomic_path
-from isthmus.networks import mlp
+from isthmus.networks import gpt, mlp, vit
 from isthmus.study import load_dataset
 
 HERE = Path(__file__).parent
 RECORD, PAGE = HERE / "refinement.json", HERE / "refinement.md"
 RATES = ("0.0001", "0.0003981", "0.001585", "0.00631", "0.02512", "0.1")
-BATCH, STATISTICS = 250, 20_000
-BEGIN, END = "<!-- table of perceptrons -->", "<!-- end of the table of perceptrons -->"
+BATCH, STATISTICS, LENGTH = 500, 20_000, 64
+KINDS = {"vit": "ViT-like", "gpt": "GPT-2-like"}
+PERCEPTRONS = ("<!-- table of perceptrons -->", "<!-- end of the table of perceptrons -->")
+TRANSFORMERS = ("<!-- table of transformers -->", "<!-- end of the table of transformers -->")
 Data = list[tuple[Tensor, Tensor]]
 
 
@@ -117,9 +121,90 @@ def measure(networks: Path, data_dir: Path, steps: int, pairs: int) -> None:
                 continue
             a, b = (network(networks, rate, s) for s in seeds)
             known[key] = row(a, b, rate, data, steps)
-            with atomic_path(RECORD) as temporary:
-                temporary.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+            write(known)
             print(key, json.dumps(known[key]), flush=True)  # noqa: T201
+
+
+def transformers(networks: Path, steps: int) -> None:
+    """Measure the pairs of transformers, norms folded; data, networks and seeds are examples/transformers_pair.py's."""
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        for short, kind in KINDS.items():
+            known = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+            key = f"{kind} {one}-{other}"
+            if key not in known:
+                files = [networks / f"{short}-{seed}.safetensors" for seed in (one, other)]
+                known[key] = transformer_row(kind, files, steps)
+                write(known)
+                print(key, json.dumps(known[key]), flush=True)  # noqa: T201
+
+
+def windows(text: Tensor, count: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw windows of text, and the same windows shifted by one."""
+    starts = torch.randint(len(text) - LENGTH - 1, (count,), generator=source)
+    block = text[starts[:, None] + torch.arange(LENGTH + 1)]
+    return block[:, :-1], block[:, 1:]
+
+
+def transformer_data(kind: str) -> tuple[Data, Data, Data]:
+    """Return batches to test on, to collect statistics from and to learn from."""
+    if kind == "ViT-like":
+        found = {s: load_dataset("digits", None, split=s) for s in ("test", "train")}
+        (x, y), test = (
+            (f.inputs.reshape(-1, 1, 8, 8)[:2000], f.labels[:2000]) for f in reversed(found.values())
+        )
+        return [test], [(x, y)], [(x[k : k + 128], y[k : k + 128]) for k in range(0, len(x), 128)]
+    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    joined = "".join(p.read_text("utf-8", "ignore") for p in files)
+    text = torch.tensor(list(joined.encode("ascii", "ignore")))
+    cut, source = int(0.9 * len(text)), torch.Generator().manual_seed(0)
+    test, statistics = windows(text[cut:], 250, source), windows(text[:cut], 250, source)
+    more = torch.Generator().manual_seed(7)
+    return [test], [statistics], [windows(text[:cut], 32, more) for _ in range(400)]
+
+
+def transformer_row(kind: str, files: list[Path], steps: int) -> dict[str, Any]:
+    """Return what the table shows of a pair of transformers; seconds are those of the process."""
+    test, statistics, train = transformer_data(kind)
+    inputs = statistics[0][0]
+    language = kind == "GPT-2-like"
+    plain = [
+        gpt(128, 64, 2, 4, LENGTH) if language else vit(10, 64, 2, 4, image_size=8, patch=2) for _ in files
+    ]
+    for model, file in zip(plain, files, strict=True):
+        model.load_state_dict(load_state(file))
+    folded = [isthmus.fold(model.eval(), inputs[:2], untie=True) for model in plain]
+    a, b = (f.network() for f in folded)
+    spec = isthmus.discover(a, inputs[:4], ones=folded[0].folded_gains, zeros=folded[0].folded_biases)
+    ends = [isthmus.evaluation.evaluate(net, test).loss for net in (a, b)]
+    row: dict[str, Any] = {"ends": ends, "steps": steps, "none": measured(*plain, test)}
+    begun = time.process_time()
+    start = isthmus.align(a, b, batches=statistics, spec=spec, method="correlation", symmetry="all")
+    row["correlation"] = {"seconds": time.process_time() - begun, **measured(a, b, test, start)}
+    begun = time.process_time()
+    refined = isthmus.refine(a, b, start, train, steps=steps)
+    taken = time.process_time() - begun
+    row["refined"] = {"seconds": taken, **measured(a, b, test, refined), "change": refined.verification_error}
+    return row
+
+
+def write(known: Mapping[str, Any]) -> None:
+    """Write the record, whole or not at all."""
+    with atomic_path(RECORD) as temporary:
+        temporary.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+
+
+def transformer_table(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of the table of transformers, one for each pair."""
+    yield "| pair | ends | none | correlation, all classes | refined | its middle | B changed by | seconds |"
+    yield "| " + " | ".join(["---"] * 8) + " |"
+    for kind in KINDS.values():
+        for key, row in record.items():
+            if key.startswith(kind):
+                refined = row["refined"]
+                numbers = [sum(row["ends"]) / 2, *(row[k]["barrier"] for k in ("none", "correlation"))]
+                cells = [key, *(f"{v:.3f}" for v in numbers), f"**{refined['barrier']:.3f}**"]
+                more = (f"{refined['midpoint']:.3f}", f"{refined['change']:.0e}", f"{refined['seconds']:.0f}")
+                yield "| " + " | ".join([*cells, *more]) + " |"
 
 
 def table(record: Mapping[str, Any]) -> Iterator[str]:
@@ -156,25 +241,29 @@ def table(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def page() -> None:
-    """Write the table into the page."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    drawn = "\n".join(table(json.loads(RECORD.read_text(encoding="utf-8"))))
+    """Write the tables into the page."""
+    text, record = PAGE.read_text(encoding="utf-8"), json.loads(RECORD.read_text(encoding="utf-8"))
+    for (begin, end), lines in ((PERCEPTRONS, table(record)), (TRANSFORMERS, transformer_table(record))):
+        before, _, rest = text.partition(begin)
+        after = rest.partition(end)[2]
+        text = "\n".join([before + begin, *lines, end]) + after
     with atomic_path(PAGE) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n{drawn}\n{END}{after}", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("measure", "page"))
+    parser.add_argument("what", choices=("measure", "transformers", "page"))
     parser.add_argument("--networks", type=Path)
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--pairs", type=int, default=4)
     given = parser.parse_args()
     if given.what == "page":
         page()
+    elif given.what == "transformers":
+        torch.set_num_threads(1)
+        transformers(given.networks, given.steps)
     else:
         torch.set_num_threads(1)
         measure(given.networks, given.data_dir, given.steps, given.pairs)

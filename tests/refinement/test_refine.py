@@ -22,7 +22,7 @@ from isthmus.errors import (
 )
 from isthmus.matching import Alignment, Problem, SinglePass, Status, Then
 from isthmus.networks import gpt
-from isthmus.refinement import Elements, Refine, Settings, refine, refined_method
+from isthmus.refinement import Elements, Refine, RefineSettings, refine, refined_method
 from isthmus.symmetry import Acts, apply, random_element
 
 
@@ -106,7 +106,7 @@ def test_planted_factors_are_found() -> None:
     b = perceptron(0).double().eval()
     b.load_state_dict(apply(spec, planted, a.state_dict()))
     assert barrier(a, b, None, data) > 0.01
-    found = refine(a, b, None, data, steps=400, rate=0.1)
+    found = refine(a, b, None, data, steps=250)
     assert barrier(a, b, found, data) < 1e-4
     assert found.verification_error is not None
     assert found.verification_error < 1e-12
@@ -202,6 +202,20 @@ def test_moving_both_networks_is_moving_one(pair: tuple[nn.Module, nn.Module]) -
     torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-10)
 
 
+def test_maps_between_linear_layers_are_learnt() -> None:
+    def network(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 3))
+
+    a, b = (trained(network(seed), 80) for seed in (0, 1))
+    found = refine(a, b, None, batches(), steps=80)
+    assert found.kinds == {"Linear": 1, "Monomial": 1}
+    assert found.verification_error is not None
+    assert found.verification_error < 1e-10
+    assert barrier(a, b, found) < 0.8 * barrier(a, b, None)
+
+
+@pytest.mark.slow
 def test_rotations_and_maps_of_a_folded_transformer_are_learnt() -> None:
     folded = [isthmus.fold(_language(seed), _tokens()[:1, :-1], untie=True) for seed in (0, 1)]
     a, b = (f.network().double().eval() for f in folded)
@@ -265,15 +279,17 @@ def test_any_loss_is_refined(name: str) -> None:
         return (outputs.softmax(-1) - targets).square().sum(-1)
 
     loss = "mse" if name == "mse" else own
-    found = refine(a, b, None, data, steps=60, loss=loss)
+    found = refine(a, b, None, data, steps=60, loss=loss, rate=0.05, spread=1.0)
     assert max(found.sweeps) > found.sweeps[0]
 
 
 def test_the_schedule_refines_what_the_one_before_it_found(pair: tuple[nn.Module, nn.Module]) -> None:
     problem = Problem(*pair, batches=batches())
-    schedule = Then(SinglePass(), Refine(problem, Settings(steps=40)))
+    schedule = Then(SinglePass(), Refine(problem, RefineSettings(steps=40)))
     found = isthmus.align(*pair, batches=batches(), method="correlation", schedule=schedule)
-    by_method = isthmus.align(*pair, batches=batches(), method=refined_method(settings=Settings(steps=40)))
+    by_method = isthmus.align(
+        *pair, batches=batches(), method=refined_method(settings=RefineSettings(steps=40))
+    )
     assert found.kinds == by_method.kinds == {"Monomial": 2}
     assert by_method.method == "correlation-refined"
     for name, coupling in found.couplings.items():
@@ -301,7 +317,12 @@ def test_seconds_end_a_search(pair: tuple[nn.Module, nn.Module], start: Alignmen
 @pytest.mark.parametrize("option", ["steps", "seconds", "rate", "every"])
 def test_numbers_out_of_range_are_refused(option: str) -> None:
     with pytest.raises(DataError, match=f"expected {option} above 0, found -1"):
-        Settings(**{option: -1})
+        RefineSettings(**{option: -1})
+
+
+def test_a_spread_beyond_the_path_is_refused() -> None:
+    with pytest.raises(DataError, match="expected spread from 0 to 1, found 2"):
+        RefineSettings(spread=2)
 
 
 def test_bad_input_is_refused(pair: tuple[nn.Module, nn.Module], start: Alignment) -> None:

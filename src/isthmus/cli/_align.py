@@ -42,7 +42,7 @@ def align(
             "loss is small; needs data with labels.",
         ),
     ] = False,
-    refine_steps: Annotated[int | None, typer.Option(min=1, help="Steps of --refine. Default 600.")] = None,
+    refine_steps: Annotated[int | None, typer.Option(min=1, help="Steps of --refine. Default 500.")] = None,
     refine_seconds: Annotated[
         float | None, typer.Option(help="Seconds of --refine, instead of or beside steps.")
     ] = None,

@@ -9,6 +9,6 @@ from isthmus.refinement._elements import Elements
 from isthmus.refinement._path_loss import PathLoss
 from isthmus.refinement._refine import refine
 from isthmus.refinement._schedule import REFINED, Refine, refined_method
-from isthmus.refinement._settings import Settings
+from isthmus.refinement._settings import RefineSettings
 
-__all__ = ["REFINED", "Elements", "PathLoss", "Refine", "Settings", "refine", "refined_method"]
+__all__ = ["REFINED", "Elements", "PathLoss", "Refine", "RefineSettings", "refine", "refined_method"]

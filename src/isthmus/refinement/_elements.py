@@ -27,7 +27,7 @@ MOST_CONDITION = 1e4
 """Condition number, in the Frobenius norm and by the size of the map, that an invertible map never passes."""
 
 
-class Part(Protocol):
+class Movable(Protocol):
     """The elements of several groups that move alike."""
 
     tangent: Tensor
@@ -87,7 +87,7 @@ class Factors:
         return {n: Monomial(self._orders[n], own.clone()) for n, own in zip(self.sizes, parts, strict=True)}
 
 
-class Matrices:
+class Mixtures:
     """Rotations or invertible maps of groups of one size.
 
     Args:
@@ -167,7 +167,7 @@ class Elements:
         parts: by a name that says what they are.
     """
 
-    parts: Mapping[str, Part]
+    parts: Mapping[str, Movable]
 
     @classmethod
     def of(cls, classes: Mapping[str, Acts], sizes: Mapping[str, int], device: torch.device) -> Elements:
@@ -178,18 +178,18 @@ class Elements:
             sizes: number of units by group.
             device: of the network.
         """
-        parts: dict[str, Part] = {}
+        parts: dict[str, Movable] = {}
         scaled = {n: sizes[n] for n, acts in classes.items() if acts in (Acts.POSITIVE, Acts.MONOMIAL)}
         if scaled:
             parts["factors"] = Factors(scaled, device)
         mixed: dict[tuple[Acts, int], list[str]] = {}
         for name, acts in classes.items():
-            if acts.mixes and sizes[name] > (
-                2 if acts is Acts.MEAN_FIXING else 1 if acts is not Acts.GENERAL else 0
-            ):
+            # A rotation of one unit is a sign, and one of two that fixes the mean an exchange; pairs are not learnt.
+            fewest = {Acts.GENERAL: 1, Acts.ORTHOGONAL: 2, Acts.MEAN_FIXING: 3}.get(acts)
+            if fewest is not None and sizes[name] >= fewest:
                 mixed.setdefault((acts, sizes[name]), []).append(name)
         for (acts, size), names in mixed.items():
-            parts[f"{acts}.{size}"] = Matrices(names, size, acts, device)
+            parts[f"{acts}.{size}"] = Mixtures(names, size, acts, device)
         return cls(parts)
 
     @property

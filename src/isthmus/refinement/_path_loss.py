@@ -123,7 +123,7 @@ class PathLoss:
         moved = fed.to(self._device, self.dtype)
         output = functional_call(self._module, dict(tensors), moved.args, dict(moved.kwargs))
         read = self.scorer.read
-        scores = self.scorer.score(outputs_to_score(output) if read is None else read(output), fed)
+        scores = self.scorer.score(outputs_to_score(output) if read is None else read(output), moved)
         weight = float(scores.weights.sum())
         return mean_over_rows(scores.losses, scores.weights), weight
 

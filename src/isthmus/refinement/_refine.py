@@ -21,8 +21,8 @@ from isthmus.matching import Alignment, OnStage, Problem, Status, Symmetry
 from isthmus.refinement._elements import Elements
 from isthmus.refinement._path_loss import PathLoss
 from isthmus.refinement._search import Learnt, Search
-from isthmus.refinement._settings import Settings
-from isthmus.refinement._stream import Stream
+from isthmus.refinement._settings import RefineSettings
+from isthmus.refinement._stream import TrainingStream
 from isthmus.states import digest_of
 from isthmus.symmetry import Acts, Outputs, Relabelling, SymmetrySpec, named_outputs
 
@@ -45,7 +45,7 @@ def refine(
     loss: Loss | None = None,
     steps: int | None = None,
     seconds: float | None = None,
-    rate: float = 0.05,
+    rate: float = 0.2,
     spread: float = 0.0,
     every: int = 50,
     batch_size: int | None = None,
@@ -78,9 +78,9 @@ def refine(
         alignment: where to begin, an alignment of B to A; None begins with B as it is.
         batches: training data with targets (see :mod:`isthmus.batches`), shuffled, not sorted by class.
         loss: see :data:`isthmus.losses.Loss`; its default is that of :func:`isthmus.line`.
-        steps: of the optimiser; default 600 without ``seconds``.
+        steps: of the optimiser; default 500 without ``seconds``.
         seconds: by the clock; what is reached then depends on the machine.
-        rate: at which the optimiser begins (see :class:`Settings`): tuned first. Too small a rate does little in so
+        rate: at which the optimiser begins (:class:`RefineSettings`): tuned first. Too small a rate does little in so
             many steps; too large a one shows as a held-out barrier that rises, and the start is returned.
         spread: width of the interval around :math:`t = 1/2` from which positions are taken, from 0 (the middle alone,
             where the loss is highest and networks are merged) to 1 (the whole path).
@@ -111,11 +111,10 @@ def refine(
         VerificationError: B's function changed.
 
     Source:
-        Peña et al. 2023 (arXiv:2212.12042) learn permutations on the path, Theus et al. 2025 (arXiv:2506.22712) a
-        transformer's rotations. Ours learns what is continuous of every discovered group, factors included, and
-        leaves the order as it was found.
+        Theus et al. 2025 learn permutations and rotations of transformers on the path. Ours learns what is continuous
+        of every discovered group, factors included, and leaves the order as it was found.
     """
-    settings = Settings(steps, seconds, rate, spread, every, seed)
+    settings = RefineSettings(steps, seconds, rate, spread, every, seed)
     if alignment is not None and spec is not None:
         raise DataError("Refining on the path: give an alignment, which has a spec, or spec=; not both.")
     used = spec if alignment is None else alignment.spec
@@ -141,7 +140,7 @@ def refine(
 def refined(
     problem: Problem,
     start: Mapping[str, Coupling],
-    settings: Settings,
+    settings: RefineSettings,
     loss: Loss | None = None,
     tell: OnStage | None = None,
     *,
@@ -169,7 +168,9 @@ def refined(
         IsthmusError: as :func:`refine`.
     """
     spec = problem.spec
-    begun = Relabelling(spec, {**{n: Permutation.identity(g.size) for n, g in spec.groups.items()}, **start})
+    begun = Relabelling(
+        spec, {**{n: Permutation.identity(g.size) for n, g in spec.groups.items() if not g.planes}, **start}
+    )
     state_b = begun.apply(problem.state_b)
     sizes = {name: group.size for name, group in spec.groups.items()}
     classes = problem.classes if classes is None else classes
@@ -179,14 +180,16 @@ def refined(
     moving = list(elements.couplings(torch.float64))
     example = first_batch(problem.batches)
     path = PathLoss(problem.model_a, problem.state_a, state_b, spec, moving, example, loss, _reader(outputs))
-    stream = Stream(
+    stream = TrainingStream(
         problem.batches, settings.seed, batch_size=batch_size, cut=path.scorer.by_example, held_out=held_out
     )
     file = None if state_file is None else Path(state_file)
     identity = "" if file is None else _identity(problem, state_b, settings, path, stream, moving)
     found = Search(path, elements, stream, settings, file, tell).run(identity)
     whole = begun.then(Relabelling(spec, found.couplings))
-    return replace(found, couplings={name: whole.couplings[name] for name in spec.groups})
+    return replace(
+        found, couplings={name: whole.couplings[name] for name in spec.groups if name in whole.couplings}
+    )
 
 
 def _reader(outputs: Outputs) -> Any:
@@ -207,7 +210,12 @@ def _reader(outputs: Outputs) -> Any:
 
 
 def _identity(
-    problem: Problem, state_b: Any, settings: Settings, path: PathLoss, stream: Stream, moving: Sequence[str]
+    problem: Problem,
+    state_b: Any,
+    settings: RefineSettings,
+    path: PathLoss,
+    stream: TrainingStream,
+    moving: Sequence[str],
 ) -> str:
     """Return a digest of all that a search depends on."""
     first = stream.batch(0)
@@ -226,7 +234,7 @@ def _as_alignment(
     alignment: Alignment | None,
     start: Mapping[str, Coupling],
     found: Learnt,
-    settings: Settings,
+    settings: RefineSettings,
     check: bool,
 ) -> Alignment:
     """Return what was found as an alignment, verified."""

@@ -23,7 +23,7 @@ from isthmus.matching import (
 )
 from isthmus.refinement._refine import refined
 from isthmus.refinement._search import Learnt
-from isthmus.refinement._settings import Settings
+from isthmus.refinement._settings import RefineSettings
 from isthmus.symmetry import Couplings
 
 __all__ = ["REFINED", "Refine", "refined_method"]
@@ -47,13 +47,13 @@ class Refine:
         >>> from isthmus.matching import Problem, SinglePass, Then
         >>> a, b = (torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)) for _ in "ab")
         >>> data = [(torch.randn(8, 2), torch.tensor([0, 1] * 4))]
-        >>> schedule = Then(SinglePass(), Refine(Problem(a, b, batches=data), Settings(steps=2)))
+        >>> schedule = Then(SinglePass(), Refine(Problem(a, b, batches=data), RefineSettings(steps=2)))
         >>> isthmus.align(a, b, batches=data, method="correlation", schedule=schedule).kinds
         {'Monomial': 1}
     """
 
     problem: Problem = field(repr=False)
-    settings: Settings = field(default_factory=Settings)
+    settings: RefineSettings = field(default_factory=RefineSettings)
     loss: Loss | None = None
     symmetry: Symmetry = "all"
 
@@ -74,7 +74,7 @@ def _match(couplings: Couplings, found: Learnt) -> Match:
 
 def refined_method(
     start: str | Method = "correlation",
-    settings: Settings | None = None,
+    settings: RefineSettings | None = None,
     *,
     name: str | None = None,
     loss: Loss | None = None,
@@ -92,7 +92,7 @@ def refined_method(
     Raises:
         DataError: no such method.
     """
-    first, used = method_named(start), settings or Settings()
+    first, used = method_named(start), settings or RefineSettings()
 
     def search(problem: Problem, schedule: Schedule | None, generator: torch.Generator) -> Found:
         begun = first.run(problem, schedule, generator)
@@ -115,4 +115,4 @@ def refined_method(
 
 
 REFINED = refined_method("correlation", name="refined")
-"""Correlation matching, refined by 600 steps: ``--method isthmus.refinement:REFINED``."""
+"""Correlation matching, refined by 500 steps: ``--method isthmus.refinement:REFINED``."""

@@ -15,14 +15,16 @@ from isthmus.couplings import Coupling
 from isthmus.errors import ModelError
 from isthmus.refinement._elements import Elements, Factors
 from isthmus.refinement._path_loss import PathLoss
-from isthmus.refinement._settings import Settings
+from isthmus.refinement._settings import RefineSettings
 from isthmus.refinement._state_file import StateFile
-from isthmus.refinement._stream import Stream, position
+from isthmus.refinement._stream import TrainingStream, position
 
 __all__ = ["Learnt", "Search"]
 
 BETAS = (0.9, 0.99)
 """Averages of Adam: the second one short, since a search takes some hundred steps."""
+_TURN = 0.1
+"""Rate of rotations and maps, of that of factors: every entry of a large matrix moves at once."""
 _TELL = 10
 """Steps between calls of the callback."""
 
@@ -61,8 +63,8 @@ class Search:
 
     path: PathLoss
     elements: Elements
-    stream: Stream
-    settings: Settings
+    stream: TrainingStream
+    settings: RefineSettings
     file: Path | None = None
     tell: Callable[[str, int, int], None] | None = None
     _trace: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]], init=False)
@@ -100,7 +102,7 @@ class Search:
     def _adam(self) -> torch.optim.Adam:
         rate = self.settings.rate
         groups = [
-            {"params": [part.tangent], "lr": rate if isinstance(part, Factors) else rate / 5}
+            {"params": [part.tangent], "lr": rate if isinstance(part, Factors) else _TURN * rate}
             for part in self.elements.parts.values()
         ]
         for group in groups:

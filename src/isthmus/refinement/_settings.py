@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 from isthmus.errors import DataError
 
-__all__ = ["STEPS", "Settings"]
+__all__ = ["STEPS", "RefineSettings"]
 
-STEPS = 600
+STEPS = 500
 """Steps where neither these nor seconds are given."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class RefineSettings:
     """What a refinement is allowed and how it moves.
 
     Attributes:
-        steps: of the optimiser, one batch each; None where seconds alone limit it, and 600 where nothing does.
+        steps: of the optimiser, one batch each; None where seconds alone limit it, and 500 where nothing does.
         seconds: of the process's clock; None for no limit. What is reached then depends on the machine.
         rate: at which the optimiser begins, per step: of logarithms of factors, and of angles and entries of matrices a
-            fifth of it. It falls to 0 along half a cosine.
+            tenth of it. It falls to 0 along half a cosine.
         spread: width of the interval around the middle of the path from which positions are taken: 1 is the whole path,
             0 the middle alone.
         every: steps between looks at what is held out.
@@ -33,7 +33,7 @@ class Settings:
 
     steps: int | None = None
     seconds: float | None = None
-    rate: float = 0.05
+    rate: float = 0.2
     spread: float = 0.0
     every: int = 50
     seed: int = 0

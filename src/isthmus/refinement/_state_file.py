@@ -12,13 +12,13 @@ from torch import Tensor
 from isthmus.checkpoints import load_metadata, load_state, save_state
 from isthmus.errors import CheckpointError
 
-__all__ = ["Kept", "StateFile"]
+__all__ = ["KeptSearch", "StateFile"]
 
 _FORMAT = "isthmus-refinement-1"
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class KeptSearch:
     """A search as it was left: its step and seconds, its trace, and the tensors of :class:`Search`."""
 
     step: int
@@ -65,7 +65,7 @@ class StateFile:
         )
         save_state(self.path, tensors, {"format": _FORMAT, "refinement": details})
 
-    def read(self) -> Kept | None:
+    def read(self) -> KeptSearch | None:
         """Return where the search was left; None where there is no file yet.
 
         Raises:
@@ -94,4 +94,4 @@ class StateFile:
             part, _, name = key.partition("/")
             parts[part][name] = tensor
         trace = [(int(step), float(value)) for step, value in details["trace"]]
-        return Kept(int(details["step"]), float(details["seconds"]), trace, **parts)
+        return KeptSearch(int(details["step"]), float(details["seconds"]), trace, **parts)

@@ -11,7 +11,7 @@ from isthmus.batches import Batch, Batches, held, iterate, reusable
 from isthmus.errors import DataError
 from isthmus.streams import limited
 
-__all__ = ["Stream", "position"]
+__all__ = ["TrainingStream", "position"]
 
 LARGE = 512
 """Examples beyond which a batch that may be cut is cut."""
@@ -22,7 +22,7 @@ _SHARE = 0.2
 _GOLDEN = (5**0.5 - 1) / 2
 
 
-class Stream:
+class TrainingStream:
     """Batches of training data without end, and those that were held out of them.
 
     Data that fit into memory are visited in another random order in every pass; others in the order in which they
