@@ -278,7 +278,9 @@ def test_pairs_are_found_in_every_form(turn: Rotate) -> None:
     ] * HEADS
     for group in spec.planes.values():
         assert {(s.tensor, s.power) for s in group.slots} == {
-            (f"{layer}.{kind}", power) for layer, power in (("q", 1), ("k", -1)) for kind in ("weight", "bias")
+            (f"{layer}.{kind}", power)
+            for layer, power in (("q", 1), ("k", -1))
+            for kind in ("weight", "bias")
         }
         assert len(group.within) == 1
     holds(spec, model)
@@ -294,9 +296,9 @@ def believed() -> dict[str, AxisGroup]:
 def test_a_pair_whose_tables_differ_is_left_out() -> None:
     model = network(one_other_entry)
     spec = discover(model, X)
-    assert {(g.size, tuple(g.slots[0].index.positions().flatten().tolist())) for g in spec.planes.values()} == {
-        (2, (start + head * SIZE, start + 4 + head * SIZE)) for start in range(3) for head in range(HEADS)
-    }
+    assert {
+        (g.size, tuple(g.slots[0].index.positions().flatten().tolist())) for g in spec.planes.values()
+    } == {(2, (start + head * SIZE, start + 4 + head * SIZE)) for start in range(3) for head in range(HEADS)}
     holds(spec, model)
 
 
@@ -446,9 +448,7 @@ def test_heads_in_one_tensor_for_all() -> None:
         return torch.einsum("bhls,bsd,hde->ble", scores, x, m.out)
 
     shape = (HEADS, SIZE, 6)
-    model = build(
-        lambda: Net(forward, q=shape, k=shape, bq=shape[:2], bk=shape[:2], out=(HEADS, 6, 3))
-    )
+    model = build(lambda: Net(forward, q=shape, k=shape, bq=shape[:2], bk=shape[:2], out=(HEADS, 6, 3)))
     spec = discover(model, X)
     assert [str(s) for g in spec.planes.values() for s in g.slots if s.tensor == "q"] == [
         "q[1] at [0] 0",
@@ -495,7 +495,9 @@ TOO_LARGE = {
 @pytest.mark.parametrize("larger", TOO_LARGE)
 def test_couplings_of_a_larger_class_are_refused(larger: str) -> None:
     state = {"a": normal(6, 2), "b": normal(6, 3)}
-    with pytest.raises(SymmetryError, match=r"only complex factors of pairs \(halves\) leave the function alone"):
+    with pytest.raises(
+        SymmetryError, match=r"only complex factors of pairs \(halves\) leave the function alone"
+    ):
         apply(spec_of(pair_group()), {"pairs": TOO_LARGE[larger]}, state)
 
 

@@ -24,6 +24,7 @@ from isthmus.matching._schedules import CoordinateDescent, Match, Schedule, Sing
 from isthmus.matching._solvers import (
     Assignment,
     BalancedProcrustes,
+    ComplexFactors,
     LeastSquares,
     PlaneRotations,
     Procrustes,
@@ -49,6 +50,7 @@ __all__ = [
     "Alignment",
     "Assignment",
     "BalancedProcrustes",
+    "ComplexFactors",
     "ByClass",
     "Cluster",
     "InnerProduct",

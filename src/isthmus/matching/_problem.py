@@ -18,7 +18,7 @@ from isthmus.errors import DataError
 from isthmus.evaluation import require_evaluation
 from isthmus.layers import find_sites, tensors_met
 from isthmus.losses import completed_batches
-from isthmus.matching._classes import Symmetry, classes_of
+from isthmus.matching._classes import Symmetry, classes_of, spec_for
 from isthmus.matching._grids import Cluster
 from isthmus.matching._layers import Layers
 from isthmus.matching._seen import Seen, seen_units
@@ -144,7 +144,8 @@ class Problem:
     def spec(self) -> SymmetrySpec:
         """The symmetries: those given, else those discovered."""
         given = self._given_spec
-        return discover_from_trace(self.traced, outputs=self.outputs) if given is None else given
+        found = discover_from_trace(self.traced, outputs=self.outputs) if given is None else given
+        return spec_for(found, self.symmetry)
 
     @cached_property
     def classes(self) -> Mapping[str, Acts]:

@@ -60,7 +60,9 @@ def _inner_products(traced: Trace, values: Mapping[fx.Node, Any]) -> list[tuple[
         if form is None or form.layer or not (attention or len(form.operands) == 2):
             continue
         (one, own), (_, other) = form.operands[:2]
-        over = [k for k, letter in enumerate(own) if letter in other and (attention or letter not in form.out)]
+        over = [
+            k for k, letter in enumerate(own) if letter in other and (attention or letter not in form.out)
+        ]
         if attention:
             over = [len(own) - 1]
         if over and any(_is_fixed(values.get(one), k) for k in over):
@@ -70,7 +72,9 @@ def _inner_products(traced: Trace, values: Mapping[fx.Node, Any]) -> list[tuple[
 
 def _is_fixed(value: Any, axis: int) -> bool:
     """Return whether some positions of an axis cannot change places."""
-    parts: Sequence[Value] = value.parts if isinstance(value, Stacked) else [value] if isinstance(value, Value) else ()
+    parts: Sequence[Value] = (
+        value.parts if isinstance(value, Stacked) else [value] if isinstance(value, Value) else ()
+    )
     return any(_some_fixed(part.axes[axis]) for part in parts)
 
 

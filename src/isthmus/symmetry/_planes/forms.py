@@ -57,7 +57,9 @@ class Form:
         """Return a complex form multiplied by a table of complex entries, given their parts."""
         one, two = self._part(0), self._part(1)
         upper = summed(
-            one.multiplied(numbers, real), two.multiplied(numbers, imaginary).negated(numbers), self.shape[:-1]
+            one.multiplied(numbers, real),
+            two.multiplied(numbers, imaginary).negated(numbers),
+            self.shape[:-1],
         )
         lower = summed(one.multiplied(numbers, imaginary), two.multiplied(numbers, real), self.shape[:-1])
         if upper is None or lower is None or upper.shape != lower.shape:

@@ -24,9 +24,7 @@ _Member = tuple[str, int, _Block, int, int, int]
 """Tensor, axis, block, power, distance of the second unit, position of the first one."""
 
 
-def groups_of(
-    spec: SymmetrySpec, units: Units, names: Mapping[str, Sequence[str]]
-) -> dict[str, AxisGroup]:
+def groups_of(spec: SymmetrySpec, units: Units, names: Mapping[str, Sequence[str]]) -> dict[str, AxisGroup]:
     """Return the groups of planes of a network.
 
     Args:
@@ -176,9 +174,7 @@ def _family(
         own = [str(unit) for _, unit in group.within] or [str(turn)]
         own += [str(turn)] if group.within and turn else []
         family = f"{stem}[{','.join('*' for _ in group.within)}]" + (f"[{turn}]" if turn else "")
-        named.append(
-            replace(group, name=f"{stem}[{','.join(own)}]", family=family if group.within else "")
-        )
+        named.append(replace(group, name=f"{stem}[{','.join(own)}]", family=family if group.within else ""))
     wanted = prod(spec.groups[name].size for name in outer)
     if outer and (len(units) != wanted or len(set(units.values())) > 1):
         return []

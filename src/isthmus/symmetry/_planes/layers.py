@@ -84,7 +84,9 @@ class Layers:
         shape = shape_of(node)
         held = rows[tuple(slice(None) if letter in out else 0 for letter in own)]
         order = sorted(range(len(kept)), key=lambda k: out.index(kept[k]))
-        units = held.permute(order).reshape([n if letter in kept else 1 for letter, n in zip(out, shape, strict=True)])
+        units = held.permute(order).reshape(
+            [n if letter in kept else 1 for letter, n in zip(out, shape, strict=True)]
+        )
         given = [n if letter in layer.data else 1 for letter, n in zip(out, shape, strict=True)]
         number = int(torch.tensor(given).prod()) if given else 1
         start = symbols.block(("layer", node), number)
@@ -115,7 +117,11 @@ class Layers:
     def finish(self) -> None:
         """Spoil the tensors that are followed and used in any other way, or written."""
         for tensor in self._units.tensors:
-            places = [p for p in self._traced.graph.find_nodes(op="placeholder") if self._names.get(p.name) == tensor]
+            places = [
+                p
+                for p in self._traced.graph.find_nodes(op="placeholder")
+                if self._names.get(p.name) == tensor
+            ]
             if any(self._used_otherwise(place, tensor) for place in places):
                 self._units.spoil_tensor(tensor)
         for name in self._traced.staying:
@@ -159,7 +165,9 @@ class Layers:
                 axes.append(k)
             if len({kept[a] for a in varies}) > 1:
                 return None
-        steps = [int(torch.tensor(shape[k + 1 :]).prod()) if k + 1 < len(shape) else 1 for k in range(len(shape))]
+        steps = [
+            int(torch.tensor(shape[k + 1 :]).prod()) if k + 1 < len(shape) else 1 for k in range(len(shape))
+        ]
         start = self._units.start(name, shape, tuple(axes))
         units = torch.full(tuple(shape_of(operand)), start)
         for k in axes:
@@ -190,5 +198,3 @@ def _hands_on(node: fx.Node) -> bool:
 def _scaled(node: fx.Node) -> bool:
     """Return whether a product or what is added to it is multiplied by a number."""
     return any(node.kwargs.get(key, 1) != 1 for key in ("alpha", "beta"))
-
-

@@ -45,7 +45,9 @@ def _distinct(columns: Sequence[Tensor]) -> tuple[list[tuple[int, ...]], Tensor]
     for column in columns:
         values, own = column.unique(return_inverse=True)
         met, code = (code * len(values) + own).unique(return_inverse=True)
-        rows = torch.cat([rows[met // max(len(values), 1)], values[met % max(len(values), 1)].unsqueeze(1)], 1)
+        rows = torch.cat(
+            [rows[met // max(len(values), 1)], values[met % max(len(values), 1)].unsqueeze(1)], 1
+        )
     return [tuple(row) for row in rows.tolist()], code
 
 

@@ -139,7 +139,10 @@ class Units:
                 continue
             planes = [
                 Plane(
-                    owners[one], one - self._starts[owners[one]], two - self._starts[owners[one]], self._top(one)[1]
+                    owners[one],
+                    one - self._starts[owners[one]],
+                    two - self._starts[owners[one]],
+                    self._top(one)[1],
                 )
                 for one, two in pairs
             ]

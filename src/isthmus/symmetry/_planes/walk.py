@@ -36,7 +36,10 @@ _MADE = frozenset(
 """What takes nothing but a shape from its operand."""
 _JOINED = frozenset({"cat", "concat", "concatenate", "stack", "slice_scatter", "select_scatter"})
 _FOLLOWED = (
-    _MOVED | _JOINED | SAME_ENTRIES | {"copy", "index", "mul", "div", "neg", "add", "sub", "view_as_complex", "view_as_real"}
+    _MOVED
+    | _JOINED
+    | SAME_ENTRIES
+    | {"copy", "index", "mul", "div", "neg", "add", "sub", "view_as_complex", "view_as_real"}
 )
 
 
@@ -281,9 +284,7 @@ class Walk:
             parts = [
                 part.permute(order).expand(len(part), *shape) for part in (side.units, side.coefficients)
             ]
-            ends = [
-                _product([sizes[letter] for letter in listed]) for listed in (common, alone, over)
-            ]
+            ends = [_product([sizes[letter] for letter in listed]) for listed in (common, alone, over)]
             made.append(Form(*(part.reshape(len(part), *ends) for part in parts)))
         return made[0], made[1]
 
@@ -306,7 +307,7 @@ def _repeats(node: fx.Node, sides: tuple[Form, Form]) -> tuple[Form, Form] | Non
     if operator_of(node) != "aten.scaled_dot_product_attention":
         return sides
     heads = [side.shape[-3] if len(side.shape) > 2 else 1 for side in sides]
-    if heads[0] == heads[1] or 1 in heads and not bound_arguments(node).get("enable_gqa"):
+    if heads[0] == heads[1] or (1 in heads and not bound_arguments(node).get("enable_gqa")):
         return sides
     if heads[1] == 0 or heads[0] % heads[1]:
         return None
