@@ -47,7 +47,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
         lambda: torch.randint(0, 11, (30, 5), generator=generator(7)),
     ),
     "llama": (
-        lambda: llama(11, 8, 1, 4, kv_heads=2, hidden=6),
+        lambda: llama(11, 16, 1, 4, kv_heads=2, hidden=6),  # with two dimensions, heads are told apart badly
         lambda: torch.randint(0, 11, (30, 5), generator=generator(7)),
     ),
     "resnet20": (

@@ -15,6 +15,7 @@ from isthmus.errors import DataError, ShapeError
 from isthmus.matching import (
     Assignment,
     BalancedProcrustes,
+    ComplexFactors,
     LeastSquares,
     PlaneRotations,
     Procrustes,
@@ -34,6 +35,7 @@ SOLVERS: dict[str, SidedSolver] = {
     "orthogonal": Procrustes(),
     "mean-fixing": Procrustes(fix_mean=True),
     "planes": PlaneRotations(),
+    "complex": ComplexFactors(),
     "general": BalancedProcrustes(),
     "least squares": LeastSquares(),
 }
@@ -63,6 +65,9 @@ def drawn(acts: str, size: int, seed: int) -> Coupling:
         return Procrustes(fix_mean=acts != "orthogonal")(normal(size, size, seed=seed))
     if acts == "planes":
         return PlaneRotations()(normal(size, size, seed=seed))
+    if acts == "complex":
+        turn = PlaneRotations()(normal(size, size, seed=seed)).values
+        return Linear(turn * (0.5 * normal(size // 2, seed=seed)).exp().repeat(2))
     return Linear(torch.eye(size).double() + 0.2 * normal(size, size, seed=seed))
 
 
@@ -86,7 +91,7 @@ def distance(coupling: Coupling, a: Tensor, b: Tensor, r: Tensor, s: Tensor) -> 
 @pytest.mark.parametrize("acts", SOLVERS)
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 def test_a_planted_coupling_is_found(acts: str, size: int) -> None:
-    if acts == "planes" and size % 2:
+    if acts in ("planes", "complex") and size % 2:
         pytest.skip("planes take two units")
     for seed in range(3):
         planted = drawn(acts, size, seed)
@@ -198,7 +203,7 @@ def test_forbidden_pairs_are_not_paired() -> None:
 def test_no_units_and_one(acts: str) -> None:
     empty = torch.zeros(0, 3)
     assert SOLVERS[acts](Sides.between((empty, empty), (empty, empty))).shape == (0, 0)
-    if acts != "planes":
+    if acts not in ("planes", "complex"):
         one = torch.ones(1, 3)
         assert SOLVERS[acts](Sides.between((one, one), (one, one))).matrix().item() == pytest.approx(1.0)
 
@@ -330,6 +335,8 @@ def test_steps_stop_at_the_bound_on_the_condition() -> None:
         (lambda: ScaledAssignment(alone=0.5), "a finite largest factor of at least 1, found 0.5"),
         (lambda: PlaneRotations("thirds"), "expected planes 'halves' or 'neighbours', found 'thirds'"),  # pyright: ignore
         (lambda: PlaneRotations()(torch.zeros(3, 3)), "expected an even number of units, found 3"),
+        (lambda: ComplexFactors("thirds"), "ComplexFactors: expected planes 'halves' or 'neighbours'"),  # pyright: ignore
+        (lambda: ComplexFactors()(torch.zeros(3, 3)), "ComplexFactors: expected an even number of units"),
         (
             lambda: BalancedProcrustes(0.5),
             "BalancedProcrustes: expected a finite largest factor of at least 1",
@@ -370,6 +377,16 @@ def test_planes_of_neighbours_and_of_halves() -> None:
     assert near[0, 2] == near[0, 3] == far[0, 1] == far[0, 3] == 0
     assert near[0, 1] != 0
     assert far[0, 2] != 0
+
+
+def test_complex_factors_of_neighbours_and_where_no_norms_are_known() -> None:
+    b, s = units(4, 1)
+    turn = PlaneRotations("neighbours")(normal(4, 4, seed=3)).values
+    planted = Linear(turn * torch.tensor([0.5, 0.5, 3.0, 3.0]).double())
+    sides = Sides.between((planted.carry(b), b), (planted.carry_readers(s), s))
+    assert torch.allclose(ComplexFactors("neighbours")(sides).matrix(), planted.matrix(), atol=1e-6)
+    gain = normal(4, 4, seed=1)
+    assert torch.allclose(ComplexFactors()(gain).matrix(), PlaneRotations()(gain).values)
 
 
 def test_rotations_are_rotations() -> None:

@@ -23,7 +23,8 @@ def spec_text(spec: SymmetrySpec, verbose: bool = False) -> str:
     if verbose or whole.count("\n") < _LINES:
         return whole
     headline = whole.partition("\n\n")[0]
-    lines = [headline, "", *_alike((name, _described(group, spec)) for name, group in spec.groups.items())]
+    every = spec.with_planes().groups
+    lines = [headline, "", *_alike((name, _described(group, spec)) for name, group in every.items())]
     if spec.pinned:
         reasons = Counter[str]()
         for axis in spec.pinned:
@@ -44,7 +45,7 @@ def _described(group: AxisGroup, spec: SymmetrySpec) -> str:
         for limit in group.limits
     )
     more = "; ".join(dict.fromkeys(limits))
-    acts = f", {group.acts.words}" if spec.larger else ""
+    acts = f", {group.acts.words}" if spec.with_planes().larger else ""
     return f"{group.size} units{acts}{f' ({more})' if more else ''}"
 
 

@@ -28,6 +28,7 @@ from isthmus.matching._schedules import CoordinateDescent, Match, Schedule, Sing
 from isthmus.matching._solvers import (
     Assignment,
     BalancedProcrustes,
+    ComplexFactors,
     LeastSquares,
     PlaneRotations,
     Procrustes,
@@ -53,6 +54,7 @@ __all__ = [
     "Alignment",
     "Assignment",
     "BalancedProcrustes",
+    "ComplexFactors",
     "ByClass",
     "Cluster",
     "InnerProduct",

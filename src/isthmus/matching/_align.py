@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from isthmus.batches import Batches
+from isthmus.couplings import Coupling, Permutation
 from isthmus.errors import DataError
 from isthmus.matching._alignment import Alignment
 from isthmus.matching._classes import Symmetry
@@ -18,7 +20,7 @@ from isthmus.matching._objectives import Objective
 from isthmus.matching._problem import Problem, no_data
 from isthmus.matching._schedules import Schedule
 from isthmus.states import digest_of
-from isthmus.symmetry import Couplings, Outputs, SymmetrySpec
+from isthmus.symmetry import AxisGroup, Couplings, Outputs, SymmetrySpec
 
 __all__ = ["OnStage", "align", "silent", "solve"]
 
@@ -166,8 +168,9 @@ def _solved(
         problem.verification.require()
     tell(f"matching by {method.name}", 2, 4)
     found = method.run(problem, schedule, problem.generator())
-    match, notes, costs = found.match, found.notes, _costs(found.objective, found.match.couplings)
-    clusters = found.objective.structure.clusters
+    match, notes = found.match, found.notes
+    match = replace(match, couplings={n: _in_order(spec.groups[n], c) for n, c in match.couplings.items()})
+    costs, clusters = _costs(found.objective, match.couplings), found.objective.structure.clusters
     del found  # and with it the gains that the objective kept
     tell("measuring how far outputs change", 3, 4)
     return Alignment(
@@ -194,6 +197,12 @@ def _solved(
         if problem.permutes
         else weight_similarities(spec, match.couplings, problem.state_a, problem.state_b, clusters),
     )
+
+
+def _in_order(group: AxisGroup, coupling: Coupling) -> Coupling:
+    """Return the coupling of a group; pairs of units that a method permuted, as if they could be, stay as they are."""
+    permuted = isinstance(coupling, Permutation) and bool(group.planes)
+    return Permutation.identity(group.size) if permuted else coupling
 
 
 def _listed(symmetry: Symmetry) -> str | list[str]:

@@ -19,7 +19,7 @@ from isthmus.symmetry import AxisGroup
 
 __all__ = ["ByClass", "Sided"]
 
-CHANGE_NORMS = frozenset({"positive", "monomial", "general"})
+CHANGE_NORMS = frozenset({"positive", "monomial", "general", "complex"})
 """Classes whose couplings change norms, so that inner products alone do not measure distances."""
 TURN = frozenset({"orthogonal", "mean-fixing"})
 """Classes of rotations."""

@@ -8,7 +8,9 @@ from typing import Literal
 from isthmus.errors import DataError
 from isthmus.matching._by_class import ByClass
 from isthmus.matching._solvers import (
+    ComplexFactors,
     LeastSquares,
+    PlaneRotations,
     Procrustes,
     ScaledAssignment,
     SidedSolver,
@@ -16,7 +18,7 @@ from isthmus.matching._solvers import (
 )
 from isthmus.symmetry import Acts, SymmetrySpec
 
-__all__ = ["Factors", "Symmetry", "classes_of", "solvers_of"]
+__all__ = ["Factors", "Symmetry", "classes_of", "solvers_of", "spec_for"]
 
 Factors = Literal["least squares", "norms"]
 """How the factor of a pair of units is found (see :class:`isthmus.matching.ScaledAssignment`)."""
@@ -31,6 +33,8 @@ _LARGEST_FIRST = (
     Acts.MONOMIAL,
     Acts.POSITIVE,
     Acts.SIGNED,
+    Acts.COMPLEX,
+    Acts.PLANE_ROTATIONS,
 )
 
 
@@ -53,6 +57,22 @@ def classes_of(spec: SymmetrySpec, symmetry: Symmetry) -> dict[str, Acts]:
         name: Acts.PERMUTATION if name in outer else _largest(group.acts, wanted)
         for name, group in spec.groups.items()
     }
+
+
+def spec_for(spec: SymmetrySpec, symmetry: Symmetry) -> SymmetrySpec:
+    """Return a spec with its planes among the groups where rotations of pairs are wanted, and without them elsewhere.
+
+    Args:
+        spec: the groups, with or without their planes.
+        symmetry: what is wanted.
+
+    Raises:
+        DataError: an unknown class.
+    """
+    if any(acts.contains(Acts.PLANE_ROTATIONS) for acts in _wanted(symmetry)):
+        return spec.with_planes()
+    turned = [name for name, group in spec.groups.items() if group.planes]
+    return spec.restrict([name for name in spec.groups if name not in turned]) if turned else spec
 
 
 def _wanted(symmetry: Symmetry) -> frozenset[Acts]:
@@ -78,12 +98,17 @@ def _largest(allowed: Acts, wanted: frozenset[Acts]) -> Acts:
     return next(fit, Acts.PERMUTATION)
 
 
-def solvers_of(classes: Mapping[str, Acts], rule: Factors = "least squares") -> ByClass:
+def solvers_of(
+    classes: Mapping[str, Acts],
+    rule: Factors = "least squares",
+    spec: SymmetrySpec | None = None,
+) -> ByClass:
     """Return the usual solver of each group by its class.
 
     Args:
         classes: by group.
         rule: how factors are found (see :class:`isthmus.matching.ScaledAssignment`).
+        spec: the groups, which say which units make a pair; default: units half of all apart.
     """
     usual: dict[Acts, SidedSolver] = {
         Acts.SIGNED: SignedAssignment(),
@@ -93,4 +118,9 @@ def solvers_of(classes: Mapping[str, Acts], rule: Factors = "least squares") -> 
         Acts.ORTHOGONAL: Procrustes(),
         Acts.GENERAL: LeastSquares(),
     }
-    return ByClass({name: usual[acts] for name, acts in classes.items() if acts in usual})
+    found = {name: usual[acts] for name, acts in classes.items() if acts in usual}
+    for name, acts in classes.items():
+        planes = (spec.groups[name].planes if spec is not None else "") or "halves"
+        if acts.pairs:
+            found[name] = ComplexFactors(planes) if acts is Acts.COMPLEX else PlaneRotations(planes)
+    return ByClass(found)

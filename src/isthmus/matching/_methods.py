@@ -107,7 +107,7 @@ class Method:
             return self.search(problem, schedule, generator)
         objective = self.objective(problem, generator)
         used = self.schedule if schedule is None else schedule
-        solver = self.solver if problem.permutes else solvers_of(problem.classes, self.factors)
+        solver = self.solver if problem.permutes else solvers_of(problem.classes, self.factors, problem.spec)
         return Found(used.run(objective, solver, None, generator), objective)
 
 
@@ -191,7 +191,7 @@ def _by_activations(
     """Return a method whose objective depends on its search, since rows may be units that are matched too."""
 
     def search(problem: Problem, schedule: Schedule | None, generator: torch.Generator) -> Found:
-        solver = assignment_solver if problem.permutes else solvers_of(problem.classes, factors)
+        solver = assignment_solver if problem.permutes else solvers_of(problem.classes, factors, problem.spec)
         matching = matched(problem, correlation, schedule, generator, solver)
         match, objective = matching.run()
         return Found(match, objective, matching.notes)

@@ -19,7 +19,7 @@ from isthmus.errors import DataError
 from isthmus.evaluation import require_evaluation
 from isthmus.layers import find_sites, tensors_met
 from isthmus.losses import completed_batches
-from isthmus.matching._classes import Symmetry, classes_of
+from isthmus.matching._classes import Symmetry, classes_of, spec_for
 from isthmus.matching._grids import Cluster
 from isthmus.matching._layers import Layers
 from isthmus.matching._seen import Seen, seen_units
@@ -154,7 +154,8 @@ class Problem:
     def spec(self) -> SymmetrySpec:
         """The symmetries: those given, else those discovered."""
         given = self._given_spec
-        return discover_from_trace(self.traced, outputs=self.outputs) if given is None else given
+        found = discover_from_trace(self.traced, outputs=self.outputs) if given is None else given
+        return spec_for(found, self.symmetry)
 
     @cached_property
     def classes(self) -> Mapping[str, Acts]:
@@ -167,11 +168,25 @@ class Problem:
         Raises:
             DataError: an unknown class.
         """
-        found = copy.copy(self)
-        found.symmetry = symmetry if isinstance(symmetry, str) else tuple(symmetry)
-        found.__dict__["classes"] = classes_of(self.spec, found.symmetry)  # the copy has what was cached
+        key = symmetry if isinstance(symmetry, str) else tuple(symmetry)
+        classes = classes_of(spec_for(self.spec, key), key)
+        found = self._view(key)
+        found.__dict__["classes"] = classes
         if self.permutes and not found.permutes:  # larger elements have not been tried
             found.__dict__.pop("verification", None)
+        return found
+
+    def _view(self, symmetry: str | tuple[str, ...]) -> Problem:
+        """Return this problem under a wish, with all that was found out; planes change the groups, and much with them."""
+        found = copy.copy(self)
+        found.symmetry, found._open = symmetry, False
+        spec = spec_for(self.spec, symmetry)
+        if spec.groups.keys() != self.spec.groups.keys():
+            found._kept = {}
+            for name in ("layers", "seen", "verification"):
+                found.__dict__.pop(name, None)
+        found.__dict__["spec"] = spec
+        found.__dict__.pop("classes", None)
         return found
 
     def wanting(self, symmetry: Symmetry | None) -> Problem:
@@ -188,11 +203,10 @@ class Problem:
         key = symmetry if isinstance(symmetry, str) else tuple(symmetry)
         if key not in views:
             _ = self.spec, self.pair  # found once, for both
-            found = copy.copy(self)
-            found.symmetry, found._open, found._drawn = key, False, None
-            for name in ("classes", "verification"):
-                found.__dict__.pop(name, None)
             classes_of(SymmetrySpec({}), key)
+            found = self._view(key)
+            found._drawn = None
+            found.__dict__.pop("verification", None)
             views[key] = found
         return views[key]
 

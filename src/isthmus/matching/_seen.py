@@ -130,7 +130,8 @@ def _followed(
     """Return the nodes whose values move as the spec says when A is relabelled at random."""
     spec = layers.spec
     generator = torch.Generator().manual_seed(0)
-    permutations = {name: torch.randperm(g.size, generator=generator) for name, g in spec.groups.items()}
+    moving = {name: group for name, group in spec.groups.items() if not group.planes}
+    permutations = {name: torch.randperm(g.size, generator=generator) for name, g in moving.items()}
     plain = _values(traced, state, sites, example)
     moved = _values(traced, apply(spec, permutations, state), sites, example)
     found: set[str] = set()

@@ -58,7 +58,11 @@ class Relabelling:
 
     @cached_property
     def _slots(self) -> Mapping[str, Slots]:
-        return self.spec.slots_by_tensor()
+        return self._whole.slots_by_tensor()
+
+    @cached_property
+    def _whole(self) -> SymmetrySpec:
+        return self.spec.with_planes()
 
     def apply(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a state carried (see :func:`isthmus.apply`)."""
@@ -70,18 +74,18 @@ class Relabelling:
         Raises:
             SymmetryError: the other one acts through groups of other names or sizes.
         """
-        mine, others = ({g.name: g.size for g in r.spec.groups.values()} for r in (self, after))
+        mine, others = ({g.name: g.size for g in r.spec.with_planes().groups.values()} for r in (self, after))
         if mine != others:
             differing = sorted(mine.items() ^ others.items())[0][0]
             raise SymmetryError(
                 f"Composing relabellings: expected the groups of one network, found {differing!r} with another size or "
                 "in one of them only."
             )
-        return Relabelling(self.spec, nested_composition(self.spec, self.couplings, after.couplings))
+        return Relabelling(self.spec, nested_composition(self._whole, self.couplings, after.couplings))
 
     def inverse(self) -> Relabelling:
         """Return the relabelling that undoes this one: couplings of nested groups follow their outer units."""
-        return Relabelling(self.spec, nested_inverse(self.spec, self.couplings))
+        return Relabelling(self.spec, nested_inverse(self._whole, self.couplings))
 
     @property
     def permutations(self) -> dict[str, Tensor]:
@@ -96,4 +100,4 @@ class Relabelling:
         """Return one line."""
         kinds = sorted({type(c).__name__ for c in self.couplings.values()})
         by = ", ".join(kinds) or "nothing"
-        return f"Relabelling({len(self.couplings)} of {len(self.spec.groups)} groups, by {by})"
+        return f"Relabelling({len(self.couplings)} of {len(self._whole.groups)} groups, by {by})"

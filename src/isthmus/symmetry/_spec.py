@@ -82,8 +82,8 @@ class SymmetrySpec:
         moving = sorted(name for name, group in self.planes.items() if not group.acts.pairs)
         if twice or moving:
             raise SymmetryError(
-                f"group {(twice or moving)[0]!r} among the planes: expected another name than those of the other groups, "
-                "and a class that acts on pairs."
+                f"group {(twice or moving)[0]!r} among the planes: expected another name than those of the other "
+                "groups, and a class that acts on pairs."
             )
         check_overlaps({**self.groups, **self.planes})
 

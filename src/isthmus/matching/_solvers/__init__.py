@@ -7,6 +7,7 @@ from isthmus.matching._solvers._assignments import (
     assignment_solver,
 )
 from isthmus.matching._solvers._general import BalancedProcrustes, LeastSquares
+from isthmus.matching._solvers._planes import ComplexFactors
 from isthmus.matching._solvers._rotations import PlaneRotations, Procrustes
 from isthmus.matching._solvers._sides import Sides, as_sides
 from isthmus.matching._solvers._solver import SidedSolver, Solver, as_solver
@@ -14,6 +15,7 @@ from isthmus.matching._solvers._solver import SidedSolver, Solver, as_solver
 __all__ = [
     "Assignment",
     "BalancedProcrustes",
+    "ComplexFactors",
     "LeastSquares",
     "PlaneRotations",
     "Procrustes",
