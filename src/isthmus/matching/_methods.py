@@ -288,7 +288,7 @@ def _with_options(method: Method, options: Sequence[str]) -> Method:
             known = ", ".join(map(repr, (*_SYMMETRIES, *_FACTORS, _LEAST_ERROR)))
             raise DataError(f"method {name!r}: expected {known} after a plus sign, found {option!r}.")
     acting = [option for option in options if option in _SYMMETRIES]
-    rules = [_FACTORS[option] for option in options if option in _FACTORS]
+    rules: list[Factors] = [_FACTORS[option] for option in options if option in _FACTORS]
     together = len(acting) > 1 and {"permutations", "all"} & set(acting)
     if together or len(set(rules)) > 1:
         raise DataError(
