@@ -109,9 +109,9 @@ def main() -> None:
 
 def mnist_pairs(folder: Path) -> Iterator[Place]:
     """Yield the perceptrons whose two files are there, the rates of the middle first."""
-    for activation, methods in (("relu", SCALES), ("tanh", SIGNS)):
-        for pair in range(8):
-            for rate in sorted(RATES, key=lambda r: abs(math.log10(float(r)) + 2)):
+    for pair in range(8):
+        for rate in sorted(RATES, key=lambda r: abs(math.log10(float(r)) + 2)):
+            for activation, methods in (("relu", SCALES), ("tanh", SIGNS)):
                 files = tuple(
                     folder / f"{activation}-{rate}-{seed}.safetensors" for seed in (2 * pair, 2 * pair + 1)
                 )

@@ -8,6 +8,7 @@ import pytest
 from engine_studies import TINY, tiny
 
 from isthmus.study import StudyError, make_plan, preset_names, read_study
+from isthmus.study._config import parse_study
 from isthmus.study._plan import NetworkFacts, address_of, plan_study
 
 
@@ -135,3 +136,10 @@ def test_more_seeds_keep_the_addresses_of_full_stacks() -> None:
     study = TINY.replace("stack: 3", "stack: 2").replace("[0.01, 0.1]", "0.1")
     few, many = (make_plan(tiny(study.replace("seeds: 4", f"seeds: {n}")), None) for n in (2, 4))
     assert {u.address for u in few.units} < {u.address for u in many.units}
+
+
+def test_methods_may_say_what_acts_on_units() -> None:
+    text = "name: s\ndata: {name: digits}\nmeasure:\n  methods: [none, weights+norms, correlation+line]\n"
+    assert parse_study(text).measure.methods == ("none", "weights+norms", "correlation+line")
+    with pytest.raises(StudyError, match=r"measure.methods: .*'all'.* after a plus sign"):
+        parse_study(text.replace("weights+norms", "weights+mirrors"))

@@ -177,7 +177,7 @@ class Problem:
         return found
 
     def _view(self, symmetry: str | tuple[str, ...]) -> Problem:
-        """Return this problem under a wish, with all that was found out; planes change the groups, and much with them."""
+        """Return this problem under a wish with all that was found out; planes change groups, and much with them."""
         found = copy.copy(self)
         found.symmetry, found._open = symmetry, False
         spec = spec_for(self.spec, symmetry)

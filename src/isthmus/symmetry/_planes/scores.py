@@ -1,8 +1,8 @@
 r"""Inner products of what was made of units, and the planes of units that may turn without their feeling it.
 
 The positions that an inner product sums over are taken in pairs :math:`(i, i')`. Let a linear map take the plane of
-units :math:`(f, f')` to such a pair, :math:`(q_i, q_{i'}) = T (u_f, u_{f'})`. A multiplication by a complex number, that
-is a rotation and a factor, passes :math:`T` if :math:`T` is one too,
+units :math:`(f, f')` to such a pair, :math:`(q_i, q_{i'}) = T (u_f, u_{f'})`. A multiplication by a complex number,
+that is a rotation and a factor, passes :math:`T` if :math:`T` is one too,
 
 .. math:: T = \begin{pmatrix} c & -s \\ s & c \end{pmatrix},
 
