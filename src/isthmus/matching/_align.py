@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from isthmus.batches import Batches
 from isthmus.errors import DataError
 from isthmus.matching._alignment import Alignment
-from isthmus.matching._classes import Symmetry
+from isthmus.matching._classes import Symmetry, gains_in_the_way
 from isthmus.matching._constant import CONSTANT_UNITS
 from isthmus.matching._methods import METHODS, Method, method_named, tied
 from isthmus.matching._objectives import Objective
@@ -172,7 +172,7 @@ def _solved(
         sweeps=match.sweeps,
         status=match.status,
         costs=costs,
-        notes=(*spec.notes, *notes),
+        notes=(*spec.notes, *gains_in_the_way(spec, problem.symmetry), *notes),
         settings={
             "schedule": "default" if schedule is None else repr(schedule),
             "tie_outgoing": tie_outgoing,

@@ -16,7 +16,7 @@ from isthmus.matching._solvers import (
 )
 from isthmus.symmetry import Acts, SymmetrySpec
 
-__all__ = ["Symmetry", "classes_of", "solvers_of"]
+__all__ = ["Symmetry", "classes_of", "gains_in_the_way", "solvers_of"]
 
 Symmetry = Literal["permutations", "all"] | str | Iterable[str]
 """``"permutations"``, ``"all"``, or the largest classes that are wanted, by their names in :class:`Acts`."""
@@ -50,6 +50,28 @@ def classes_of(spec: SymmetrySpec, symmetry: Symmetry) -> dict[str, Acts]:
         name: Acts.PERMUTATION if name in outer else _largest(group.acts, wanted)
         for name, group in spec.groups.items()
     }
+
+
+def gains_in_the_way(spec: SymmetrySpec, symmetry: Symmetry) -> tuple[str, ...]:
+    """Return remarks on groups that would be rotated, were it not for gains that scale their units one by one.
+
+    Args:
+        spec: the groups, with their classes.
+        symmetry: what is wanted; nothing is said where no rotations are.
+    """
+    if not _wanted(symmetry) & {Acts.GENERAL, Acts.ORTHOGONAL, Acts.MEAN_FIXING}:
+        return ()
+    notes: list[str] = []
+    for name, group in spec.groups.items():
+        gains = sorted({slot.tensor for slot in group.slots if slot.role == "scales"})
+        batch_norm = any(slot.tensor.endswith("running_var") for slot in group.slots)
+        if gains and not batch_norm and group.acts in (Acts.PERMUTATION, Acts.SIGNED):
+            notes.append(
+                f"{name}: no rotations, since gains scale its units one by one ({gains[0]}"
+                f"{f' and {len(gains) - 1} more' if len(gains) > 1 else ''}). isthmus.fold moves gains of norms into "
+                "the layers that read them, and says where it cannot (such as the stream of a post-norm network)"
+            )
+    return tuple(notes)
 
 
 def _wanted(symmetry: Symmetry) -> frozenset[Acts]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import ModuleType
@@ -15,6 +15,7 @@ import torch
 
 from isthmus.errors import DataError
 from isthmus.matching._activations import ActivationMatching
+from isthmus.matching._alternating import Alternation
 from isthmus.matching._classes import solvers_of
 from isthmus.matching._incremental import Incremental
 from isthmus.matching._objectives import Objective
@@ -89,12 +90,19 @@ class Methods(Mapping[str, Method]):
     """Methods by name, in the order in which they are shown.
 
     Attributes:
-        shipped: the names that were there from the start, whatever was registered later.
+        shipped: the names that studies compare by default, whatever was registered later.
     """
 
-    def __init__(self, *methods: Method) -> None:
-        self._methods = {method.name: method for method in methods}
-        self.shipped = tuple(self._methods)
+    def __init__(self, *methods: Method, beside: Sequence[Method] = ()) -> None:
+        """Hold methods.
+
+        Args:
+            methods: those that studies compare unless they are told otherwise.
+            beside: methods that are known too, and run where they are asked for.
+        """
+        self._first = {method.name: method for method in (*methods, *beside)}
+        self._methods = dict(self._first)
+        self.shipped = tuple(method.name for method in methods)
 
     def __getitem__(self, name: str) -> Method:
         """Return a method by its name."""
@@ -121,9 +129,9 @@ class Methods(Mapping[str, Method]):
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Return a context that begins with the shipped methods, and after which what it registers is forgotten."""
+        """Return a context that begins with the first methods, and after which what it registers is forgotten."""
         before = self._methods
-        self._methods = {name: before[name] for name in self.shipped}
+        self._methods = dict(self._first)
         try:
             yield
         finally:
@@ -157,6 +165,12 @@ def _by_activations(name: str, source: str, *, correlation: bool) -> Method:
     return Method(name, name, objective, needs="activations", source=source, search=search)
 
 
+def _alternating(problem: Problem, schedule: Schedule | None, generator: torch.Generator) -> Found:
+    matching = Alternation(problem, schedule, generator)
+    match = matching.run()
+    return Found(match, matching.objective, matching.notes)
+
+
 METHODS = Methods(
     Method(
         "weights-incoming",
@@ -182,6 +196,16 @@ METHODS = Methods(
         "activations", "Ainsworth, Hayase and Srinivasa 2023; Singh and Jaggi 2020", correlation=False
     ),
     _by_activations("correlation", "Li et al. 2016", correlation=True),
+    beside=(
+        Method(
+            "alternating",
+            "activations and weights in turn",
+            lambda problem, generator: Incremental(weight_objective(problem.pair)),
+            needs="activations",
+            source="streams and heads: Theus 2025; turns by relative weights and the choice on the path are ours",
+            search=_alternating,
+        ),
+    ),
 )
 """The methods by name. ``METHODS.register`` adds one."""
 
