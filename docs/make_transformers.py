@@ -16,6 +16,7 @@ from typing import Any
 from isthmus.files import atomic_path
 
 HERE = Path(__file__).parent
+PAIRS = ("0-1", "0-2", "1-2")
 PAGE, RECORD = HERE / "transformers.md", HERE / "transformers.json"
 
 Record = Mapping[str, Any]
@@ -101,6 +102,24 @@ def parts(record: Record) -> list[str]:
     return lines
 
 
+def rotations(record: Record) -> list[str]:
+    """Return the barriers of folded networks when ever more of what may act on them is matched, pair by pair."""
+    lines = _heading("networks", "matched", *PAIRS, "mean", "midpoint accuracy")
+    for kind, family in record["families"].items():
+        pairs = list(family["pairs"].values())
+        if not all("rotations" in pair for pair in pairs):
+            continue  # a record of an earlier example
+        rows = {
+            "nothing": [pair["lines"]["none"] for pair in pairs],
+            "best permutation": [pair["lines"][record["parts"]] for pair in pairs],
+            **{name: [pair["rotations"][name] for pair in pairs] for name in pairs[0]["rotations"]},
+        }
+        for name, found in rows.items():
+            mean, accuracy = (fmean(line[k] for line in found) for k in ("barrier", "midpoint_accuracy"))
+            lines.append(_row(kind, name, *map(_barrier, found), f"**{mean:.3f}**", f"{accuracy:.1%}"))
+    return lines
+
+
 def agreement(record: Record) -> list[str]:
     """Return how alike the activations of the pairs are, and how alike they would look by chance."""
     sorts = ("as they are", "permuted", "rotated")
@@ -133,6 +152,7 @@ TABLES = {
     "setting": setting,
     "barriers": barriers,
     "accuracies": accuracies,
+    "rotations": rotations,
     "parts": parts,
     "agreement": agreement,
     "control": control,

@@ -223,12 +223,51 @@ def control(model, kind: str) -> dict:
     return lines
 
 
+def with_rotations(a, b, data) -> dict:
+    """Return the lines of both networks folded, when ever more of what may act on them is matched.
+
+    Folding changes no function: the endpoints are what they were. A head that is tied gets a tensor of its own.
+    """
+    example = data["train"][0][0][:2]
+    folded = [isthmus.fold(model, example, untie=True) for model in (a, b)]
+    a, b = (found.network() for found in folded)
+    spec = isthmus.discover(a, example, ones=folded[0].folded_gains, zeros=folded[0].folded_biases)
+    given = {"batches": data["train"], "spec": spec, "symmetry": "all"}
+    found = {}
+    begin = time.process_time()
+    steps = isthmus.align(a, b, method="correlation", **given)
+    seconds = time.process_time() - begin
+    stream = {n for n, g in spec.groups.items() if g.size == WIDTH}
+    hidden = {n for n, g in spec.groups.items() if g.size == 4 * WIDTH}
+    for name, moved in {
+        "stream rotated": stream,
+        "stream, hidden units": stream | hidden,
+        "stream, heads": spec.groups.keys() - hidden,
+        "stream, heads, hidden units": spec.groups.keys(),
+    }.items():
+        still = {n: torch.arange(spec.groups[n].size) for n in spec.groups if n not in moved}
+        part = isthmus.Alignment({**steps.couplings, **still}, spec, name)
+        found[name] = measured(a, b, data, part)
+    found["stream, heads, hidden units"] |= {"seconds": seconds, "function": steps.verification_error}
+    begin = time.process_time()
+    turns = isthmus.align(a, b, method="alternating", **given)
+    seconds = time.process_time() - begin
+    found["alternating"] = measured(a, b, data, turns)
+    found["alternating"] |= {
+        "seconds": seconds,
+        "function": turns.verification_error,
+        "note": turns.notes[-1],
+    }
+    return found
+
+
 def pair(kind: str, a, b) -> dict:
     """Return the lines by every method, those of the parts of one, and how alike the activations are."""
     data = DATA[kind]
     lines, alignments = every_method(a, b, data)
     return {
         "lines": lines,
+        "rotations": with_rotations(a, b, data),
         "parts": in_parts(a, b, data, alignments[PARTS]),
         "agreement": agreement(a, b, data),
     }

@@ -12,7 +12,7 @@ from isthmus.batches import Batches
 from isthmus.couplings import Coupling, Permutation
 from isthmus.errors import DataError
 from isthmus.matching._alignment import Alignment
-from isthmus.matching._classes import Symmetry
+from isthmus.matching._classes import Symmetry, gains_in_the_way
 from isthmus.matching._closeness import weight_similarities
 from isthmus.matching._constant import CONSTANT_UNITS
 from isthmus.matching._methods import METHODS, Method, method_named, tied
@@ -180,7 +180,7 @@ def _solved(
         sweeps=match.sweeps,
         status=match.status,
         costs=costs,
-        notes=(*spec.notes, *notes),
+        notes=(*spec.notes, *gains_in_the_way(spec, problem.symmetry), *notes),
         settings={
             "schedule": "default" if schedule is None else repr(schedule),
             "tie_outgoing": tie_outgoing,

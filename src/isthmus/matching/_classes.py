@@ -18,7 +18,7 @@ from isthmus.matching._solvers import (
 )
 from isthmus.symmetry import Acts, SymmetrySpec
 
-__all__ = ["Factors", "Symmetry", "classes_of", "solvers_of", "spec_for"]
+__all__ = ["Factors", "Symmetry", "classes_of", "gains_in_the_way", "solvers_of", "spec_for"]
 
 Factors = Literal["least squares", "norms"]
 """How the factor of a pair of units is found (see :class:`isthmus.matching.ScaledAssignment`)."""
@@ -73,6 +73,28 @@ def spec_for(spec: SymmetrySpec, symmetry: Symmetry) -> SymmetrySpec:
         return spec.with_planes()
     turned = [name for name, group in spec.groups.items() if group.planes]
     return spec.restrict([name for name in spec.groups if name not in turned]) if turned else spec
+
+
+def gains_in_the_way(spec: SymmetrySpec, symmetry: Symmetry) -> tuple[str, ...]:
+    """Return remarks on groups that would be rotated, were it not for gains that scale their units one by one.
+
+    Args:
+        spec: the groups, with their classes.
+        symmetry: what is wanted; nothing is said where no rotations are.
+    """
+    if not _wanted(symmetry) & {Acts.GENERAL, Acts.ORTHOGONAL, Acts.MEAN_FIXING}:
+        return ()
+    notes: list[str] = []
+    for name, group in spec.groups.items():
+        gains = sorted({slot.tensor for slot in group.slots if slot.role == "scales"})
+        batch_norm = any(slot.tensor.endswith("running_var") for slot in group.slots)
+        if gains and not batch_norm and group.acts in (Acts.PERMUTATION, Acts.SIGNED):
+            notes.append(
+                f"{name}: no rotations, since gains scale its units one by one ({gains[0]}"
+                f"{f' and {len(gains) - 1} more' if len(gains) > 1 else ''}). isthmus.fold moves gains of norms into "
+                "the layers that read them, and says where it cannot (such as the stream of a post-norm network)"
+            )
+    return tuple(notes)
 
 
 def _wanted(symmetry: Symmetry) -> frozenset[Acts]:

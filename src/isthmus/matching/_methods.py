@@ -16,6 +16,7 @@ import torch
 
 from isthmus.errors import DataError
 from isthmus.matching._activations import ActivationMatching
+from isthmus.matching._alternating import Alternation
 from isthmus.matching._classes import Factors, Symmetry, solvers_of
 from isthmus.matching._contributions import SlopeMatching
 from isthmus.matching._frank_wolfe import FrankWolfe
@@ -153,7 +154,7 @@ class Methods(Mapping[str, Method]):
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Return a context that begins with the shipped methods, and after which what it registers is forgotten."""
+        """Return a context that begins with the first methods, and after which what it registers is forgotten."""
         before = self._methods
         self._methods = {name: before[name] for name in self.shipped}
         try:
@@ -202,6 +203,12 @@ def _by_activations(
     return Method(
         name, name, objective, needs=needs, source=source, search=search, factors=factors, least_error=True
     )
+
+
+def _alternating(problem: Problem, schedule: Schedule | None, generator: torch.Generator) -> Found:
+    matching = Alternation(problem, schedule, generator)
+    match = matching.run()
+    return Found(match, matching.objective, matching.notes)
 
 
 _BY_ACTIVATIONS = ("activations", "correlation")
@@ -263,6 +270,14 @@ METHODS = Methods(
             lambda problem, generator: Incremental(weight_objective(problem.pair)),
             schedule=Then(FrankWolfe(), CoordinateDescent()),
             source="Crisostomi et al. 2024; Frank and Wolfe 1956",
+        ),
+        Method(
+            "alternating",
+            "activations and weights in turn",
+            lambda problem, generator: Incremental(weight_objective(problem.pair)),
+            needs="activations",
+            source="streams and heads: Theus 2025; turns by relative weights and the choice on the path are ours",
+            search=_alternating,
         ),
     ),
 )

@@ -57,6 +57,26 @@ class LayeredPair:
     state_a: Mapping[str, Tensor]
     state_b: Mapping[str, Tensor]
 
+    def relative(self) -> LayeredPair:
+        """Return the pair with every weight divided by its size, so that all layers count alike, and biases left out.
+
+        A parameter is divided by the root of the product of its norms in both networks. Units are carried by the same
+        couplings as before.
+        """
+        sizes: dict[str, float] = {}
+        for name in self.layers.parameters:
+            norms = [float(state[name].double().norm()) for state in (self.state_a, self.state_b)]
+            size = math.sqrt(norms[0] * norms[1])
+            sizes[name] = 1 / size if size and self.state_a[name].ndim > 1 else 0.0
+        states = (
+            {
+                name: tensor.double() * sizes[name] if name in sizes else tensor
+                for name, tensor in state.items()
+            }
+            for state in (self.state_a, self.state_b)
+        )
+        return LayeredPair(self.layers, *states)
+
     def plain(
         self,
         tensor: str,

@@ -134,14 +134,18 @@ class Actions:
 
 def _names(found: SymmetrySpec, spec: SymmetrySpec) -> dict[str, str]:
     """Return the name in a spec of every group that was found and moves a parameter, or one of its own."""
-    known = {_slots(group): name for name, group in spec.groups.items()}
-    keys = {name: _slots(group) for name, group in found.groups.items()}
+    known = {_slots(group, spec): name for name, group in spec.groups.items()}
+    keys = {name: _slots(group, spec) for name, group in found.groups.items()}
     return {name: known.get(key, f"@{name}") for name, key in keys.items() if key}
 
 
-def _slots(group: AxisGroup) -> frozenset[tuple[object, ...]]:
-    """Return the slots of a group on the network's own tensors, in a form that can be compared."""
-    own = (s for s in group.slots if not s.tensor.startswith(activation_name("")))
+def _slots(group: AxisGroup, spec: SymmetrySpec) -> frozenset[tuple[object, ...]]:
+    """Return the slots of a group on the network's own tensors, in a form that can be compared.
+
+    Gains and biases that folding has made ones and zeros take no part: what mixes units does not move them.
+    """
+    still = {*spec.ones, *spec.zeros}
+    own = (s for s in group.slots if not s.tensor.startswith(activation_name("")) and s.tensor not in still)
     return frozenset((s.tensor, s.axis, s.index, s.block) for s in own)
 
 
