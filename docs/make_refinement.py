@@ -171,7 +171,14 @@ def transformer_row(kind: str, files: list[Path], steps: int) -> dict[str, Any]:
         gpt(128, 64, 2, 4, LENGTH) if language else vit(10, 64, 2, 4, image_size=8, patch=2) for _ in files
     ]
     for model, file in zip(plain, files, strict=True):
-        model.load_state_dict(load_state(file))
+        state = load_state(file)
+        own = model.state_dict()
+        tied = {
+            n: m for n in own.keys() - state.keys() for m in state if own[m].data_ptr() == own[n].data_ptr()
+        }
+        model.load_state_dict(
+            {**state, **{n: state[m] for n, m in tied.items()}}
+        )  # tied tensors are stored once
     folded = [isthmus.fold(model.eval(), inputs[:2], untie=True) for model in plain]
     a, b = (f.network() for f in folded)
     spec = isthmus.discover(a, inputs[:4], ones=folded[0].folded_gains, zeros=folded[0].folded_biases)

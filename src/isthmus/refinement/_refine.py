@@ -46,7 +46,7 @@ def refine(
     steps: int | None = None,
     seconds: float | None = None,
     rate: float = 0.2,
-    spread: float = 0.0,
+    spread: float | None = None,
     every: int = 50,
     batch_size: int | None = None,
     held_out: Batches | None = None,
@@ -83,7 +83,8 @@ def refine(
         rate: at which the optimiser begins (:class:`RefineSettings`): tuned first. Too small a rate does little in so
             many steps; too large a one shows as a held-out barrier that rises, and the start is returned.
         spread: width of the interval around :math:`t = 1/2` from which positions are taken, from 0 (the middle alone,
-            where the loss is highest and networks are merged) to 1 (the whole path).
+            where the loss is highest and networks are merged) to 1 (the whole path);
+            default: 0 where factors alone are learnt, else 1.
         every: steps between looks at held-out data.
         batch_size: examples of a batch; by default batches are taken as they come, and those of more than 512 examples
             cut, where the loss allows it.

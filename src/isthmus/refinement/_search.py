@@ -111,7 +111,10 @@ class Search:
 
     def _step(self, step: int, spent: float) -> bool:
         """Take one step; return whether the loss is a number."""
-        t = 0.5 + self.settings.spread * (position(self.settings.seed, step) - 0.5)
+        spread = self.settings.spread
+        if spread is None:  # rotations and maps that are learnt at the middle alone fit it and little else
+            spread = 0.0 if all(isinstance(part, Factors) for part in self.elements.parts.values()) else 1.0
+        t = 0.5 + spread * (position(self.settings.seed, step) - 0.5)
         at = self.elements.couplings(self.path.dtype)
         loss, _ = self.path.loss(t, at, self.stream.batch(step))
         if not bool(torch.isfinite(loss)):

@@ -23,7 +23,7 @@ class RefineSettings:
         rate: at which the optimiser begins, per step: of logarithms of factors, and of angles and entries of matrices a
             tenth of it. It falls to 0 along half a cosine.
         spread: width of the interval around the middle of the path from which positions are taken: 1 is the whole path,
-            0 the middle alone.
+            0 the middle alone; None is 0 where factors alone are learnt, else 1.
         every: steps between looks at what is held out.
         seed: of the order of the batches and of the positions.
 
@@ -34,7 +34,7 @@ class RefineSettings:
     steps: int | None = None
     seconds: float | None = None
     rate: float = 0.2
-    spread: float = 0.0
+    spread: float | None = None
     every: int = 50
     seed: int = 0
 
@@ -44,7 +44,7 @@ class RefineSettings:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise DataError(f"Refining on the path: expected {name} above 0, found {value!r}.")
-        if not 0 <= self.spread <= 1:
+        if self.spread is not None and not 0 <= self.spread <= 1:
             raise DataError(f"Refining on the path: expected spread from 0 to 1, found {self.spread!r}.")
         if self.steps is None and self.seconds is None:
             object.__setattr__(self, "steps", STEPS)
