@@ -28,7 +28,7 @@ def called(loss: Callable[[Any, Any], Any], outputs: Any, targets: Any, examples
     Raises:
         ShapeError: the function returned neither values for the examples nor a sum and a count.
     """
-    with torch.no_grad():
+    with torch.set_grad_enabled(torch.is_grad_enabled() and carries_gradients(outputs)):
         found = loss(outputs, targets)
     if isinstance(found, (tuple, list)) and len(found) == 2:
         return _summed(found[0], found[1], examples)
@@ -38,7 +38,7 @@ def called(loss: Callable[[Any, Any], Any], outputs: Any, targets: Any, examples
             f"example, shape ({examples},) or ({examples}, ...), or a pair (sum, count) of a mean over something else. "
             f"{_advice(loss)}"
         )
-    losses, weights = averaged(found.detach(), _counted(found, targets))
+    losses, weights = averaged(found, _counted(found, targets))
     correct, counts = right_labels(outputs, targets) if isinstance(outputs, Tensor) else (None, None)
     return Scores(losses, weights, correct, counts)
 
@@ -54,7 +54,7 @@ def _counted(values: Tensor, targets: Any) -> Tensor | None:
 def _summed(total: Any, count: Any, examples: int) -> Scores:
     """Read a pair of sum and count: of each example, or of the batch."""
     try:
-        sums, counts = (torch.as_tensor(v).detach().cpu().double().flatten() for v in (total, count))
+        sums, counts = (torch.as_tensor(v).cpu().double().flatten() for v in (total, count))
     except (TypeError, ValueError, RuntimeError):
         sums, counts = torch.zeros(0), torch.zeros(0)
     if len(sums) != len(counts) or len(sums) not in (1, examples):
@@ -72,14 +72,19 @@ def _summed(total: Any, count: Any, examples: int) -> Scores:
 
 
 def widened(outputs: Any) -> Any:
-    """Return outputs with floating tensors in at least float32, wherever they are."""
+    """Return outputs with floating tensors in at least float32, wherever they are; gradients pass."""
 
     def widen(value: Any) -> Any:
         if isinstance(value, Tensor) and value.is_floating_point():
-            return value.detach().to(torch.promote_types(value.dtype, torch.float32))
+            return value.to(torch.promote_types(value.dtype, torch.float32))
         return value
 
     return pytree.tree_map(widen, outputs)
+
+
+def carries_gradients(outputs: Any) -> bool:
+    """Return whether any tensor in outputs depends on something that is being learnt."""
+    return any(isinstance(v, Tensor) and v.requires_grad for v in pytree.tree_leaves(outputs))
 
 
 def _shape(value: Any) -> str:

@@ -166,7 +166,7 @@ def own_loss(output: Any, model: nn.Module) -> Tensor:
             "batches with the labels that it reads, such as {'input_ids': ..., 'labels': ...}, or pass loss= a "
             "function of (outputs, targets) that returns one value per example."
         )
-    return found.detach().reshape(())
+    return found.reshape(())
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +182,7 @@ class OwnReader:
         found = None if self.convention is None else self.convention.view(named)
         if found is None:
             found = _compared(output, named)
-        return Owned(found.detach(), loss)
+        return Owned(found, loss)
 
 
 def _compared(output: Any, named: Mapping[str, Any]) -> Tensor:
@@ -221,7 +221,7 @@ def agrees(rows: Scores, kept: Owned) -> bool:
     """Return whether scores average to the network's own loss of the batch; where nothing counts, they do."""
     if kept.loss is None or float(rows.weights.sum()) == 0:
         return True
-    own, ours = float(kept.loss), rows.loss
+    own, ours = float(kept.loss.detach()), rows.loss
     kinds = [t.dtype for t in (kept.tensor, kept.loss) if t.is_floating_point()]
     tolerance = max(_AGREEMENT, *(8 * torch.finfo(kind).eps for kind in kinds))
     return (

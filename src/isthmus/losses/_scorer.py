@@ -77,7 +77,7 @@ class Scorer(Protocol):
         ...
 
     def score(self, kept: Any, batch: Batch) -> Scores:
-        """Score what was kept of the outputs on a batch."""
+        """Score what was kept of the outputs on a batch; gradients pass where these are kept."""
         ...
 
     def tensor(self, kept: Any) -> Tensor:
@@ -362,6 +362,7 @@ def _default(model: nn.Module, batch: Batch, run: Callable[[Batch], Any]) -> str
     return "cross_entropy" if plain else "model"
 
 
+@torch.no_grad()
 def score(outputs: Any, targets: Any, loss: Loss = "cross_entropy") -> Scores:
     """Score the outputs of one batch.
 

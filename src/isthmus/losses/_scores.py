@@ -53,7 +53,7 @@ class Scores:
     @property
     def loss(self) -> float:
         """Mean loss over the rows."""
-        return float(mean_over_rows(self.losses, unless_equal(self.weights)))
+        return float(mean_over_rows(self.losses.detach(), unless_equal(self.weights)))
 
     @property
     def accuracy(self) -> float | None:

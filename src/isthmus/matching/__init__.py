@@ -18,7 +18,7 @@ from isthmus.matching._incremental import Incremental
 from isthmus.matching._kronecker import kronecker_objective
 from isthmus.matching._layers import Layers, View
 from isthmus.matching._match import match
-from isthmus.matching._methods import METHODS, Found, Method, Methods, method_named
+from isthmus.matching._methods import METHODS, Found, Method, Methods, by_gradient, method_named
 from isthmus.matching._nested import Gain, couple, total_gain
 from isthmus.matching._objectives import InnerProduct, MomentObjective, Objective, Term, TermObjective
 from isthmus.matching._problem import Problem
@@ -43,6 +43,7 @@ from isthmus.matching._terms import (
     incoming_weight_objective,
     weight_objective,
 )
+from isthmus.matching._trained import GradientSearch
 from isthmus.matching._working import Working, working
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "Found",
     "FrankWolfe",
     "Gain",
+    "GradientSearch",
     "Grid",
     "Incremental",
     "Layers",
@@ -92,6 +94,7 @@ __all__ = [
     "Working",
     "activation_objective",
     "align",
+    "by_gradient",
     "classes_of",
     "assignment_solver",
     "couple",
