@@ -202,7 +202,7 @@ def by_gradient(search: GradientSearch, name: str = "", start: str = "contributi
     name = name or search.by
     source = {
         "straight-through": "Ainsworth, Hayase and Srinivasa 2023, section 3.3",
-        "sinkhorn": "Peña et al. 2023",
+        "sinkhorn": "Guerrero et al. 2023",
     }[search.by]
     return Method(
         name,

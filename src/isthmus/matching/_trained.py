@@ -7,7 +7,7 @@ Straight-through (Ainsworth et al. 2023, section 3.3) moves free tensors :math:`
 to them by full weight matching, the loss is that of B so relabelled, and its gradient is passed on to
 :math:`\hat\theta`. The descent of the matching starts from where the last one ended; the paper solves anew each time.
 
-Sinkhorn (Peña et al. 2023) runs the network on soft permutations: logits, balanced to rows and columns of sum one.
+Sinkhorn (Guerrero et al. 2023) runs the network on soft permutations: logits, balanced to rows and columns of sum one.
 There the derivative of the balanced matrix is found implicitly; here the iterations are differentiated.
 """
 
