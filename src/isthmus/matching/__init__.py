@@ -19,7 +19,7 @@ from isthmus.matching._kronecker import kronecker_objective
 from isthmus.matching._layers import Layers, View
 from isthmus.matching._line_factors import LayerErrors, line_factors
 from isthmus.matching._match import match
-from isthmus.matching._methods import METHODS, Found, Method, Methods, method_named
+from isthmus.matching._methods import METHODS, Found, Method, Methods, by_gradient, method_named
 from isthmus.matching._naming import method_under, symmetry_named, symmetry_text
 from isthmus.matching._nested import Gain, couple, total_gain
 from isthmus.matching._objectives import InnerProduct, MomentObjective, Objective, Term, TermObjective
@@ -46,6 +46,7 @@ from isthmus.matching._terms import (
     incoming_weight_objective,
     weight_objective,
 )
+from isthmus.matching._trained import GradientSearch
 from isthmus.matching._working import Working, working
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "Found",
     "FrankWolfe",
     "Gain",
+    "GradientSearch",
     "Grid",
     "Incremental",
     "LayerErrors",
@@ -97,6 +99,7 @@ __all__ = [
     "Working",
     "activation_objective",
     "align",
+    "by_gradient",
     "classes_of",
     "assignment_solver",
     "couple",

@@ -28,13 +28,14 @@ from isthmus.matching._problem import Problem, no_data
 from isthmus.matching._schedules import CoordinateDescent, Match, Schedule, SinglePass, Then
 from isthmus.matching._solvers import Assignment, Solver, assignment_solver
 from isthmus.matching._terms import covariance_objective, incoming_weight_objective, weight_objective
+from isthmus.matching._trained import GradientSearch
 from isthmus.symmetry import Acts
 
-__all__ = ["METHODS", "Found", "Method", "Methods", "method_named"]
+__all__ = ["METHODS", "Found", "Method", "Methods", "by_gradient", "method_named"]
 
-Needs = Literal["weights", "inputs", "activations", "slopes"]
+Needs = Literal["weights", "inputs", "activations", "slopes", "labels"]
 """The data of a method: weights alone; second moments of A's inputs (a pass of A); joint moments (a pass of both);
-slopes of the outputs (a pass forwards and backwards)."""
+slopes of the outputs (a pass forwards and backwards); labels, and a loss that is trained on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,8 @@ class Method:
         name: by which it is asked for, such as ``"weights"``.
         label: how reports call it.
         objective: builds the objective from a problem and a source of randomness.
-        needs: ``"weights"``, ``"inputs"``, ``"activations"`` or ``"slopes"``; all but the first need data.
+        needs: ``"weights"``, ``"inputs"``, ``"activations"``, ``"slopes"`` or ``"labels"``; all but the first need
+            data.
         schedule: the usual order of matching.
         solver: couples one gain matrix, where all groups are permuted. Where a problem asks for larger classes, each
             group has the solver of its class.
@@ -211,6 +213,38 @@ def _alternating(problem: Problem, schedule: Schedule | None, generator: torch.G
     return Found(match, matching.objective, matching.notes)
 
 
+def by_gradient(search: GradientSearch, name: str = "", start: str = "contributions") -> Method:
+    """Return a method that searches permutations by gradient, on the training loss between two networks.
+
+    Args:
+        search: the settings.
+        name: by which it is asked for; default: that of the search.
+        start: the method whose permutations it starts from.
+
+    Example:
+        >>> by_gradient(GradientSearch("straight-through", steps=50), "short").name
+        'short'
+    """
+
+    def run(problem: Problem, schedule: Schedule | None, generator: torch.Generator) -> Found:
+        first = METHODS[start].run(problem, schedule, generator)
+        return Found(search.run(problem, first.match, generator), first.objective, first.notes)
+
+    name = name or search.by
+    source = {
+        "straight-through": "Ainsworth, Hayase and Srinivasa 2023, section 3.3",
+        "sinkhorn": "Guerrero et al. 2023",
+    }[search.by]
+    return Method(
+        name,
+        name,
+        lambda problem, generator: METHODS[start].objective(problem, generator),
+        needs="labels",
+        source=source,
+        search=run,
+    )
+
+
 _BY_ACTIVATIONS = ("activations", "correlation")
 
 METHODS = Methods(
@@ -279,6 +313,8 @@ METHODS = Methods(
             source="streams and heads: Theus 2025; turns by relative weights and the choice on the path are ours",
             search=_alternating,
         ),
+        by_gradient(GradientSearch("straight-through")),
+        by_gradient(GradientSearch("sinkhorn", learning_rate=0.1)),
     ),
 )
 """The methods by name. ``METHODS.register`` adds one; ``METHODS.usual`` names those that studies compare by default."""

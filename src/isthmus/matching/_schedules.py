@@ -28,6 +28,7 @@ class Status(StrEnum):
     """Why a schedule stopped."""
 
     ROUNDED = "rounded"
+    TRAINED = "steps done"
     CONVERGED = "converged"
     SINGLE_PASS = "single pass"
     SWEEP_LIMIT = "sweep limit reached"
