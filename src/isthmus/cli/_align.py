@@ -13,7 +13,7 @@ from isthmus.cli import _folders as folders
 from isthmus.cli import _options as options
 from isthmus.cli._pair import align_pair, data_for, load_pair, training_part
 from isthmus.cli._texts import alignment_text
-from isthmus.errors import DataError, OutputError
+from isthmus.errors import OutputError
 from isthmus.states import state_of
 
 __all__ = ["align"]
@@ -50,11 +50,6 @@ def align(
             "what --apply writes."
         )
     in_folders = folders.are_folders(a, b, model)
-    if in_folders and symmetry != "permutations":
-        raise DataError(
-            f"--symmetry {symmetry}: model folders are aligned by permutations. Give --model TARGET with checkpoints "
-            "of both networks, whose whole symmetry is matched, or leave --symmetry out."
-        )
     if in_folders:
         folders.check_output(apply, max_shard_size)
     wanted = options.output_names(outputs)
@@ -70,7 +65,14 @@ def align(
         if in_folders:
             first, second = folders.open_pair(a, b, trust_remote_code, batches)
             alignment = folders.align_folders(
-                first, second, method=method, batches=batches, outputs=wanted, seed=seed, tell=tell
+                first,
+                second,
+                method=method,
+                batches=batches,
+                outputs=wanted,
+                symmetry=options.symmetry_of(symmetry),
+                seed=seed,
+                tell=tell,
             )
             alignment.save(staged[0])
             if apply is not None:

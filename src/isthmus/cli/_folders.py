@@ -10,7 +10,7 @@ from isthmus import pretrained
 from isthmus.batches import Batches, first_batch
 from isthmus.cli import _console as console
 from isthmus.errors import DataError
-from isthmus.matching import Alignment
+from isthmus.matching import Alignment, Symmetry
 from isthmus.matching import align as align_networks
 from isthmus.pretrained import OpenedModel, Written, check_inputs, free_target, open_model, parse_size
 from isthmus.symmetry import Outputs
@@ -77,19 +77,21 @@ def align_folders(
     method: str | None,
     batches: Batches | None,
     outputs: Outputs = None,
+    symmetry: Symmetry = "permutations",
     seed: int = 0,
     tell: Callable[[str, int, int], None] | None = None,
 ) -> Alignment:
     """Align two model folders: tensor by tensor by weights, in memory by the methods that run the networks."""
     if method == "weights" or (method is None and batches is None):
-        return pretrained.align(a, b, outputs=outputs, seed=seed, on_stage=tell)
+        return pretrained.align(a, b, outputs=outputs, symmetry=symmetry, seed=seed, on_stage=tell)
     return align_networks(
         a.load(),
         b.load(),
         batches=batches,
         method=method,
-        spec=a.discover(outputs),
+        spec=pretrained.discover_pair(a, b, outputs) if symmetry != "permutations" else a.discover(outputs),
         outputs=outputs,
+        symmetry=symmetry,
         on_stage=tell,
         args=a.example.args,
         kwargs=a.example.kwargs,

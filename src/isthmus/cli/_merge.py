@@ -38,6 +38,7 @@ def merge(
     model: options.OptionalModel = None,
     alignment: options.AlignmentFile = None,
     method: options.RelabelMethod = None,
+    symmetry: options.SymmetryChoice = "permutations",
     weight: Annotated[float, typer.Option(min=0.0, max=1.0, help="Weight of B in the average.")] = 0.5,
     data: options.OptionalData = None,
     data_dir: options.DataDir = None,
@@ -55,7 +56,12 @@ def merge(
 ) -> None:
     """Average two networks, after relabelling B if asked to, and write an ordinary checkpoint."""
     chosen = Relabel(
-        alignment, align if method is None else method, shape, options.output_names(outputs), seed
+        alignment,
+        align if method is None else method,
+        shape,
+        options.output_names(outputs),
+        seed,
+        options.symmetry_of(symmetry),
     )
     console.refuse_inputs({"--out": out}, [p for p in (a, b, alignment) if p is not None])
     read = partial(data_for, data, data_dir, batch_size=batch_size, limit=limit, normalise=normalise)
@@ -63,7 +69,12 @@ def merge(
     with console.progress() as bar:
         tell = console.stages(bar)
         tell("reading networks and data", 0, 2)
-        if model is None and chosen.name is None and are_files(a, b) and data is None:
+        if pretrained.are_adapters([a, b]):
+            ignored = {"--model": model, "--alignment": alignment, "--data": data}
+            adapter = _merge_adapters(a, b, out, weight, chosen.method, [k for k, v in ignored.items() if v])
+            value |= {"tensors": adapter.tensors, "way": adapter.way, "errors": dict(adapter.errors)}
+            notes, unused = (str(adapter),), ""
+        elif model is None and chosen.name is None and are_files(a, b) and data is None:
             check_format(out)
             merged = pretrained.merge_files([a, b], out, [1 - weight, weight], on_progress=_moving(tell))
             value |= {"tensors": merged.tensors, "notes": list(merged.notes)}
@@ -103,6 +114,28 @@ def merge(
     how = f"after aligning by {chosen.name}" if chosen.name else "without alignment"
     told = [f"Merged A and B ({weight:g} of B) {how}; written to {out}{unused}"]
     console.emit(value, json, "\n".join(told + [f"Note: {note}" for note in notes]))
+
+
+_WAYS: dict[str | None, pretrained.AdapterWay] = {None: "svd", "weights": "aligned", "none": "as they are"}
+"""How adapters are averaged, by the method that the command was given."""
+
+
+def _merge_adapters(
+    a: Path, b: Path, out: Path, weight: float, method: str | None, ignored: list[str]
+) -> pretrained.MergedAdapter:
+    """Average two adapters, which need no network.
+
+    Raises:
+        DataError: an option that is of no use for them.
+    """
+    if ignored or method not in _WAYS:
+        what = ignored[0] if ignored else f"--method {method}"
+        raise DataError(
+            f"{what}: adapters are averaged from their files alone: leave it out, which cuts the mean of the "
+            "products to their rank, or give --method weights (factors rotated towards A's) or --method none (as they "
+            "are)."
+        )
+    return pretrained.merge_adapters([a, b], out, [1 - weight, weight], way=_WAYS[method])
 
 
 def _moving(tell: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:

@@ -10,7 +10,7 @@ from isthmus.batches import Batches
 from isthmus.cli import _folders as folders
 from isthmus.cli._pair import NetworkPair, align_pair, training_part
 from isthmus.errors import DataError
-from isthmus.matching import Alignment
+from isthmus.matching import Alignment, Symmetry
 from isthmus.pretrained import OpenedModel
 
 __all__ = ["Relabel"]
@@ -28,6 +28,7 @@ class Relabel:
         shapes: shapes of example inputs.
         outputs: outputs to preserve.
         seed: of everything random.
+        symmetry: what may act on units when a method aligns now.
 
     Raises:
         DataError: both a file and a method.
@@ -38,11 +39,17 @@ class Relabel:
     shapes: Sequence[str] | None
     outputs: Sequence[str | int] | None
     seed: int
+    symmetry: Symmetry = "permutations"
 
     def __post_init__(self) -> None:
         """Check that one way was chosen at most."""
         if self.file is not None and self.method is not None:
             raise DataError("Give --alignment, a file, or --method, which aligns now; not both.")
+        if self.symmetry != "permutations" and (self.file is not None or self.name is None):
+            raise DataError(
+                "--symmetry says what a method may do when it aligns now, and none does. Give --method as well, or "
+                "leave --symmetry out: an alignment file says by itself what moves units."
+            )
 
     @property
     def name(self) -> str | None:
@@ -66,6 +73,7 @@ class Relabel:
             batches=training_part(data),
             shapes=self.shapes,
             outputs=self.outputs,
+            symmetry=self.symmetry,
             seed=self.seed,
             tell=tell,
         )
@@ -79,5 +87,11 @@ class Relabel:
         if self.name is None:
             return None
         return folders.align_folders(
-            *pair, method=self.method, batches=batches, outputs=self.outputs, seed=self.seed, tell=tell
+            *pair,
+            method=self.method,
+            batches=batches,
+            outputs=self.outputs,
+            symmetry=self.symmetry,
+            seed=self.seed,
+            tell=tell,
         )
