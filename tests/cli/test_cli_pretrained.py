@@ -125,6 +125,7 @@ def test_methods_that_run_the_networks(isthmus: Cli, models: Path) -> None:
     assert len(line.json["curves"]["data"]["loss"]) == 3
 
 
+@pytest.mark.slow
 def test_folders_are_aligned_and_merged_by_larger_classes(isthmus: Cli, models: Path) -> None:
     aligned = isthmus("align", "a", "b", "--symmetry", "all", "--out", "ab.safetensors", "--json")
     assert aligned.code == 0, aligned.err
