@@ -261,7 +261,8 @@ class _Averages:
         way: AdapterWay,
         outer_of: Mapping[str, str],
     ) -> None:
-        self._states, self._shares, self._way, self._outer_of = states, shares, way, outer_of
+        self._states, self._shares, self._outer_of = states, shares, outer_of
+        self._way: AdapterWay = way
         self._inner_of = {outer: inner for inner, outer in outer_of.items()}
         self._waiting: dict[str, Tensor] = {}
         self._sizes: dict[str, float] = {}

@@ -93,7 +93,9 @@ def averaged_products(
         "as they are": _factors_averaged(products, shares),
     }
     size = mean.norm()
-    errors = {name: _distance(average, mean) / size if size else 0.0 for name, average in found.items()}
+    errors: dict[AdapterWay, float] = {
+        name: _distance(average, mean) / size if size else 0.0 for name, average in found.items()
+    }
     return found[way], errors
 
 
