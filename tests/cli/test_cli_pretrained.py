@@ -125,6 +125,59 @@ def test_methods_that_run_the_networks(isthmus: Cli, models: Path) -> None:
     assert len(line.json["curves"]["data"]["loss"]) == 3
 
 
+@pytest.mark.slow
+def test_folders_are_aligned_and_merged_by_larger_classes(isthmus: Cli, models: Path) -> None:
+    aligned = isthmus("align", "a", "b", "--symmetry", "all", "--out", "ab.safetensors", "--json")
+    assert aligned.code == 0, aligned.err
+    assert aligned.json["kinds"]["Linear"] == 4  # queries and keys, values and outputs of two heads
+    assert aligned.json["verification_error"] < 1e-10
+    merged = isthmus("merge", "a", "b", "--alignment", "ab.safetensors", "--out", "m", "--json")
+    assert merged.code == 0, merged.err
+    alignment = Alignment.load("ab.safetensors")
+    expected = merge([open_model("a").load(), alignment.apply(open_model("b").load())], [1, 1])
+    found = transformers.BertForSequenceClassification.from_pretrained("m").state_dict()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+    for more in ((), ("--alignment", "ab.safetensors"), ("--method", "none")):
+        refused = isthmus("merge", "a", "b", "--symmetry", "all", *more, "--out", "n")
+        assert refused.code == 2
+        assert "--symmetry says what a method may do when it aligns now, and none does" in refused.err
+
+
+def test_adapters_are_merged(isthmus: Cli, models: Path) -> None:
+    for seed, name in enumerate(("x", "y")):
+        generator = torch.Generator().manual_seed(seed)
+        (models / name).mkdir()
+        config = {
+            "peft_type": "LORA",
+            "r": 2,
+            "lora_alpha": 4,
+            "target_modules": ["q"],
+            "base_model_name_or_path": "a",
+        }
+        (models / name / "adapter_config.json").write_text(json.dumps(config))
+        factors = {"base_model.model.q.lora_A.weight": (2, 5), "base_model.model.q.lora_B.weight": (4, 2)}
+        drawn = {k: torch.randn(s, generator=generator) for k, s in factors.items()}
+        save_state(models / name / "adapter_model.safetensors", drawn)
+    found = {
+        way: isthmus("merge", "x", "y", "--out", f"m-{way}", *more, "--json")
+        for way, more in (
+            ("svd", ()),
+            ("aligned", ("--method", "weights")),
+            ("as they are", ("--method", "none")),
+        )
+    }
+    assert {way: (f.code, f.json["way"], f.json["tensors"]) for way, f in found.items()} == {
+        way: (0, way, 2) for way in found
+    }
+    assert found["svd"].json["errors"]["svd"] <= found["svd"].json["errors"]["aligned"]
+    assert len(load_state("m-svd/adapter_model.safetensors")) == 2
+    refused = isthmus("merge", "x", "y", "--out", "n", "--method", "covariance")
+    assert refused.code == 2
+    assert "--method covariance: adapters are averaged from their files alone" in refused.err
+    assert "no network" not in isthmus("merge", "x", "y", "--out", "n", "--model", "a").out
+
+
 def test_plain_merge(isthmus: Cli, models: Path) -> None:
     merged = isthmus("merge", "a", "b", "--out", "m")
     assert merged.code == 0, merged.err

@@ -97,7 +97,7 @@ CASES: list[tuple[Callable[[Path], object], str]] = [
     (_cache_folder, r"a folder of model folders\. Give one of them: models--org--name/snapshots/abc"),
     (
         _adapter,
-        r"an adapter \(adapter_config\.json\) for 'org/base\\\\x1b\[31m', not a network\. Join .*merge_and_unload",
+        r"an adapter \(adapter_config\.json\) for 'org/base\\\\x1b\[31m', not a network\. Give two .* join ",
     ),
     (
         lambda p: made(p, "adapter_model.bin") and "adapter_model.bin",

@@ -156,7 +156,7 @@ def test_the_change_is_that_in_memory(pair_of: Callable[..., Any], kind: str) ->
 
 def test_large_networks_run_in_float32(pair_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     pair = pair_of("llama")
-    monkeypatch.setattr(_verify, "_LARGE", 100)
+    monkeypatch.setattr(_verify, "LARGE", 100)
     result = pretrained.verify(pair.spec, pair.a)
     assert result.dtype == torch.float32
     assert result.passed

@@ -16,9 +16,9 @@ GIB = 2**30
 PROGRAM = Path(__file__).with_name("pretrained_large.py")
 
 
-def measured(folder: Path, *options: str) -> dict[str, Any]:
+def measured(folder: Path, *options: str, program: Path = PROGRAM) -> dict[str, Any]:
     """Run the program in a process of its own, so that its base is the interpreter's and the imports'."""
-    command = [sys.executable, str(PROGRAM), str(folder), *options]
+    command = [sys.executable, str(program), str(folder), *options]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"}
     )
@@ -36,6 +36,20 @@ def test_a_small_checkpoint_of_the_same_shape(tmp_path: Path) -> None:
     assert found["moved"] == 1
     assert found["change"] < 1e-12
     assert [s["name"] for s in found["stages"]] == ["open", "discover", "relabel", "merge", "verify"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the resident memory from /proc")
+@pytest.mark.slow
+def test_a_planted_element_of_the_whole_group_of_a_small_gpt2(tmp_path: Path) -> None:
+    options = ("--layers", "2", "--width", "256", "--vocabulary", "2000")
+    found = measured(tmp_path, *options, program=PROGRAM.with_name("pretrained_symmetries.py"))
+    assert found["kinds"]["Rotation"] == 1
+    assert found["distance_before"] > 1
+    assert found["distance_after"] < 1e-6
+    assert found["outputs_of_the_average"] < 1e-4
+    peaks = {stage["name"]: stage["peak"] for stage in found["stages"]}
+    # Nearly all of it is what matching loads; the networks have 11 MB each.
+    assert max(peaks.values()) < 2**29, peaks
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the resident memory from /proc")

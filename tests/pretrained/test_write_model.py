@@ -478,12 +478,10 @@ def test_parts_of_a_tensor_move_as_in_memory(tmp_path: Path, limit: int) -> None
         {"experts": (3, 4, 5)},
     )
     drawn = random_alignment(spec, 1).permutations | {"hidden": torch.tensor([1, 2, 3, 0])}
-    gather = _gather.gathers(spec, drawn)["experts"]
+    gather = _gather.moves(spec, drawn)["experts"]
     found = torch.cat(list(_gather.blocks(pretrained.LazyState.open(tmp_path), "experts", gather, limit)))
     expected = isthmus.symmetry.apply(spec, drawn, {"experts": values})["experts"]
     assert torch.equal(found, expected)
     assert torch.equal(gather.apply(values), expected)
-    assert not gather.same(
-        _gather.gathers(spec, {n: p for n, p in drawn.items() if n != "hidden"})["experts"]
-    )
-    assert not _gather.gathers(spec, {n: torch.arange(len(p)) for n, p in drawn.items()})
+    assert not gather.same(_gather.moves(spec, {n: p for n, p in drawn.items() if n != "hidden"})["experts"])
+    assert not _gather.moves(spec, {n: torch.arange(len(p)) for n, p in drawn.items()})

@@ -68,7 +68,6 @@ def align(
     in_folders = folders.are_folders(a, b, model)
     matched_by = options.symmetry_of(symmetry)
     if in_folders:
-        folders.check_symmetry(symmetry)
         folders.check_output(apply, max_shard_size)
     wanted = options.output_names(outputs)
     budget = _budget(refine, refine_steps, refine_seconds, loss, data, in_folders)
@@ -84,7 +83,14 @@ def align(
         if in_folders:
             first, second = folders.open_pair(a, b, trust_remote_code, batches)
             alignment = folders.align_folders(
-                first, second, method=method, batches=batches, outputs=wanted, seed=seed, tell=tell
+                first,
+                second,
+                method=method,
+                batches=batches,
+                outputs=wanted,
+                symmetry=matched_by,
+                seed=seed,
+                tell=tell,
             )
             alignment.save(staged[0])
             if apply is not None:
@@ -130,7 +136,7 @@ def align(
     }
     told = f"{alignment_text(alignment, verbose)}\nWritten to {out}"
     told += f", B relabelled to {apply}" if apply else ""
-    if not in_folders and alignment.symmetry == "permutations":
+    if alignment.symmetry == "permutations":
         hint = larger_hint([group.acts.words for group in alignment.spec.groups.values()])
         told += f"\n{hint}" if hint else ""
     console.emit(value, json, told + folders.unused(written))

@@ -10,7 +10,7 @@ from isthmus import pretrained
 from isthmus.batches import Batches, first_batch
 from isthmus.cli import _console as console
 from isthmus.errors import DataError
-from isthmus.matching import Alignment
+from isthmus.matching import Alignment, Symmetry
 from isthmus.matching import align as align_networks
 from isthmus.pretrained import OpenedModel, Written, check_inputs, free_target, open_model, parse_size
 from isthmus.symmetry import Outputs
@@ -19,7 +19,6 @@ __all__ = [
     "align_folders",
     "are_folders",
     "check_output",
-    "check_symmetry",
     "merge_folders",
     "open_pair",
     "relabel_folder",
@@ -71,19 +70,6 @@ def check_output(out: Path | None, max_shard_size: str) -> None:
         free_target(out)
 
 
-def check_symmetry(symmetry: str | None) -> None:
-    """Check that model folders can be aligned by what was asked for.
-
-    Raises:
-        DataError: by more than permutations.
-    """
-    if symmetry not in (None, "permutations"):
-        raise DataError(
-            f"--symmetry {symmetry}: model folders are aligned by permutations. Give --model TARGET with checkpoints "
-            "of both networks, whose whole symmetry is matched, or leave --symmetry out."
-        )
-
-
 def align_folders(
     a: OpenedModel,
     b: OpenedModel,
@@ -91,19 +77,25 @@ def align_folders(
     method: str | None,
     batches: Batches | None,
     outputs: Outputs = None,
+    symmetry: Symmetry | None = None,
     seed: int = 0,
     tell: Callable[[str, int, int], None] | None = None,
 ) -> Alignment:
     """Align two model folders: tensor by tensor by weights, in memory by the methods that run the networks."""
     if method == "weights" or (method is None and batches is None):
-        return pretrained.align(a, b, outputs=outputs, seed=seed, on_stage=tell)
+        return pretrained.align(
+            a, b, outputs=outputs, symmetry=symmetry or "permutations", seed=seed, on_stage=tell
+        )
     return align_networks(
         a.load(),
         b.load(),
         batches=batches,
         method=method,
-        spec=a.discover(outputs),
+        spec=pretrained.discover_pair(a, b, outputs)
+        if symmetry not in (None, "permutations")
+        else a.discover(outputs),
         outputs=outputs,
+        symmetry=symmetry,
         on_stage=tell,
         args=a.example.args,
         kwargs=a.example.kwargs,

@@ -100,7 +100,10 @@ def merge(
         tell = console.stages(bar)
         tell("reading networks and data", 0, 2)
         wanted = _Wanted(a, b, out, weight, chosen, partial(read, bar=bar), refresh, repair, loss, tell, bar)
-        if model is None and chosen.name is None and are_files(a, b) and data is None and repair is None:
+        if pretrained.are_adapters([a, b]):
+            ignored = {"--model": model, "--alignment": alignment, "--data": data, "--repair": repair}
+            done = _of_adapters(wanted, [k for k, v in ignored.items() if v])
+        elif model is None and chosen.name is None and are_files(a, b) and data is None and repair is None:
             done = _of_files(wanted)
         elif folders.are_folders(a, b, model):
             done = _of_folders(wanted, max_shard_size, trust_remote_code)
@@ -194,6 +197,29 @@ def _of_networks(
         return _Done(value, networks.notes, relabelling=relabelling)
     said = {"repair": found.repair.name, "repair_losses": dict(found.repair.losses)}
     return _Done(value | said, (*networks.notes, found.repair.words), relabelling=relabelling)
+
+
+_WAYS: dict[str | None, pretrained.AdapterWay] = {None: "svd", "weights": "aligned", "none": "as they are"}
+"""How adapters are averaged, by the method that the command was given."""
+
+
+def _of_adapters(wanted: _Wanted, ignored: list[str]) -> _Done:
+    """Average two adapters, which need no network.
+
+    Raises:
+        DataError: an option that is of no use for them.
+    """
+    method = wanted.chosen.method
+    if ignored or method not in _WAYS:
+        what = ignored[0] if ignored else f"--method {method}"
+        raise DataError(
+            f"{what}: adapters are averaged from their files alone: leave it out, which cuts the mean of the "
+            "products to their rank, or give --method weights (factors rotated towards A's) or --method none (as they "
+            "are)."
+        )
+    shares = [1 - wanted.weight, wanted.weight]
+    found = pretrained.merge_adapters([wanted.a, wanted.b], wanted.out, shares, way=_WAYS[method])
+    return _Done({"tensors": found.tensors, "way": found.way, "errors": dict(found.errors)}, (str(found),))
 
 
 def _moving(tell: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:

@@ -105,7 +105,12 @@ class Relabel:
             return Alignment.load(self.file)
         if self.name is None:
             return None
-        folders.check_symmetry(self.symmetry)
         return folders.align_folders(
-            *pair, method=self.method, batches=batches, outputs=self.outputs, seed=self.seed, tell=tell
+            *pair,
+            method=self.method,
+            batches=batches,
+            outputs=self.outputs,
+            symmetry=self.matched_by,
+            seed=self.seed,
+            tell=tell,
         )

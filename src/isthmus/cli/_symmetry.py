@@ -74,7 +74,8 @@ def _found(
             given = example_of_shapes(shape) if shape else None
             opened = pretrained.open_model(target, trust_remote_code=trust_remote_code, example=given)
             tell("discovering symmetries", 1, 3)
-            spec = opened.discover(wanted)
+            ones, zeros = opened.constants()
+            spec = opened.discover(wanted, ones=ones, zeros=zeros)
             tell("verifying by running", 2, 3)
             return spec, pretrained.verify(spec, opened, seed=seed)
         found = load_target(target)

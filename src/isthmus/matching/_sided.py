@@ -9,7 +9,7 @@ products of units with one another take the metric too: groups act on the output
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from isthmus.matching._solvers import Sides
 from isthmus.matching._sources import read
 from isthmus.symmetry import Couplings, Slot
 
-__all__ = ["Compared", "compared_of", "power_of", "sides_of"]
+__all__ = ["Compared", "compared_of", "each_compared", "power_of", "sides_of"]
 
 _POWERS = {"holds": 1, "reads": -1, "scales": 0}
 
@@ -70,10 +70,10 @@ class Compared:
         return sorted(listed, key=lambda pair: (pair[0], pair[1].axis, pair[1].index.offset))
 
 
-def compared_of(
+def each_compared(
     terms: Sequence[Term], at: Couplings, cluster: Cluster, *, all_terms: bool = True
-) -> list[Compared]:
-    """Return what the terms of a cluster compare, each once, under couplings.
+) -> Iterator[Compared]:
+    """Yield what the terms of a cluster compare, each once, under couplings: tensors of one at a time are in memory.
 
     Args:
         terms: of the cluster; those with a scale are approximations that take no part.
@@ -86,7 +86,15 @@ def compared_of(
         known = independent(used, {**at, **dict.fromkeys(cluster, torch.zeros(0))})
         used = known or used
     listed = {id(t.inner_product): t.inner_product for t in used}
-    return [Compared.under(c, at) for c in listed.values()]
+    for inner_product in listed.values():
+        yield Compared.under(inner_product, at)
+
+
+def compared_of(
+    terms: Sequence[Term], at: Couplings, cluster: Cluster, *, all_terms: bool = True
+) -> list[Compared]:
+    """Return all that :func:`each_compared` yields, for what is asked of several times."""
+    return list(each_compared(terms, at, cluster, all_terms=all_terms))
 
 
 def sides_of(
@@ -139,8 +147,9 @@ class _PowerSums:
 
     def add(self, power: int, c: Compared, k: int, slot: Slot, counterpart: Slot) -> None:
         """Add one slot of A with its counterpart of B."""
-        a, own = rows_of(c.a[k], slot), rows_of(c.own[k], slot)
-        b, weighted = rows_of(c.b[k], counterpart), rows_of(c.weighted[k], counterpart)
+        a, b = rows_of(c.a[k], slot), rows_of(c.b[k], counterpart)
+        own = a if c.own[k] is c.a[k] else rows_of(c.own[k], slot)
+        weighted = b if c.weighted[k] is c.b[k] else rows_of(c.weighted[k], counterpart)
         for total, product in ((self._gains, a @ b.T), (self._of_a, a @ own.T), (self._of_b, weighted @ b.T)):
             total[power] = total[power] + product if power in total else product
 

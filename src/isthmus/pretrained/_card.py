@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from isthmus.errors import printable
 from isthmus.matching import Alignment
 
-__all__ = ["Contribution", "folded_card", "merge_card", "relabelled_card"]
+__all__ = ["Contribution", "adapters_card", "folded_card", "merge_card", "relabelled_card"]
 
 _SHOWN = 20
 """Names of tensors listed in a card."""
@@ -62,10 +62,28 @@ def relabelled_card(source: Contribution, left_out: Sequence[str], unknown: Sequ
     """Return the card of a relabelled model (see :func:`merge_card`)."""
     lines = [*_front([source], "relabelled"), "# Relabelled model", ""]
     lines += [
-        f"{_text(source.title)} with its hidden units in another order, made with Isthmus. It computes the same "
-        "function; its weights can be averaged with those of the model it was aligned to.",
+        f"{_text(source.title)} with its hidden units {_moved_how(source.alignment)}, made with Isthmus. It computes "
+        "the same function; its weights can be averaged with those of the model it was aligned to.",
     ]
     lines += _alignments([source]) + _unknown(unknown, "as they were, in the old order") + _left_out(left_out)
+    return "\n".join(lines) + "\n"
+
+
+def adapters_card(sources: Sequence[tuple[str, float]], base: str, how: str, error: float) -> str:
+    """Return the card of an average of adapters.
+
+    Args:
+        sources: titles and weights.
+        base: the network that they were trained for; empty where it is not known.
+        how: in words, how the factors were averaged.
+        error: distance to the mean of the products, relative to its norm.
+    """
+    front = ["---", "library_name: peft", *([f"base_model: {json.dumps(printable(base))}"] if base else [])]
+    lines = [*front, "tags:", "- lora", "- merge", "- isthmus", "---", "", "# Merged adapter", ""]
+    lines += ["A weighted average of LoRA adapters of one network, made with Isthmus.", ""]
+    lines += ["| adapter | weight |", "|---|---|"]
+    lines += [f"| {_text(title)} | {weight:.6g} |" for title, weight in sources]
+    lines += ["", f"Factors: {how}. Distance to the mean of the products: {error:.3g} of its norm."]
     return "\n".join(lines) + "\n"
 
 
@@ -110,6 +128,24 @@ def _front(sources: Sequence[Contribution], tag: str) -> list[str]:
     ]
 
 
+def _only_permutes(alignment: Alignment | None) -> bool:
+    return alignment is None or set(alignment.kinds) <= {"Permutation"}
+
+
+def _moved_how(alignment: Alignment | None) -> str:
+    """Say what happened to the units."""
+    if _only_permutes(alignment):
+        return "in another order"
+    return "in another order, and signs, factors or directions of their own"
+
+
+def _what(alignment: Alignment) -> str:
+    """Name the couplings."""
+    if _only_permutes(alignment):
+        return "permutations"
+    return f"couplings ({', '.join(f'{n} of the kind {kind}' for kind, n in alignment.kinds.items())})"
+
+
 def _how(alignment: Alignment | None) -> str:
     return "no" if alignment is None else f"yes, by the method {_text(repr(alignment.method))}"
 
@@ -122,7 +158,7 @@ def _alignments(sources: Sequence[Contribution]) -> list[str]:
             lines += ["", f"## How {_text(source.title)} was relabelled", ""]
             lines.append(
                 f"Method {_text(repr(found.method))}, {len(found.couplings)} groups of units, "
-                f"{_text(found.status)}, seed {found.seed}. {_verified(found)} The permutations lie in the folder "
+                f"{_text(found.status)}, seed {found.seed}. {_verified(found)} The {_what(found)} lie in the folder "
                 "`isthmus`."
             )
     return lines

@@ -138,7 +138,8 @@ def _folder(folder: Path) -> FoundInput:
             "wrong",
             f"a folder with an adapter (adapter_config.json){f' for {printable(base)!r}' if base else ''}, not a "
             "network",
-            "Join it to its network first: PeftModel.from_pretrained(network, folder).merge_and_unload()"
+            "Give two adapters to merge them with each other (isthmus merge); for anything else, join it to its "
+            "network first: PeftModel.from_pretrained(network, folder).merge_and_unload()"
             ".save_pretrained(new_folder), with peft.",
         )
     if "model_index.json" in present:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -60,15 +61,37 @@ class OpenedModel:
         example = self.example.to("meta")
         return trace(self.model, example.args, example.kwargs)
 
-    def discover(self, outputs: Any = None) -> SymmetrySpec:
+    def discover(
+        self, outputs: Any = None, *, ones: Iterable[str] = (), zeros: Iterable[str] = ()
+    ) -> SymmetrySpec:
         """Find the network's symmetries (see :func:`isthmus.discover`).
 
         Args:
             outputs: what must be preserved; default: ``logits`` for networks that return them (an encoder's
                 hidden states beside them may then be relabelled), otherwise every output.
+            ones: parameters that hold nothing but ones, such as :meth:`constants` finds them.
+            zeros: parameters that hold nothing but zeros.
         """
         wanted = "logits" if outputs is None and "logits" in self.traced.outputs else outputs
-        return discover_from_trace(self.traced, outputs=wanted)
+        return discover_from_trace(self.traced, outputs=wanted, ones=ones, zeros=zeros)
+
+    def constants(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the names of the learned vectors that hold nothing but ones, and of those that hold nothing but zeros.
+
+        Folded norms have such gains and biases, and allow rotations for it (see :func:`isthmus.pretrained.fold`).
+        Vectors alone are read.
+        """
+        learned = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        traced = {name for way in (self.traced, *self.traced.others) for name in way.tensors.values()}
+        found: dict[int, list[str]] = {1: [], 0: []}
+        for name in self.state:
+            shape = self.state.stored(name).shape
+            if name in learned and name in traced and math.prod(shape) == max(shape, default=0) > 0:
+                vector = self.state[name]
+                for value, names in found.items():
+                    if bool((vector == value).all()):
+                        names.append(name)
+        return tuple(found[1]), tuple(found[0])
 
     def in_graph_of(self, other: OpenedModel) -> OpenedModel:
         """Return this network, run through another one's graph on its example inputs if their code is the same."""

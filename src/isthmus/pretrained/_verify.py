@@ -17,20 +17,16 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from isthmus.couplings import Permutation
 from isthmus.errors import ModelError
-from isthmus.pretrained._gather import STILL, gathers, gathers_by_key
+from isthmus.pretrained._gather import LARGE, STILL, moves, moves_by_key
 from isthmus.pretrained._open import OpenedModel
 from isthmus.symmetry import (
     Couplings,
     DoublePrecision,
     EditChange,
-    Slots,
     SymmetrySpec,
     Trace,
     Verification,
-    as_couplings,
-    carry_tensor,
     drawn_relabellings,
     noisy_input,
     operator_of,
@@ -39,10 +35,7 @@ from isthmus.symmetry import (
     verified,
 )
 
-__all__ = ["edit_change", "function_change", "verify"]
-
-_LARGE = 2**27
-"""Entries of a tensor above which everything runs in float32: 1 GiB in float64."""
+__all__ = ["edit_change", "function_change", "rounding_change", "verify"]
 
 
 def verify(
@@ -97,6 +90,19 @@ def function_change(
     return max(runs.errors(spec, [permutations])[0].values(), default=0.0)
 
 
+def rounding_change(
+    spec: SymmetrySpec, couplings: Couplings, model: OpenedModel, *, outputs: Any = None
+) -> float:
+    """Return how far couplings move the outputs of a stored network once tensors are rounded as they are stored.
+
+    Raises:
+        ModelError: the graph cannot be run, or returns nothing finite.
+        SymmetryError: the spec is of another network.
+    """
+    runs = _StoredRuns(model, spec.outputs if outputs is None else outputs, None)
+    return runs.rounded_error(spec, couplings)
+
+
 class Change(Protocol):
     """What is done to a tensor of the state before it is used."""
 
@@ -140,14 +146,14 @@ class _Edited:
         return self._value()
 
 
-class _Carried:
-    """A tensor carried by couplings."""
+class _Rounded:
+    """A moved tensor as it is stored: rounded to the dtype of its file."""
 
-    def __init__(self, slots: Slots, at: Couplings) -> None:
-        self._slots, self._at = slots, at
+    def __init__(self, move: Change, dtype: torch.dtype) -> None:
+        self._move, self._dtype = move, dtype
 
     def apply(self, values: Tensor, /) -> Tensor:
-        return carry_tensor(values, self._slots, self._at)
+        return self._move.apply(values).to(self._dtype).to(values.dtype)
 
 
 class _StoredRuns:
@@ -165,19 +171,24 @@ class _StoredRuns:
     ) -> None:
         self._model, self._outputs, self._seed, self._kept = model, outputs, seed, frozenset(kept)
         entries = max((t.numel() for t in model.state.shapes().values()), default=0)
-        self.dtype = torch.float32 if entries > _LARGE else torch.float64
+        self.dtype = torch.float32 if entries > LARGE else torch.float64
 
     def errors(self, spec: SymmetrySpec, relabellings: Sequence[Couplings]) -> list[dict[str, float]]:
         """Return, for each relabelling, the largest relative change of each output."""
         return self.errors_of(self._changes(spec, at) for at in relabellings)
 
-    def _changes(self, spec: SymmetrySpec, at: Couplings) -> Mapping[str, Change]:
+    def rounded_error(self, spec: SymmetrySpec, at: Couplings) -> float:
+        """Return the largest relative change of any output where moved tensors are rounded as they are stored."""
+        return max(self.errors_of([self._changes(spec, at, rounded=True)])[0].values(), default=0.0)
+
+    def _changes(self, spec: SymmetrySpec, at: Couplings, rounded: bool = False) -> Mapping[str, Change]:
         """Return what is done to every tensor that couplings move."""
-        if all(isinstance(coupling, Permutation | Tensor) for coupling in at.values()):
-            gathers_by_key(spec, at, self._model)  # checks shapes and ties
-            return gathers(spec, at)
-        couplings = as_couplings(spec, at)
-        return {name: _Carried(slots, couplings) for name, slots in spec.slots_by_tensor().items()}
+        moves_by_key(spec, at, self._model)  # checks shapes, ties and constants
+        found = moves(spec, at)
+        if not rounded:
+            return dict(found)
+        stored = self._model.state.stored
+        return {name: _Rounded(move, stored(name).dtype) for name, move in found.items()}
 
     def read(self, name: str) -> Tensor:
         """Return a tensor as the runs see it."""
@@ -327,14 +338,14 @@ class _SideBySide:
             n: self._read(v.name) for n in node.all_input_nodes if isinstance(v := self._values[n], _Stored)
         }
         results: list[Any] = []
-        for k, moves in enumerate(self._variants):
+        for k, changes in enumerate(self._variants):
 
-            def value(n: fx.Node, k: int = k, moves: Mapping[str, Change] = moves) -> Any:
+            def value(n: fx.Node, k: int = k, changes: Mapping[str, Change] = changes) -> Any:
                 if n in stored:
-                    return moves.get(self._values[n].name, STILL).apply(stored[n])
+                    return changes.get(self._values[n].name, STILL).apply(stored[n])
                 return self._values[n][k]
 
-            if k and self._unchanged(node, k, moves):
+            if k and self._unchanged(node, k, changes):
                 results.append(results[0])
                 continue
             args, kwargs = fx.map_arg((node.args, node.kwargs), value)

@@ -23,7 +23,7 @@ from isthmus.pretrained._card import Contribution, merge_card, relabelled_card
 from isthmus.pretrained._doubts import doubts_of_average
 from isthmus.pretrained._extras import extras_of
 from isthmus.pretrained._folder import free_target, output_folder
-from isthmus.pretrained._gather import STILL, blocks, gathers_by_key
+from isthmus.pretrained._gather import STILL, Carrying, Move, blocks, moves_by_key
 from isthmus.pretrained._open import OpenedModel
 from isthmus.pretrained._shards import (
     DEFAULT_SHARD_SIZE,
@@ -32,8 +32,8 @@ from isthmus.pretrained._shards import (
     plan_shards,
     write_shards,
 )
+from isthmus.pretrained._verify import rounding_change
 from isthmus.states import State, check_same_architecture
-from isthmus.symmetry import Reordering
 
 __all__ = ["OnBytes", "Written", "apply", "merge", "write_like"]
 
@@ -41,6 +41,8 @@ OnBytes = Callable[[str, int, int], None]
 """Called with the name of the tensor, the bytes written so far, and all bytes to write."""
 
 _ALIGNMENTS = "isthmus"
+_MOST_ROUNDING = 0.1
+"""Relative change of an output beyond which the rounding of a relabelled network is warned of."""
 _BLOCK_ENTRIES = 2**23
 """Entries read at a time from each model."""
 _PIECE = 2**14
@@ -60,6 +62,8 @@ class Written:
         unknown: names in the files of tensors that the architecture of ``config.json`` does not use. They are
             those of the (first) source, in its order, so a network that does use them is not relabelled.
         repair: what was done to an average by running its network, in words; empty for nothing.
+        change: largest relative change of an output by rounding what couplings compute to dtypes of 16 bits; ``None``
+            where that does not arise.
     """
 
     path: Path
@@ -69,6 +73,7 @@ class Written:
     left_out: tuple[str, ...]
     unknown: tuple[str, ...] = ()
     repair: str = ""
+    change: float | None = None
 
 
 def apply(
@@ -84,6 +89,10 @@ def apply(
     Tensors are read, moved and written one after the other; names, dtypes and metadata stay, tied tensors stay
     tied, and all other files of the folder are copied. The alignment is kept in the folder ``isthmus``.
 
+    Permutations move bits. What other couplings make of a tensor is computed in float64 (float32 where it has more than
+    2²⁷ entries) and rounded once, to the dtype it is stored in. Where that has 16 bits, the network is run once more to
+    say what the rounding does.
+
     Args:
         alignment: made for this network (B moves towards A).
         model: the network to relabel; its folder stays as it is.
@@ -94,23 +103,46 @@ def apply(
     Raises:
         OutputError: the folder is there already, lies inside an input or cannot be written; nothing half-written is
             left.
-        SymmetryError: the alignment is of another network.
+        SymmetryError: the alignment is of another network, or of one whose norms are folded.
         ShapeError: the alignment is of a network of other sizes.
+        CheckpointError: entries are not finite after carrying, or too large for their dtype.
         DataError: ``max_shard_size`` is no size.
+
+    Warns:
+        IsthmusWarning: rounding to 16 bits moves an output by more than a tenth.
     """
     limit = parse_size(max_shard_size)
     free_target(out)
     refuse_overwriting(out, [model.path], folder=True)
     alignment.check_network(model.state)
-    moves = gathers_by_key(alignment.spec, alignment.couplings, model)
+    moves = moves_by_key(alignment.spec, alignment.couplings, model)
+    change = _rounding(alignment, model, moves)
 
     def moved(tensor: PlannedTensor) -> Iterator[Tensor]:
         return blocks(model.file, tensor.key, moves.get(tensor.key, STILL))
 
     source = Contribution(model.title, alignment=alignment, library=model.library.name)
-    return write_like(
+    written = write_like(
         model, moved, Path(out), limit, [alignment], lambda *left: relabelled_card(source, *left), on_progress
     )
+    if change is not None and change > _MOST_ROUNDING:
+        warnings.warn(
+            f"{printable(out)}: rounding what was relabelled to 16 bits moves its outputs by {change:.0%}. Save the "
+            "network in float32 before it is folded and aligned, or align with a smaller class of symmetries.",
+            IsthmusWarning,
+            stacklevel=2,
+        )
+    return replace(written, change=change)
+
+
+def _rounding(alignment: Alignment, model: OpenedModel, moves: Mapping[str, Move]) -> float | None:
+    """Return how far rounding to 16 bits moves the outputs, ``None`` where nothing that is computed is so short."""
+    short = [
+        k
+        for k, move in moves.items()
+        if isinstance(move, Carrying) and model.file.stored(k).dtype.itemsize < 4
+    ]
+    return rounding_change(alignment.spec, alignment.couplings, model) if short else None
 
 
 def merge(
@@ -179,7 +211,7 @@ def merge(
     shares = normalised(weights, len(models))
     similarities = [Similarity() for _ in models[1:]]
     moves = [
-        {} if alignment is None else gathers_by_key(alignment.spec, alignment.couplings, model)
+        {} if alignment is None else moves_by_key(alignment.spec, alignment.couplings, model)
         for model, alignment in zip(models, used, strict=True)
     ]
 
@@ -243,7 +275,7 @@ def _worked_over(
 
 def _averaged(
     models: Sequence[OpenedModel],
-    moves: Sequence[Mapping[str, Reordering]],
+    moves: Sequence[Mapping[str, Move]],
     name: str,
     shares: Sequence[float],
     similarities: Sequence[Similarity],
@@ -251,7 +283,13 @@ def _averaged(
     keys = [model.state.stored(name).key for model in models]
     parts = [
         # As many rows of each, whatever the dtype, so that the blocks meet.
-        blocks(model.file, key, moved.get(key, STILL), _BLOCK_ENTRIES * model.file.stored(key).dtype.itemsize)
+        blocks(
+            model.file,
+            key,
+            moved.get(key, STILL),
+            _BLOCK_ENTRIES * model.file.stored(key).dtype.itemsize,
+            wide=True,
+        )
         for model, moved, key in zip(models, moves, keys, strict=True)
     ]
     average_of = averaging(shares)
