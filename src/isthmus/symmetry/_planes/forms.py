@@ -45,8 +45,8 @@ class Form:
 
     def expanded(self, shape: Sequence[int]) -> Form:
         """Return the form broadcast to a shape."""
-        both = (part.expand(len(part), *shape) for part in (self.units, self.coefficients))
-        return Form(*both)
+        units, coefficients = (part.expand(len(part), *shape) for part in (self.units, self.coefficients))
+        return Form(units, coefficients)
 
     def negated(self, numbers: Coefficients) -> Form:
         """Return the form with the opposite sign."""
@@ -96,7 +96,7 @@ def mapped(form: Form, move: Callable[[Tensor], Any]) -> Any:
     if not made or any(u is None for u, _ in made):
         return None
     if isinstance(made[0][0], Tensor):
-        return Form(*(torch.stack(list(part)) for part in zip(*made, strict=True)))
+        return Form(torch.stack([u for u, _ in made]), torch.stack([c for _, c in made]))
     return [
         Form(torch.stack([u[k] for u, _ in made]), torch.stack([c[k] for _, c in made]))
         for k in range(len(made[0][0]))

@@ -112,7 +112,8 @@ def _split(
     elif gap == len(run) > 1:
         yield list(run), "halves"
     else:
-        yield from (([members], "halves") for members in run)
+        for members in run:
+            yield [members], "halves"
 
 
 def _slots(run: Sequence[tuple[_Member, ...]], units: Units) -> list[Slot]:

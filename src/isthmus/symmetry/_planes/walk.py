@@ -174,9 +174,10 @@ class Walk:
     def _picked(self, node: fx.Node, bound: Mapping[str, Any], form: Form) -> Any:
         """Take entries by constant numbers."""
         places = {n: self._tables.constant(n) for n in bound["indices"] if n is not None}
-        if form.is_complex or any(value is None for value in places.values()):
+        known = {n: value for n, value in places.items() if value is not None}
+        if form.is_complex or len(known) < len(places):
             return None
-        return mapped(form, lambda entries: moved_by(node, {**places, bound["self"]: entries}))
+        return mapped(form, lambda entries: moved_by(node, {**known, bound["self"]: entries}))
 
     def _joined(self, node: fx.Node) -> Any:
         parts = node.all_input_nodes
@@ -222,7 +223,7 @@ class Walk:
         if isinstance(two, (int, float)) and not isinstance(two, bool):
             return None if form.is_complex else self._scaled(form, two, name)
         table = self._tables.of(two) if isinstance(two, fx.Node) else None
-        if not isinstance(table, Tensor):
+        if not isinstance(table, Tensor) or not isinstance(two, fx.Node):
             return None
         if form.is_complex or two.meta["val"].is_complex():
             both = form.is_complex and two.meta["val"].is_complex() and name == "mul"
@@ -285,7 +286,7 @@ class Walk:
                 part.permute(order).expand(len(part), *shape) for part in (side.units, side.coefficients)
             ]
             ends = [_product([sizes[letter] for letter in listed]) for listed in (common, alone, over)]
-            made.append(Form(*(part.reshape(len(part), *ends) for part in parts)))
+            made.append(Form(parts[0].reshape(len(parts[0]), *ends), parts[1].reshape(len(parts[1]), *ends)))
         return made[0], made[1]
 
     def _spoil(self, form: Any) -> None:
