@@ -195,7 +195,7 @@ def test_a_symmetry_needs_a_method_and_a_name_that_is_known(
 
 
 def test_folded_checkpoints_allow_what_their_gains_of_one_allow(isthmus: Cli, project: Path) -> None:
-    (project / "normed.py").write_text(
+    (project / "normed_pair.py").write_text(
         "import torch\nfrom torch import nn\n\ndef build():\n    return nn.Sequential(nn.Linear(3, 6), "
         "nn.LayerNorm(6), nn.Linear(6, 2)), torch.zeros(2, 3)\n"
     )
@@ -207,13 +207,13 @@ def test_folded_checkpoints_allow_what_their_gains_of_one_allow(isthmus: Cli, pr
         save_state(project / f"{name}.safetensors", net.state_dict())
         assert (
             isthmus(
-                "fold", f"{name}.safetensors", "--model", "normed:build", "--out", f"f{name}.safetensors"
+                "fold", f"{name}.safetensors", "--model", "normed_pair:build", "--out", f"f{name}.safetensors"
             ).code
             == 0
         )
     command = (
         "--model",
-        "normed:build",
+        "normed_pair:build",
         "--method",
         "weights",
         "--symmetry",

@@ -231,7 +231,8 @@ def test_classes_are_named_as_groups_name_them() -> None:
         "positive",
         "orthogonal",
         "mean-fixing",
-        "plane rotations",
+        "plane-rotations",
+        "complex",
         "general",
         "general",
     ]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -47,9 +47,10 @@ def spec_of(acts: Acts) -> SymmetrySpec:
         Slot("out", 1, IndexMap(6, 3, 3), role="reads", power=-1),
         Slot("experts", 1, IndexMap(3, 3), one_expert, role="holds", power=1),
     )
+    pairs: Literal["", "halves"] = "halves" if acts.pairs else ""
     groups = {
-        "stream": AxisGroup("stream", 4, slots, acts=acts),
-        "inner": AxisGroup("inner", 3, inner, acts=acts),
+        "stream": AxisGroup("stream", 4, slots, acts=acts, planes=pairs),
+        "inner": AxisGroup("inner", 3, inner, acts=Acts.GENERAL if pairs else acts),
     }
     return SymmetrySpec(groups, (), {"table": (9, 4), "out": (4, 6), "experts": (2, 3, 4)})
 
@@ -57,7 +58,11 @@ def spec_of(acts: Acts) -> SymmetrySpec:
 def couplings_of(acts: Acts) -> Mapping[str, Coupling]:
     source = generator(3)
     order = {4: torch.tensor([1, 2, 0, 3]), 3: torch.tensor([1, 2, 0])}
-    return {n: random_element(acts, order[s], source) for n, s in (("stream", 4), ("inner", 3))}
+    inner = Acts.GENERAL if acts.pairs else acts
+    return {
+        "stream": random_element(acts, order[4], source, "halves" if acts.pairs else ""),
+        "inner": random_element(inner, order[3], source),
+    }
 
 
 @pytest.mark.parametrize("acts", [a for a in Acts if a is not Acts.PERMUTATION])

@@ -40,6 +40,6 @@ def test_a_comparison_makes_few_exports_and_few_passes(monkeypatch: pytest.Monke
     assert len({len(batch[0]) for batch in batches}) == 2, "the last batch is a smaller one"
     statistics, train, test = Counted(batches), Counted(batches), Counted(batches[:1])
     found = compare(a, b, statistics, {"train": train, "test": test}, name="pair", settings={}, points=3)
-    assert list(found.record["methods"]) == ["none", *METHODS]
+    assert list(found.record["methods"]) == ["none", *METHODS.usual]
     assert 1 <= len(exports) <= 3
     assert [data.passes for data in (statistics, train, test)] == [1, 1, 1]

@@ -334,8 +334,8 @@ def test_verification_catches_a_wrong_power() -> None:
 def test_random_elements_are_of_their_class() -> None:
     """Signs are signs, factors positive, rotations orthogonal and mean-fixing."""
     source = torch.Generator().manual_seed(0)
-    order = torch.randperm(7, generator=source)
-    kinds = {acts: random_element(acts, order, source) for acts in Acts}
+    order = torch.randperm(8, generator=source)
+    kinds = {acts: random_element(acts, order, source, "halves" if acts.pairs else "") for acts in Acts}
     assert isinstance(kinds[Acts.PERMUTATION], Permutation)
     signs, sizes, both = (kinds[a] for a in (Acts.SIGNED, Acts.POSITIVE, Acts.MONOMIAL))
     assert isinstance(signs, Monomial)
@@ -348,7 +348,7 @@ def test_random_elements_are_of_their_class() -> None:
     assert isinstance(fixing, Rotation)
     assert isinstance(rotation, Rotation)
     assert isinstance(general, Linear)
-    ones = torch.ones(7, dtype=torch.float64)
+    ones = torch.ones(8, dtype=torch.float64)
     assert torch.allclose(fixing.values @ ones, ones)
     assert not torch.allclose(rotation.values @ ones, ones)
     assert float(torch.linalg.cond(general.values)) < 100
@@ -386,9 +386,9 @@ def test_a_coupling_of_a_larger_class_is_refused(function: nn.Module, element: A
 
 
 def test_classes_are_ordered() -> None:
-    """Every class contains permutations, and general all."""
+    """Every class contains permutations but those of pairs, which keep their places, and general all."""
     for acts in Acts:
-        assert acts.contains(Acts.PERMUTATION)
+        assert acts.contains(Acts.PERMUTATION) != acts.pairs
         assert Acts.GENERAL.contains(acts)
         assert acts.words
     assert not Acts.MEAN_FIXING.contains(Acts.SIGNED)

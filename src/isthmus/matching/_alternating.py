@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -34,7 +34,7 @@ from isthmus.matching._problem import Problem
 from isthmus.matching._schedules import Match, Schedule, Status
 from isthmus.matching._solvers import Assignment, BalancedProcrustes, Solver
 from isthmus.matching._terms import weight_objective
-from isthmus.matching._working import working
+from isthmus.matching._working import At, working
 from isthmus.symmetry import Relabelling
 
 __all__ = ["Alternation"]
@@ -45,8 +45,7 @@ MOST_ROUNDS = 4
 _LITTLE = 1e-9
 """Largest change of an entry of a coupling that counts as none."""
 
-_At = Mapping[str, Coupling]
-_Candidate = tuple[str, _At]
+_Candidate = tuple[str, At]
 
 
 @dataclass(eq=False)
@@ -132,7 +131,7 @@ class Alternation:
             torch.stack([g / (size or 1.0) for g, size in zip(gains, sizes, strict=True)]).sum(0)
         )
 
-    def _rounds(self, at: _At, start: str) -> Iterator[_Candidate]:
+    def _rounds(self, at: At, start: str) -> Iterator[_Candidate]:
         self._status = Status.SWEEP_LIMIT
         for number in range(1, MOST_ROUNDS + 1):
             before = at
@@ -148,7 +147,7 @@ class Alternation:
                 self._status = Status.CONVERGED
                 return
 
-    def _moved(self, clusters: Sequence[Cluster], at: _At, *, by_relative: bool) -> _At:
+    def _moved(self, clusters: Sequence[Cluster], at: At, *, by_relative: bool) -> At:
         work = self._relative if by_relative else self._plain
         for cluster in clusters:
             change, _ = work.change(cluster, at)
@@ -158,7 +157,7 @@ class Alternation:
     def _turns(self, cluster: Cluster) -> bool:
         return len(cluster) == 1 and isinstance(self._solver, ByClass) and self._solver.turns(cluster[0])
 
-    def _middle(self, at: _At) -> float | None:
+    def _middle(self, at: At) -> float | None:
         """Return the loss half way from A to B under couplings, ``None`` where the data cannot be scored."""
         problem = self.problem
         moved = Relabelling(problem.spec, dict(at)).apply(problem.state_b)
@@ -171,7 +170,7 @@ class Alternation:
             return None
 
 
-def _same(one: _At, other: _At) -> bool:
+def _same(one: At, other: At) -> bool:
     """Return whether couplings are the same, those that mix units up to rounding."""
     for name, coupling in one.items():
         if isinstance(coupling, Permutation) and isinstance(other[name], Permutation):

@@ -72,7 +72,7 @@ def _units_of(statistics: InputStatistics) -> _Moments | _Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class _Layer:
+class _ErringLayer:
     """One layer of both networks, and which factor acts on which of its rows and columns.
 
     Attributes:
@@ -115,7 +115,7 @@ class LayerErrors:
         sizes: units of the groups that may have factors.
     """
 
-    def __init__(self, layers: Sequence[_Layer], sizes: Mapping[str, int]) -> None:
+    def __init__(self, layers: Sequence[_ErringLayer], sizes: Mapping[str, int]) -> None:
         self._layers, self.sizes = tuple(layers), dict(sizes)
 
     @classmethod
@@ -203,11 +203,11 @@ def _layer_of(
     moved: Mapping[str, Tensor],
     columns: Mapping[str, Tensor],
     rows: Mapping[str, Tensor],
-) -> _Layer:
+) -> _ErringLayer:
     a, b = (matrix_of(s[site.weight].detach().double(), site).cpu() for s in (problem.state_a, moved))
     units, mean = _units_of(statistics), statistics.mean.cpu()[: a.shape[1]]
     spread = float(units.square_of(a, torch.zeros(a.shape[1]).double()) - (a @ mean).square().sum())
-    return _Layer(a, b, units, columns, rows, max(spread, torch.finfo(torch.float64).tiny))
+    return _ErringLayer(a, b, units, columns, rows, max(spread, torch.finfo(torch.float64).tiny))
 
 
 def _places(

@@ -97,7 +97,7 @@ class Repair:
 
 
 @dataclass(frozen=True, eq=False)
-class _BatchNorm:
+class _NormRepair:
     """Running statistics recomputed on data."""
 
     replica: Replica
@@ -236,7 +236,7 @@ def _steps(
             return (WeightRepair(replica, parents, shown),)
         return (ChannelRepair(replica, parents, _noise_like(shown)),)
     assert batches is not None, "refused before"
-    anew = _BatchNorm(replica, LargerBatches(batches))
+    anew = _NormRepair(replica, LargerBatches(batches))
     if name == "batchnorm":
         if not keeps_running_statistics(replica.source):
             raise ModelError(

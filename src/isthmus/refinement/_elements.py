@@ -50,7 +50,7 @@ class Movable(Protocol):
         ...
 
 
-class Factors:
+class LearntFactors:
     """Positive factors of the units of several groups.
 
     Args:
@@ -181,7 +181,7 @@ class Elements:
         parts: dict[str, Movable] = {}
         scaled = {n: sizes[n] for n, acts in classes.items() if acts in (Acts.POSITIVE, Acts.MONOMIAL)}
         if scaled:
-            parts["factors"] = Factors(scaled, device)
+            parts["factors"] = LearntFactors(scaled, device)
         mixed: dict[tuple[Acts, int], list[str]] = {}
         for name, acts in classes.items():
             # A rotation of one unit is a sign, and one of two that fixes the mean an exchange; pairs are not learnt.

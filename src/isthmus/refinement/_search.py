@@ -13,7 +13,7 @@ from torch import Tensor
 
 from isthmus.couplings import Coupling
 from isthmus.errors import ModelError
-from isthmus.refinement._elements import Elements, Factors
+from isthmus.refinement._elements import Elements, LearntFactors
 from isthmus.refinement._path_loss import PathLoss
 from isthmus.refinement._settings import RefineSettings
 from isthmus.refinement._state_file import StateFile
@@ -102,7 +102,7 @@ class Search:
     def _adam(self) -> torch.optim.Adam:
         rate = self.settings.rate
         groups = [
-            {"params": [part.tangent], "lr": rate if isinstance(part, Factors) else _TURN * rate}
+            {"params": [part.tangent], "lr": rate if isinstance(part, LearntFactors) else _TURN * rate}
             for part in self.elements.parts.values()
         ]
         for group in groups:
@@ -113,7 +113,9 @@ class Search:
         """Take one step; return whether the loss is a number."""
         spread = self.settings.spread
         if spread is None:  # rotations and maps that are learnt at the middle alone fit it and little else
-            spread = 0.0 if all(isinstance(part, Factors) for part in self.elements.parts.values()) else 1.0
+            spread = (
+                0.0 if all(isinstance(part, LearntFactors) for part in self.elements.parts.values()) else 1.0
+            )
         t = 0.5 + spread * (position(self.settings.seed, step) - 0.5)
         at = self.elements.couplings(self.path.dtype)
         loss, _ = self.path.loss(t, at, self.stream.batch(step))

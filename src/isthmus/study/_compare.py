@@ -149,6 +149,9 @@ def compare(
     tell("preparing the solver", 1, steps)
     _prepare_solver(max((g.size for g in spec.groups.values()), default=0), seed)
     problems = [(symmetry, problem.under(symmetry)) for symmetry in by]
+    spec = max(
+        (under.spec for _, under in problems), key=lambda s: len(s.groups), default=spec
+    )  # with pairs, if any
     for done, (method, (symmetry, under)) in enumerate(itertools.product(named, problems)):
         name_of_row = method_under(method.name, symmetry)
         tell(f"aligning by {name_of_row}", 2 + done, steps)

@@ -60,7 +60,7 @@ class PlaneRotations:
     """
 
     planes: Literal["halves", "neighbours"] = "halves"
-    acts: str = "plane rotations"
+    acts: str = "plane-rotations"
 
     def __post_init__(self) -> None:
         """Check the planes."""

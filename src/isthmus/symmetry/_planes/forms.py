@@ -11,7 +11,7 @@ from torch import Tensor
 
 from isthmus.symmetry._planes.symbols import Coefficients
 
-__all__ = ["FOREIGN", "NOTHING", "Form", "joined", "mapped", "summed"]
+__all__ = ["FOREIGN", "NOTHING", "UnitForm", "joined", "mapped", "summed"]
 
 NOTHING, FOREIGN = -1, -2
 """Instead of a unit: no term, and a term of something else than units."""
@@ -19,7 +19,7 @@ _MOST_TERMS = 8
 
 
 @dataclass(frozen=True)
-class Form:
+class UnitForm:
     """Sums of units with coefficients, entry by entry.
 
     Attributes:
@@ -37,23 +37,23 @@ class Form:
         """Shape of the value."""
         return tuple(self.units.shape[1:])
 
-    def multiplied(self, numbers: Coefficients, symbols: Tensor) -> Form:
+    def multiplied(self, numbers: Coefficients, symbols: Tensor) -> UnitForm:
         """Return the form multiplied by a table of real entries, broadcast."""
         units, symbols = torch.broadcast_tensors(self.units, symbols)
         made = numbers.times(self.coefficients.expand(units.shape), symbols)
-        return Form(units, torch.where(units >= 0, made, 0))
+        return UnitForm(units, torch.where(units >= 0, made, 0))
 
-    def expanded(self, shape: Sequence[int]) -> Form:
+    def expanded(self, shape: Sequence[int]) -> UnitForm:
         """Return the form broadcast to a shape."""
         units, coefficients = (part.expand(len(part), *shape) for part in (self.units, self.coefficients))
-        return Form(units, coefficients)
+        return UnitForm(units, coefficients)
 
-    def negated(self, numbers: Coefficients) -> Form:
+    def negated(self, numbers: Coefficients) -> UnitForm:
         """Return the form with the opposite sign."""
         made = numbers.negated(self.coefficients)
-        return Form(self.units, torch.where(self.units >= 0, made, 0), self.is_complex)
+        return UnitForm(self.units, torch.where(self.units >= 0, made, 0), self.is_complex)
 
-    def turned(self, numbers: Coefficients, real: Tensor, imaginary: Tensor) -> Form | None:
+    def turned(self, numbers: Coefficients, real: Tensor, imaginary: Tensor) -> UnitForm | None:
         """Return a complex form multiplied by a table of complex entries, given their parts."""
         one, two = self._part(0), self._part(1)
         upper = summed(
@@ -65,17 +65,17 @@ class Form:
         if upper is None or lower is None or upper.shape != lower.shape:
             return None
         parts = [torch.stack(pair, -1) for pair in zip(_both(upper), _both(lower), strict=True)]
-        return Form(parts[0], parts[1], is_complex=True)
+        return UnitForm(parts[0], parts[1], is_complex=True)
 
-    def _part(self, k: int) -> Form:
-        return Form(self.units[..., k], self.coefficients[..., k])
+    def _part(self, k: int) -> UnitForm:
+        return UnitForm(self.units[..., k], self.coefficients[..., k])
 
 
-def _both(form: Form) -> tuple[Tensor, Tensor]:
+def _both(form: UnitForm) -> tuple[Tensor, Tensor]:
     return form.units, form.coefficients
 
 
-def summed(one: Form, other: Form, shape: Sequence[int] | None = None) -> Form | None:
+def summed(one: UnitForm, other: UnitForm, shape: Sequence[int] | None = None) -> UnitForm | None:
     """Return the sum of two forms, broadcast; ``None`` for one of too many terms."""
     common = torch.broadcast_shapes(one.shape, other.shape)
     if shape is not None and tuple(shape) != tuple(common):
@@ -87,26 +87,26 @@ def summed(one: Form, other: Form, shape: Sequence[int] | None = None) -> Form |
     used = (units != NOTHING).flatten(1).any(1)
     if int(used.sum()) > _MOST_TERMS:
         return None
-    return Form(units[used], coefficients[used])
+    return UnitForm(units[used], coefficients[used])
 
 
-def mapped(form: Form, move: Callable[[Tensor], Any]) -> Any:
+def mapped(form: UnitForm, move: Callable[[Tensor], Any]) -> Any:
     """Return what a move of entries makes of a form: one form, a list of them, or ``None`` where it cannot."""
     made = [(move(u), move(c)) for u, c in zip(form.units, form.coefficients, strict=True)]
     if not made or any(u is None for u, _ in made):
         return None
     if isinstance(made[0][0], Tensor):
-        return Form(torch.stack([u for u, _ in made]), torch.stack([c for _, c in made]))
+        return UnitForm(torch.stack([u for u, _ in made]), torch.stack([c for _, c in made]))
     return [
-        Form(torch.stack([u[k] for u, _ in made]), torch.stack([c[k] for _, c in made]))
+        UnitForm(torch.stack([u[k] for u, _ in made]), torch.stack([c[k] for _, c in made]))
         for k in range(len(made[0][0]))
     ]
 
 
-def joined(forms: Sequence[Form | None], shapes: Sequence[Sequence[int]]) -> list[Form]:
+def joined(forms: Sequence[UnitForm | None], shapes: Sequence[Sequence[int]]) -> list[UnitForm]:
     """Return forms with one number of terms; entries of what is none are foreign."""
     terms = max(len(f.units) for f in forms if f is not None)
-    found: list[Form] = []
+    found: list[UnitForm] = []
     for form, shape in zip(forms, shapes, strict=True):
         units = torch.full((terms, *shape), NOTHING)
         coefficients = torch.zeros_like(units)
@@ -114,5 +114,5 @@ def joined(forms: Sequence[Form | None], shapes: Sequence[Sequence[int]]) -> lis
             units[0] = FOREIGN
         else:
             units[: len(form.units)], coefficients[: len(form.units)] = form.units, form.coefficients
-        found.append(Form(units, coefficients))
+        found.append(UnitForm(units, coefficients))
     return found

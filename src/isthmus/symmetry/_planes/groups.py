@@ -19,8 +19,8 @@ from isthmus.symmetry._spec import SymmetrySpec
 
 __all__ = ["groups_of"]
 
-_Block = tuple[tuple[int, int], ...]
-_Member = tuple[str, int, _Block, int, int, int]
+_HeadBlock = tuple[tuple[int, int], ...]
+_Member = tuple[str, int, _HeadBlock, int, int, int]
 """Tensor, axis, block, power, distance of the second unit, position of the first one."""
 
 
@@ -118,7 +118,7 @@ def _split(
 
 def _slots(run: Sequence[tuple[_Member, ...]], units: Units) -> list[Slot]:
     """Return the slots of a run of planes; what lies at equal distances on one axis is one slot with copies."""
-    size, alike = 2 * len(run), dict[tuple[str, int, _Block, int, int], list[int]]()
+    size, alike = 2 * len(run), dict[tuple[str, int, _HeadBlock, int, int], list[int]]()
     for tensor, axis, block, power, gap, start in run[0]:
         alike.setdefault((tensor, axis, block, power, gap if len(run) == 1 else 1), []).append(start)
     slots: list[Slot] = []

@@ -12,19 +12,19 @@ from torch import Tensor, fx
 from isthmus.symmetry._contractions import Contraction, contraction_of
 from isthmus.symmetry._listed import RESHAPES, SAME_ENTRIES, VIEWS
 from isthmus.symmetry._origins import shape_of
-from isthmus.symmetry._planes.forms import Form, summed
+from isthmus.symmetry._planes.forms import UnitForm, summed
 from isthmus.symmetry._planes.symbols import Coefficients, Symbols
 from isthmus.symmetry._planes.tables import LARGEST, moved_by
 from isthmus.symmetry._planes.units import Units
 from isthmus.symmetry._trace import Trace, operator_of
 
-__all__ = ["Layer", "Layers"]
+__all__ = ["PlaneLayer", "PlaneLayers"]
 
 _Chain = tuple[str, Sequence[fx.Node]]
 
 
 @dataclass(frozen=True)
-class Layer:
+class PlaneLayer:
     """A product of data with one tensor of the state, and a bias.
 
     Attributes:
@@ -38,7 +38,7 @@ class Layer:
     data: Sequence[Any]
 
 
-class Layers:
+class PlaneLayers:
     """The layers of one graph, and an account of every use of the tensors that are followed.
 
     Args:
@@ -52,7 +52,7 @@ class Layers:
         self._overlapping = {traced.first_name(name) for name in traced.overlapping}
         self._used: dict[str, set[fx.Node]] = {}
 
-    def of(self, node: fx.Node) -> Layer | None:
+    def of(self, node: fx.Node) -> PlaneLayer | None:
         """Return a node as a layer: the product of one value that is no tensor of the state with one that is."""
         if node.op != "call_function":
             return None
@@ -68,9 +68,11 @@ class Layers:
             return None
         if operator_of(node) in ("aten.addmm", "aten.baddbmm") and _scaled(node):
             return None
-        return Layer(form, which[0], list(form.operands[1 - which[0]][1]))
+        return PlaneLayer(form, which[0], list(form.operands[1 - which[0]][1]))
 
-    def started(self, node: fx.Node, layer: Layer, symbols: Symbols, numbers: Coefficients) -> Form | None:
+    def started(
+        self, node: fx.Node, layer: PlaneLayer, symbols: Symbols, numbers: Coefficients
+    ) -> UnitForm | None:
         """Return a layer's result as a form in the units of its weight and bias."""
         operand, own = layer.form.operands[layer.weight]
         out = list(layer.form.out)
@@ -91,7 +93,7 @@ class Layers:
         number = int(torch.tensor(given).prod()) if given else 1
         start = symbols.block(("layer", node), number)
         values = numbers.of_symbols(torch.arange(start, start + number)).reshape(given)
-        made = Form(units.expand(shape).unsqueeze(0), values.expand(shape).unsqueeze(0))
+        made = UnitForm(units.expand(shape).unsqueeze(0), values.expand(shape).unsqueeze(0))
         if layer.form.bias is not None:
             bias = self.bias(layer.form.bias)
             made = None if bias is None else summed(made, bias, shape)
@@ -106,13 +108,13 @@ class Layers:
             if chain is not None:
                 self._used.setdefault(chain[0], set()).add(node)
 
-    def bias(self, operand: fx.Node) -> Form | None:
+    def bias(self, operand: fx.Node) -> UnitForm | None:
         """Return a tensor of the state that is added as a form in its own units."""
         chain = self._chain(operand)
         rows = None if chain is None else self._rows(operand, chain, [True] * len(shape_of(operand)))
         if rows is None:
             return None
-        return Form(rows.unsqueeze(0), torch.zeros_like(rows).unsqueeze(0))
+        return UnitForm(rows.unsqueeze(0), torch.zeros_like(rows).unsqueeze(0))
 
     def finish(self) -> None:
         """Spoil the tensors that are followed and used in any other way, or written."""

@@ -18,18 +18,18 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from isthmus.symmetry._planes.forms import FOREIGN, NOTHING, Form
+from isthmus.symmetry._planes.forms import FOREIGN, NOTHING, UnitForm
 from isthmus.symmetry._planes.symbols import Coefficients
 from isthmus.symmetry._planes.units import Units
 
-__all__ = ["InnerProduct"]
+__all__ = ["ScoreProduct"]
 
 _Terms = tuple[tuple[int, int], ...]
 """Units of an entry with their coefficients, sorted."""
 _Positions = Mapping[frozenset[int], Sequence[int]]
 
 
-class InnerProduct:
+class ScoreProduct:
     """One inner product of two forms.
 
     Args:
@@ -39,7 +39,9 @@ class InnerProduct:
         name: tells the inner product from others.
     """
 
-    def __init__(self, units: Units, numbers: Coefficients, sides: tuple[Form, Form], name: object) -> None:
+    def __init__(
+        self, units: Units, numbers: Coefficients, sides: tuple[UnitForm, UnitForm], name: object
+    ) -> None:
         self._units, self._numbers, self._sides, self._name = units, numbers, sides, name
 
     def examine(self) -> None:
@@ -85,7 +87,7 @@ class InnerProduct:
                     self._units.spoil(u for side in sides for k in (i, other) for u, _ in side[k])
         return found
 
-    def _terms(self, side: Form, common: int) -> list[_Terms]:
+    def _terms(self, side: UnitForm, common: int) -> list[_Terms]:
         """Return the terms of every position, in the first of a side's own rows."""
         if not side.shape[1]:
             return [()] * side.shape[-1]
@@ -154,7 +156,7 @@ class InnerProduct:
 
     # --- All rows ----------------------------------------------------------------------------------------------
 
-    def _check(self, side: Form, paired: Tensor) -> None:
+    def _check(self, side: UnitForm, paired: Tensor) -> None:
         """Look at every row whether second positions are first ones turned by a right angle; spoil what is not."""
         partner, sign = self._units.partners()
         if not len(partner) or not side.units.numel():

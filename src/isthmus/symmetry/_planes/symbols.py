@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["Coefficients", "Symbols", "equal_slices"]
 
-_Monomial = tuple[Fraction, tuple[int, ...]]
+_SymbolProduct = tuple[Fraction, tuple[int, ...]]
 
 
 class Symbols:
@@ -66,8 +66,8 @@ class Coefficients:
     """Numbers for products of a rational number and symbols; 0 stands for one."""
 
     def __init__(self) -> None:
-        self._numbers: dict[_Monomial, int] = {(Fraction(1), ()): 0}
-        self._listed: list[_Monomial] = [(Fraction(1), ())]
+        self._numbers: dict[_SymbolProduct, int] = {(Fraction(1), ()): 0}
+        self._listed: list[_SymbolProduct] = [(Fraction(1), ())]
 
     def of_symbols(self, symbols: Tensor) -> Tensor:
         """Return the numbers of symbols as coefficients."""
@@ -88,16 +88,16 @@ class Coefficients:
         """Return coefficients with the opposite sign."""
         return self.scaled(coefficients, Fraction(-1))
 
-    def _with_symbol(self, coefficient: int, symbol: int) -> _Monomial:
+    def _with_symbol(self, coefficient: int, symbol: int) -> _SymbolProduct:
         number, symbols = self._listed[coefficient]
         return number, tuple(sorted((*symbols, symbol)))
 
-    def _mapped(self, coefficients: Tensor, function: Callable[[_Monomial], _Monomial]) -> Tensor:
+    def _mapped(self, coefficients: Tensor, function: Callable[[_SymbolProduct], _SymbolProduct]) -> Tensor:
         unique, inverse = coefficients.unique(return_inverse=True)
         made = [self._number(function(self._listed[k])) for k in unique.tolist()]
         return torch.tensor(made, dtype=torch.int64)[inverse].reshape(coefficients.shape)
 
-    def _number(self, monomial: _Monomial) -> int:
+    def _number(self, monomial: _SymbolProduct) -> int:
         if monomial not in self._numbers:
             self._numbers[monomial] = len(self._listed)
             self._listed.append(monomial)

@@ -13,9 +13,9 @@ from torch import Tensor, fx
 from isthmus.symmetry._contractions import Contraction
 from isthmus.symmetry._listed import DROPOUTS, RESHAPES, SAME_ENTRIES, VIEWS
 from isthmus.symmetry._origins import shape_of
-from isthmus.symmetry._planes.forms import Form, joined, mapped, summed
-from isthmus.symmetry._planes.layers import Layer, Layers
-from isthmus.symmetry._planes.scores import InnerProduct
+from isthmus.symmetry._planes.forms import UnitForm, joined, mapped, summed
+from isthmus.symmetry._planes.layers import PlaneLayer, PlaneLayers
+from isthmus.symmetry._planes.scores import ScoreProduct
 from isthmus.symmetry._planes.symbols import Coefficients, Symbols
 from isthmus.symmetry._planes.tables import LARGEST, Tables, moved_by
 from isthmus.symmetry._planes.units import Units
@@ -57,7 +57,7 @@ class Walk:
         self._traced, self._units, self._numbers = traced, units, numbers
         self._symbols = symbols
         self._tables = Tables(symbols, traced)
-        self._layers = Layers(traced, units)
+        self._layers = PlaneLayers(traced, units)
         self._forms: dict[fx.Node, Any] = {}
 
     def run(self, inner_products: Sequence[tuple[fx.Node, Contraction]]) -> None:
@@ -66,7 +66,7 @@ class Walk:
         Args:
             inner_products: nodes, with the letters of their two operands.
         """
-        starts: dict[fx.Node, Layer] = {}
+        starts: dict[fx.Node, PlaneLayer] = {}
         for _, form in inner_products:
             for node, _ in form.operands[:2]:
                 starts |= self._sources(node)
@@ -89,9 +89,9 @@ class Walk:
         for node in nodes:
             self._spoil(self._forms.get(node))
 
-    def _sources(self, node: fx.Node) -> dict[fx.Node, Layer]:
+    def _sources(self, node: fx.Node) -> dict[fx.Node, PlaneLayer]:
         """Return the layers that a value goes back to through what is followed."""
-        found: dict[fx.Node, Layer] = {}
+        found: dict[fx.Node, PlaneLayer] = {}
         waiting, seen = [node], {node}
         while waiting:
             current = waiting.pop()
@@ -107,7 +107,7 @@ class Walk:
             waiting += fresh
         return found
 
-    def _start(self, node: fx.Node, layer: Layer) -> None:
+    def _start(self, node: fx.Node, layer: PlaneLayer) -> None:
         for n in node.all_input_nodes:  # what flows into a layer is no inner product
             self._spoil(self._forms.get(n))
         size = 1
@@ -151,7 +151,7 @@ class Walk:
             return self._multiplied(bound, name)
         source = bound["src"] if name == "copy" else node.all_input_nodes[0]
         form = self._forms.get(source)
-        if not isinstance(form, Form):
+        if not isinstance(form, UnitForm):
             return None
         if name == "copy":  # what is overwritten plays no role
             return None if form.is_complex else form.expanded(shape_of(node))
@@ -160,9 +160,9 @@ class Walk:
         if name == "index":
             return self._picked(node, bound, form)
         if name == "view_as_complex":
-            return None if form.is_complex else Form(form.units, form.coefficients, is_complex=True)
+            return None if form.is_complex else UnitForm(form.units, form.coefficients, is_complex=True)
         if name == "view_as_real":
-            return Form(form.units, form.coefficients) if form.is_complex else None
+            return UnitForm(form.units, form.coefficients) if form.is_complex else None
         if form.is_complex:
             return None
         if name in SAME_ENTRIES or (name in DROPOUTS and not bound.get("train")):
@@ -171,7 +171,7 @@ class Walk:
             return mapped(form, lambda entries: moved_by(node, {source: entries}))
         return None
 
-    def _picked(self, node: fx.Node, bound: Mapping[str, Any], form: Form) -> Any:
+    def _picked(self, node: fx.Node, bound: Mapping[str, Any], form: UnitForm) -> Any:
         """Take entries by constant numbers."""
         places = {n: self._tables.constant(n) for n in bound["indices"] if n is not None}
         known = {n: value for n, value in places.items() if value is not None}
@@ -192,9 +192,9 @@ class Walk:
             if not isinstance(units, Tensor) or not isinstance(coefficients, Tensor):
                 return None
             made.append((units, coefficients))
-        return Form(torch.stack([u for u, _ in made]), torch.stack([c for _, c in made]))
+        return UnitForm(torch.stack([u for u, _ in made]), torch.stack([c for _, c in made]))
 
-    def _added(self, node: fx.Node, bound: Mapping[str, Any], name: str) -> Form | None:
+    def _added(self, node: fx.Node, bound: Mapping[str, Any], name: str) -> UnitForm | None:
         one, two = (self._term(bound[key]) for key in ("self", "other"))
         if one is None or two is None or bound.get("alpha", 1) != 1 or one.is_complex or two.is_complex:
             return None
@@ -204,21 +204,21 @@ class Walk:
             self._layers.note_use(node, *biases)
         return made
 
-    def _term(self, operand: Any) -> Form | None:
+    def _term(self, operand: Any) -> UnitForm | None:
         """Return an operand of a sum as a form: one that is followed, or a tensor of the state, as biases are."""
         if not isinstance(operand, fx.Node):
             return None
         found = self._forms.get(operand)
-        return found if isinstance(found, Form) else self._layers.bias(operand)
+        return found if isinstance(found, UnitForm) else self._layers.bias(operand)
 
-    def _multiplied(self, bound: Mapping[str, Any], name: str) -> Form | None:
+    def _multiplied(self, bound: Mapping[str, Any], name: str) -> UnitForm | None:
         one, two = bound["self"], bound["other"]
         if bound.get("rounding_mode") is not None:
             return None
         if name == "mul" and one not in self._forms:
             one, two = two, one
         form = self._forms.get(one)
-        if not isinstance(form, Form) or two in self._forms:
+        if not isinstance(form, UnitForm) or two in self._forms:
             return None
         if isinstance(two, (int, float)) and not isinstance(two, bool):
             return None if form.is_complex else self._scaled(form, two, name)
@@ -231,12 +231,12 @@ class Walk:
             return form.turned(self._numbers, parts[0], parts[1]) if both else None
         return form.multiplied(self._numbers, table if name == "mul" else self._tables.reciprocal(table))
 
-    def _scaled(self, form: Form, by: float, name: str) -> Form | None:
+    def _scaled(self, form: UnitForm, by: float, name: str) -> UnitForm | None:
         factor = Fraction(by) if by == by and abs(by) != float("inf") else Fraction(0)
         if not factor:
             return None
         made = self._numbers.scaled(form.coefficients, factor if name == "mul" else 1 / factor)
-        return Form(form.units, torch.where(form.units >= 0, made, 0))
+        return UnitForm(form.units, torch.where(form.units >= 0, made, 0))
 
     # --- Inner products ----------------------------------------------------------------------------------------
 
@@ -247,7 +247,7 @@ class Walk:
         listed = [form.operands[2][0]] if len(form.operands) > 2 else []
         for n in (*others, *listed):
             self._spoil(self._forms.get(n))
-        plain = [s for s in sides if isinstance(s, Form) and not s.is_complex]
+        plain = [s for s in sides if isinstance(s, UnitForm) and not s.is_complex]
         if len(plain) < 2:
             for side in sides:
                 self._spoil(side)
@@ -257,11 +257,15 @@ class Walk:
             for side in plain:
                 self._units.spoil(side.units)
             return
-        InnerProduct(self._units, self._numbers, aligned, node).examine()
+        ScoreProduct(self._units, self._numbers, aligned, node).examine()
 
     def _aligned(
-        self, node: fx.Node, form: Contraction, sides: tuple[Form, Form], letters: tuple[list[Any], list[Any]]
-    ) -> tuple[Form, Form] | None:
+        self,
+        node: fx.Node,
+        form: Contraction,
+        sides: tuple[UnitForm, UnitForm],
+        letters: tuple[list[Any], list[Any]],
+    ) -> tuple[UnitForm, UnitForm] | None:
         """Return both sides as ``(common, own, summed)``; ``None`` where letters are summed over on one side alone."""
         repeated = _repeats(node, sides)
         if repeated is None:
@@ -277,7 +281,7 @@ class Walk:
         common, over = [c for c in both if c in out], [c for c in both if c not in out]
         if any(letter not in out and letter not in over for own in letters for letter in own):
             return None
-        made: list[Form] = []
+        made: list[UnitForm] = []
         for side, own in zip(repeated, letters, strict=True):
             alone = [letter for letter in own if letter not in both]
             order = [0, *(1 + own.index(letter) for letter in (*common, *alone, *over))]
@@ -286,12 +290,14 @@ class Walk:
                 part.permute(order).expand(len(part), *shape) for part in (side.units, side.coefficients)
             ]
             ends = [_product([sizes[letter] for letter in listed]) for listed in (common, alone, over)]
-            made.append(Form(parts[0].reshape(len(parts[0]), *ends), parts[1].reshape(len(parts[1]), *ends)))
+            made.append(
+                UnitForm(parts[0].reshape(len(parts[0]), *ends), parts[1].reshape(len(parts[1]), *ends))
+            )
         return made[0], made[1]
 
     def _spoil(self, form: Any) -> None:
         for one in form if isinstance(form, list) else [form]:
-            if isinstance(one, Form):
+            if isinstance(one, UnitForm):
                 self._units.spoil(one.units)
 
 
@@ -302,7 +308,7 @@ def _product(sizes: Sequence[int]) -> int:
     return found
 
 
-def _repeats(node: fx.Node, sides: tuple[Form, Form]) -> tuple[Form, Form] | None:
+def _repeats(node: fx.Node, sides: tuple[UnitForm, UnitForm]) -> tuple[UnitForm, UnitForm] | None:
     """Return both sides with one number of heads: grouped attention repeats those of the keys inside the operator."""
     query, key = sides
     if operator_of(node) != "aten.scaled_dot_product_attention":
@@ -314,4 +320,4 @@ def _repeats(node: fx.Node, sides: tuple[Form, Form]) -> tuple[Form, Form] | Non
         return None
     times = heads[0] // heads[1]
     parts = [part.repeat_interleave(times, -3) for part in (key.units, key.coefficients)]
-    return query, Form(parts[0], parts[1])
+    return query, UnitForm(parts[0], parts[1])
