@@ -85,7 +85,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ([], "Running statistics of BatchNorm were recomputed on data."),
         (["--refresh", "batchnorm"], "Running statistics of BatchNorm were recomputed on data."),
-        (["--repair", "auto"], "chosen by the loss on the training data"),
+        pytest.param(["--repair", "auto"], "chosen by the loss on the training data", marks=pytest.mark.slow),
     ],
 )
 def test_model_folders_are_run_where_data_serve(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -24,14 +25,16 @@ from isthmus.states import State
 
 __all__ = ["REPAIRS", "Repair", "check_repair", "needs_data", "repair_of"]
 
-REPAIRS = {
-    "none": "the mix as it is",
-    "batchnorm": "running statistics recomputed",
-    "repair": "mean and spread of every channel put back (REPAIR)",
-    "rescale": "spread of every channel put back by a factor (RESCALE), after batchnorm",
-    "data-free": "spread put back as far as weights tell it",
-    "noise": "mean and spread on random inputs put back (REPAIR without data)",
-}
+REPAIRS = MappingProxyType(
+    {
+        "none": "the mix as it is",
+        "batchnorm": "running statistics recomputed",
+        "repair": "mean and spread of every channel put back (REPAIR)",
+        "rescale": "spread of every channel put back by a factor (RESCALE), after batchnorm",
+        "data-free": "spread put back as far as weights tell it",
+        "noise": "mean and spread on random inputs put back (REPAIR without data)",
+    }
+)
 """What may be done to a mixed network, by name. ``+temperature`` behind a name divides its logits by the temperature
 that is best on training data, and ``"temperature"`` alone does only that; ``"auto"`` takes the one with the lowest
 loss."""

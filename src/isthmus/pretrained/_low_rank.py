@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -18,11 +19,13 @@ from isthmus.transport import procrustes
 __all__ = ["WAYS", "LowRank", "AdapterWay", "averaged_products", "mean_of"]
 
 AdapterWay = Literal["svd", "aligned", "as they are"]
-WAYS: Mapping[AdapterWay, str] = {
-    "svd": "the mean of the products, cut to their rank by a singular value decomposition",
-    "aligned": "balanced factors, rotated towards the first one's, then averaged",
-    "as they are": "the factors averaged as they are stored",
-}
+WAYS: Mapping[AdapterWay, str] = MappingProxyType(
+    {
+        "svd": "the mean of the products, cut to their rank by a singular value decomposition",
+        "aligned": "balanced factors, rotated towards the first one's, then averaged",
+        "as they are": "the factors averaged as they are stored",
+    }
+)
 """How products are averaged."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from isthmus.symmetry._origins import Word
 
 __all__ = [
@@ -74,13 +76,15 @@ RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 CONVOLUTIONS = frozenset(
     {"convolution", *(f"{kind}{n}d" for kind in ("conv", "conv_transpose") for n in (1, 2, 3))}
 )
-SUMS = {
-    "mm": ("self", "mat2"),
-    "bmm": ("self", "mat2"),
-    "matmul": ("self", "other"),
-    "mv": ("self", "vec"),
-    "dot": ("self", "tensor"),
-    "addmm": ("mat1", "mat2"),
-    "baddbmm": ("batch1", "batch2"),
-}
+SUMS = MappingProxyType(
+    {
+        "mm": ("self", "mat2"),
+        "bmm": ("self", "mat2"),
+        "matmul": ("self", "other"),
+        "mv": ("self", "vec"),
+        "dot": ("self", "tensor"),
+        "addmm": ("mat1", "mat2"),
+        "baddbmm": ("batch1", "batch2"),
+    }
+)
 """Products of two matrices, with the names of the factors."""
