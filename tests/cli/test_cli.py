@@ -462,6 +462,9 @@ def test_align_refines_on_the_path(isthmus: Cli, project: Path) -> None:
     assert result.json["method"] == "covariance, refined"
     assert result.json["verification_error"] < 1e-10
     assert Alignment.load("refined.safetensors").settings["refinement"]["taken"] == 20
+    told = isthmus(*command, "--refine", "--refine-steps", "1", "--out", "told.safetensors")
+    assert "scales and permutation" in told.out
+    assert "--symmetry all uses them" not in told.out
     for options, reason in (
         (("--refine-steps", "20"), "belong to --refine, which was not given"),
         (("--loss", "mse"), "belong to --refine, which was not given"),

@@ -136,7 +136,7 @@ def align(
     }
     told = f"{alignment_text(alignment, verbose)}\nWritten to {out}"
     told += f", B relabelled to {apply}" if apply else ""
-    if alignment.symmetry == "permutations":
+    if alignment.symmetry == "permutations" and not refine:  # what refinement learnt is used already
         hint = larger_hint([group.acts.words for group in alignment.spec.groups.values()])
         told += f"\n{hint}" if hint else ""
     console.emit(value, json, told + folders.unused(written))
