@@ -554,3 +554,29 @@ def test_unknown_planes_in_a_file_are_refused() -> None:
     text = spec_of(pair_group()).to_json().replace('"halves"', '"thirds"')
     with pytest.raises(SymmetryError, match="expected planes of"):
         SymmetrySpec.from_json(text)
+
+
+def into_whole_numbers(m: Any, x: Tensor) -> Tensor:
+    out = torch.zeros(x.shape, dtype=torch.int32)
+    return out.copy_(9 * by_halves(m, x)).to(x.dtype)
+
+
+def rounded_for_one_half(_: Any, x: Tensor) -> Tensor:
+    cos = angles(x.shape[-2]).cos()
+    sin = doubled(x.shape[-2]).sin()
+    return x * torch.cat([cos, cos.to(torch.bfloat16).to(cos.dtype)], -1) + rotate_half(x) * sin
+
+
+@pytest.mark.parametrize("turn", [into_whole_numbers, rounded_for_one_half], ids=lambda f: f.__name__)
+def test_rounding_turns_nothing(turn: Rotate) -> None:
+    assert not discover(network(turn), X).planes
+
+
+def test_queries_that_are_added_to_their_own_scores_are_not_turned() -> None:
+    def use(m: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = (t.repeat(1, 1, 2, 1)[:, :, :SIZE].flatten(0, 1) for t in (query, key, value))
+        q, k = by_halves(m, q), by_halves(m, k)
+        mixed = torch.baddbmm(q, q, k.mT).softmax(-1) @ v
+        return m.out(mixed.unflatten(0, (-1, HEADS)).transpose(1, 2).flatten(2))
+
+    assert not discover(network(use=use), X).planes
