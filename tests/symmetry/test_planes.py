@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from isthmus.couplings import Linear, Monomial, Permutation, Rotation
 from isthmus.errors import SymmetryError
+from isthmus.matching import Problem
 from isthmus.symmetry import (
     Acts,
     AxisGroup,
@@ -580,3 +581,10 @@ def test_queries_that_are_added_to_their_own_scores_are_not_turned() -> None:
         return m.out(mixed.unflatten(0, (-1, HEADS)).transpose(1, 2).flatten(2))
 
     assert not discover(network(use=use), X).planes
+
+
+def test_another_wish_has_the_pair_of_its_own_groups() -> None:
+    problem = Problem(network(by_halves), network(by_halves), args=(X,))
+    turned = problem.wanting("all")
+    assert turned.spec.groups.keys() > problem.spec.groups.keys()
+    assert turned.pair.layers is turned.layers is not problem.layers
