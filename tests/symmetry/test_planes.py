@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from isthmus.couplings import Linear, Monomial, Permutation, Rotation
 from isthmus.errors import SymmetryError
+from isthmus.matching import Problem
 from isthmus.symmetry import (
     Acts,
     AxisGroup,
@@ -554,3 +555,36 @@ def test_unknown_planes_in_a_file_are_refused() -> None:
     text = spec_of(pair_group()).to_json().replace('"halves"', '"thirds"')
     with pytest.raises(SymmetryError, match="expected planes of"):
         SymmetrySpec.from_json(text)
+
+
+def into_whole_numbers(m: Any, x: Tensor) -> Tensor:
+    out = torch.zeros(x.shape, dtype=torch.int32)
+    return out.copy_(9 * by_halves(m, x)).to(x.dtype)
+
+
+def rounded_for_one_half(_: Any, x: Tensor) -> Tensor:
+    cos = angles(x.shape[-2]).cos()
+    sin = doubled(x.shape[-2]).sin()
+    return x * torch.cat([cos, cos.to(torch.bfloat16).to(cos.dtype)], -1) + rotate_half(x) * sin
+
+
+@pytest.mark.parametrize("turn", [into_whole_numbers, rounded_for_one_half], ids=lambda f: f.__name__)
+def test_rounding_turns_nothing(turn: Rotate) -> None:
+    assert not discover(network(turn), X).planes
+
+
+def test_queries_that_are_added_to_their_own_scores_are_not_turned() -> None:
+    def use(m: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = (t.repeat(1, 1, 2, 1)[:, :, :SIZE].flatten(0, 1) for t in (query, key, value))
+        q, k = by_halves(m, q), by_halves(m, k)
+        mixed = torch.baddbmm(q, q, k.mT).softmax(-1) @ v
+        return m.out(mixed.unflatten(0, (-1, HEADS)).transpose(1, 2).flatten(2))
+
+    assert not discover(network(use=use), X).planes
+
+
+def test_another_wish_has_the_pair_of_its_own_groups() -> None:
+    problem = Problem(network(by_halves), network(by_halves), args=(X,))
+    turned = problem.wanting("all")
+    assert turned.spec.groups.keys() > problem.spec.groups.keys()
+    assert turned.pair.layers is turned.layers is not problem.layers

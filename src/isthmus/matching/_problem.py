@@ -183,7 +183,7 @@ class Problem:
         spec = spec_for(self.spec, symmetry)
         if spec.groups.keys() != self.spec.groups.keys():
             found._kept = {}
-            for name in ("layers", "seen", "verification"):
+            for name in ("layers", "pair", "seen", "verification"):
                 found.__dict__.pop(name, None)
         found.__dict__["spec"] = spec
         found.__dict__.pop("classes", None)

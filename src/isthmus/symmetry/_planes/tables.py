@@ -126,9 +126,8 @@ class Tables:
         found = self.of(source, depth)
         if found is None:
             return None
-        types = [n.meta["val"].dtype for n in (source, node)]
-        same = types[0] == types[1] or all(t.is_floating_point for t in types)
-        return found if same else self._symbols.each(("cast", types[1]), [found])
+        types = [n.meta["val"].dtype for n in (source, node)]  # rounding is a function of entries like others
+        return found if types[0] == types[1] else self._symbols.each(("cast", types[1]), [found])
 
     def _complex(self, node: fx.Node, name: str, depth: int) -> Tensor | None:
         found = self.of(node.all_input_nodes[0], depth)

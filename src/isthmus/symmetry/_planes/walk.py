@@ -153,8 +153,9 @@ class Walk:
         form = self._forms.get(source)
         if not isinstance(form, UnitForm):
             return None
-        if name == "copy":  # what is overwritten plays no role
-            return None if form.is_complex else form.expanded(shape_of(node))
+        if name == "copy":  # what is overwritten plays no role; whole numbers hold no units
+            kept = node.meta["val"].is_floating_point() and not form.is_complex
+            return form.expanded(shape_of(node)) if kept else None
         if name == "neg":
             return form.negated(self._numbers)
         if name == "index":
@@ -243,7 +244,7 @@ class Walk:
     def _score(self, node: fx.Node, form: Contraction) -> None:
         (query, first), (key, second) = form.operands[:2]
         sides = [self._forms.get(n) for n in (query, key)]
-        others = [n for n in node.all_input_nodes if n not in (query, key)]
+        others = _beside(node, query, key)
         listed = [form.operands[2][0]] if len(form.operands) > 2 else []
         for n in (*others, *listed):
             self._spoil(self._forms.get(n))
@@ -299,6 +300,15 @@ class Walk:
         for one in form if isinstance(form, list) else [form]:
             if isinstance(one, UnitForm):
                 self._units.spoil(one.units)
+
+
+def _beside(node: fx.Node, *factors: fx.Node) -> list[fx.Node]:
+    """Return what an inner product takes beside its factors; a factor that is a summand or a mask, too, is among it."""
+    given: list[fx.Node] = []
+    fx.map_arg((node.args, node.kwargs), given.append)
+    for factor in factors:
+        given.remove(factor)
+    return given
 
 
 def _product(sizes: Sequence[int]) -> int:
