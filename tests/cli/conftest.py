@@ -80,7 +80,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mynet.py").write_text(NETWORK, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # or tests that nothing is written would find __pycache__
+    monkeypatch.setattr(
+        sys, "dont_write_bytecode", True
+    )  # or tests that nothing is written would find __pycache__
     sys.modules.pop("mynet", None)
     for seed, name in enumerate(("a.safetensors", "b.pt")):
         torch.manual_seed(seed)

@@ -177,3 +177,18 @@ def test_bad_use_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monke
         pretrained.fold(open_model(tmp_path / "broken"), out)
     assert not out.exists()
     assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_folders_of_which_one_ties_its_head_are_not_joined(tmp_path: Path, turned: bool) -> None:
+    """The head that one of them has of its own would be lost."""
+    tiny("gpt2").save_pretrained(tmp_path / "tied")
+    tiny("gpt2", 1).save_pretrained(tmp_path / "b")
+    pretrained.fold(open_model(tmp_path / "b"), tmp_path / "apart", untie=True)
+    pair = [open_model(tmp_path / name) for name in ("tied", "apart")][:: -1 if turned else 1]
+    said = "tied has one tensor for .*lm_head.weight.*, and .*apart one for each"
+    with pytest.raises(CheckpointError, match=said):
+        pretrained.merge(pair, tmp_path / "out")
+    with pytest.raises(CheckpointError, match=said):
+        pretrained.align(*pair)
+    assert not (tmp_path / "out").exists()

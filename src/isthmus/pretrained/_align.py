@@ -66,6 +66,7 @@ class StoredProblem(Problem):
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
         a, b = self.opened_a, self.opened_b
         check_same_architecture(a.state.shapes(), b.state.shapes(), str(a.path), str(b.path))
+        a.check_ties(b)
         for opened in (a, b):
             check_finite(opened.state, str(opened.path))
         return a.state, b.state

@@ -93,6 +93,22 @@ class OpenedModel:
                         names.append(name)
         return tuple(found[1]), tuple(found[0])
 
+    def check_ties(self, other: OpenedModel) -> None:
+        """Check that another network ties the same names together.
+
+        Raises:
+            CheckpointError: names that are one tensor here are two there, or the other way round.
+        """
+        ours, theirs = ({names for names in m.names.values() if len(names) > 1} for m in (self, other))
+        if ours == theirs:
+            return
+        held = next(iter(sorted(ours ^ theirs)))
+        tied, apart = (self, other) if held in ours else (other, self)
+        raise CheckpointError(
+            f"{printable(tied.path)} has one tensor for {' and '.join(held)}, and {printable(apart.path)} one for each: no "
+            "network between them is of both kinds. Untie both (isthmus fold --untie), or take folders that tie alike."
+        )
+
     def in_graph_of(self, other: OpenedModel) -> OpenedModel:
         """Return this network, run through another one's graph on its example inputs if their code is the same."""
         if type(self.model) is not type(other.model) or _settings(self) != _settings(other):

@@ -208,6 +208,7 @@ def merge(
                 "names. Correct the class that config.json names, or pass architecture=... to open_model."
             )
         check_same_architecture(first.state.shapes(), model.state.shapes(), str(first.path), str(model.path))
+        first.check_ties(model)
     shares = normalised(weights, len(models))
     similarities = [Similarity() for _ in models[1:]]
     moves = [
