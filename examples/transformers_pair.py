@@ -223,6 +223,14 @@ def control(model, kind: str) -> dict:
     return lines
 
 
+def by_outputs(a, b, data, given) -> dict:
+    """Return the line when heads are paired by what they write to the stream, and all else is matched as before."""
+    begin = time.process_time()
+    found = isthmus.align(a, b, method="head-outputs", **given)
+    seconds = time.process_time() - begin
+    return measured(a, b, data, found) | {"seconds": seconds, "function": found.verification_error}
+
+
 def with_rotations(a, b, data) -> dict:
     """Return the lines of both networks folded, when ever more of what may act on them is matched.
 
@@ -249,6 +257,7 @@ def with_rotations(a, b, data) -> dict:
         part = isthmus.Alignment({**steps.couplings, **still}, spec, name)
         found[name] = measured(a, b, data, part)
     found["stream, heads, hidden units"] |= {"seconds": seconds, "function": steps.verification_error}
+    found["stream, heads by outputs, hidden units"] = by_outputs(a, b, data, given)
     begin = time.process_time()
     turns = isthmus.align(a, b, method="alternating", **given)
     seconds = time.process_time() - begin

@@ -155,3 +155,56 @@ def test_gains_that_hide_rotations_are_named(name: str) -> None:
             check=False,
         )
         assert not any("no rotations" in n for n in found.notes)
+
+
+def test_heads_are_paired_by_what_they_write() -> None:
+    model, spec = folded("vit")
+    (truth,) = drawn_elements(spec, generator(3), 1)
+    heads = next(n for n in spec.groups if n.endswith("qkv"))
+    swapped = {**truth, heads: torch.tensor([1, 0])}
+    state = {n: t.clone() for n, t in state_of(model).items()}
+    other = Relabelling(spec, swapped).inverse().apply(state)
+    given = {"batches": [Batch((inputs("vit"),))], "spec": spec, "symmetry": "all", "check": False}
+    found = isthmus.align(model, other, method="head-outputs", **given)
+    assert found.couplings[heads].matrix().argmax(1).tolist() == [1, 0]
+    recovered = found.apply(other)
+    error = sum(float((recovered[n] - t).square().sum()) for n, t in state.items())
+    assert error < 1e-16 * sum(float(t.square().sum()) for t in state.values())
+    assert not any("matched by circuits" in note for note in found.notes)
+
+
+def test_pairs_of_heads_have_the_least_distance_between_what_they_write() -> None:
+    (a, spec), (b, _) = folded("vit"), folded("vit", 1)
+    problem = Problem(a, b, batches=[Batch((inputs("vit"),))], spec=spec, symmetry="all")
+    found = isthmus.matching.solve(problem, "head-outputs", check=False)
+    heads = next(n for n in spec.groups if n.endswith("qkv"))
+    inside = [n for n in spec.groups if n == heads or n.startswith(f"{heads}#")]
+    others = {n: c for n, c in found.couplings.items() if n not in inside}
+    moved, read = Relabelling(spec, others).apply(problem.state_b), {}
+    name = heads.removesuffix("qkv") + "out"
+    for key, net in (("a", a), ("b", b)):
+        hook = net.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, key=key: read.update({key: args[0].detach().flatten(0, -2)})
+        )
+        net(inputs("vit"))
+        hook.remove()
+    weight = {"a": problem.state_a[f"{name}.weight"], "b": moved[f"{name}.weight"]}
+    wrote = {
+        k: torch.stack([(x[:, h] @ weight[k][:, h].T) for h in (slice(0, 4), slice(4, 8))])
+        for k, x in read.items()
+    }
+    wrote = {k: c - c.mean(1, keepdim=True) for k, c in wrote.items()}
+    distances = {p: float((wrote["a"] - wrote["b"][list(p)]).square().sum()) for p in ((0, 1), (1, 0))}
+    assert tuple(found.couplings[heads].matrix().argmax(1).tolist()) == min(
+        distances, key=distances.__getitem__
+    )
+
+
+@pytest.mark.slow
+def test_heads_that_share_keys_are_matched_by_circuits() -> None:
+    (a, spec), (b, _) = folded("llama"), folded("llama", 1)
+    batches = [Batch((inputs("llama"),))]
+    found = isthmus.align(
+        a, b, batches=batches, method="head-outputs", spec=spec, symmetry="all", check=False
+    )
+    assert any("not compared; matched by circuits" in note for note in found.notes)

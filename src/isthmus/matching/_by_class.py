@@ -173,6 +173,20 @@ class Sided:
         inner = [members[pair] for pair in chosen]
         return {nest.outer: blocks, **{name: c for part in inner for name, c in part.items()}}
 
+    def within(self, cluster: Cluster, at: At, blocks: Permutation) -> dict[str, Coupling] | None:
+        """Return the change of a nest whose blocks are paired as given: the best members of each pair.
+
+        ``None`` where families of the nest meet, or blocks are more than permuted.
+        """
+        nest = _nest_of([self.structure.spec.groups[name] for name in cluster])
+        if nest is None or not self._solver.permutes([nest.outer]):
+            return None
+        if not nest.parts(self._objective.gains(cluster, at)):
+            return None
+        compared = compared_of(self._objective.terms(cluster), at, cluster)
+        pairs = [pair for i, k in enumerate(blocks.index.tolist()) for pair in nest.pairs(i, k)]
+        return {nest.outer: blocks, **{a: self._alone(a, compared, b)[0] for a, b in pairs}}
+
     def _permuted_first(self, cluster: Cluster, gains: Sequence[Gain]) -> dict[str, Coupling]:
         """Return the best change of what is permuted in a cluster, by the cells that nothing else in it moves."""
         names = [n for n in cluster if self._solver.permutes([n])]

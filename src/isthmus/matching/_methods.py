@@ -20,6 +20,7 @@ from isthmus.matching._alternating import Alternation
 from isthmus.matching._classes import Factors, Symmetry, solvers_of
 from isthmus.matching._contributions import SlopeMatching
 from isthmus.matching._frank_wolfe import FrankWolfe
+from isthmus.matching._head_outputs import HeadMatching
 from isthmus.matching._incremental import Incremental
 from isthmus.matching._kronecker import kronecker_objective
 from isthmus.matching._line_factors import line_factors
@@ -312,6 +313,12 @@ METHODS = Methods(
             needs="activations",
             source="streams and heads: Theus 2025; turns by relative weights and the choice on the path are ours",
             search=_alternating,
+        ),
+        _by_activations(
+            "head-outputs",
+            "Li et al. 2016; heads by what they write: isthmus.matching",
+            correlation=True,
+            matched=HeadMatching,
         ),
         by_gradient(GradientSearch("straight-through")),
         by_gradient(GradientSearch("sinkhorn", learning_rate=0.1)),
