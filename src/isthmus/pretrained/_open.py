@@ -105,8 +105,9 @@ class OpenedModel:
         held = next(iter(sorted(ours ^ theirs)))
         tied, apart = (self, other) if held in ours else (other, self)
         raise CheckpointError(
-            f"{printable(tied.path)} has one tensor for {' and '.join(held)}, and {printable(apart.path)} one for each: no "
-            "network between them is of both kinds. Untie both (isthmus fold --untie), or take folders that tie alike."
+            f"{printable(tied.path)} has one tensor for {' and '.join(held)}, and {printable(apart.path)} one for "
+            "each: no network between them is of both kinds. Untie both (isthmus fold --untie), or take folders that "
+            "tie alike."
         )
 
     def in_graph_of(self, other: OpenedModel) -> OpenedModel:

@@ -196,8 +196,13 @@ class _NodeRunner(fx.Interpreter):
 
 
 def operator_of(node: fx.Node) -> str:
-    """Return the operator's name without overload, such as ``aten.conv2d``."""
+    """Return the operator's name without overload, such as ``aten.conv2d``.
+
+    A view as another dtype has a name of its own, ``aten.view_dtype``: it reads the same bytes as other entries.
+    """
     target = node.target
+    if target is torch.ops.aten.view.dtype:
+        return "aten.view_dtype"
     if isinstance(target, torch._ops.OpOverload):
         return f"{target.namespace}.{target._schema.name.split('::')[-1]}"
     return getattr(target, "__name__", str(target))
