@@ -99,7 +99,7 @@ class OpenedModel:
         Raises:
             CheckpointError: names that are one tensor here are two there, or the other way round.
         """
-        ours, theirs = ({names for names in m.names.values() if len(names) > 1} for m in (self, other))
+        ours, theirs = (_ties(opened.model) for opened in (self, other))
         if ours == theirs:
             return
         held = next(iter(sorted(ours ^ theirs)))
@@ -224,3 +224,11 @@ def open_model(
         buffers=buffers,
         library=described.library,
     )
+
+
+def _ties(model: nn.Module) -> set[tuple[str, ...]]:
+    """Return the names that share a parameter, whether files hold it once or twice."""
+    found: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), []).append(name)
+    return {tuple(names) for names in found.values() if len(names) > 1}
