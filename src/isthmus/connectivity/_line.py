@@ -22,12 +22,17 @@ from isthmus.connectivity._curve import MIDPOINT, Line
 from isthmus.connectivity._networks import EndB
 from isthmus.connectivity._output import name_of_scored, reader
 from isthmus.errors import DataError, ModelError, VerificationError
-from isthmus.evaluation import Relabels, bind, check_frame, relative_difference, require_evaluation
+from isthmus.evaluation import (
+    Relabels,
+    bind,
+    checked_ends,
+    relative_difference,
+)
 from isthmus.losses import Loss, completed_batches
 from isthmus.moments import Refresh, averaged_buffers, buffers_note, chosen_refresh
 from isthmus.paths import Path, Recompute, Refreshed, Straight, refreshed, repair_of
 from isthmus.replica import Replica, differences, different_code
-from isthmus.states import State, check_finite, check_same_architecture, equal_states, state_of
+from isthmus.states import State, equal_states
 from isthmus.symmetry import Outputs
 
 __all__ = ["line"]
@@ -121,7 +126,7 @@ def line(
         0.0
     """
     grid = PathOptions(points, tolerance, lipschitz, loss, outputs, precision, bootstrap, generator)
-    states = _checked_states(model_a, model_b, alignment)
+    states = checked_ends(model_a, model_b, alignment, "Measuring a line")
     grid.require_precision(states[0])
     data = prepared(model_a, batches, grid)
     if refresh_batches is not None:
@@ -282,31 +287,6 @@ def _refuse_another_output(alignment: Relabels, output: Any, read: Callable[[Any
             "is scored, which it changes. Say with outputs= (on the command line --outputs) that what it preserves is "
             f"scored, or align again so that {scored!r} is preserved."
         )
-
-
-def _checked_states(
-    model_a: nn.Module, model_b: nn.Module | Mapping[str, Tensor], alignment: Relabels | None
-) -> tuple[State, State, State]:
-    """Return the states of A, of B, and of the path's end."""
-    if not isinstance(model_a, nn.Module):
-        raise ModelError(
-            f"Measuring a line: expected model_a to be a torch.nn.Module, found {type(model_a).__name__}. "
-            "Only model_b may be a state: it is run in model_a's code."
-        )
-    require_evaluation(model_a, "Model A")
-    if isinstance(model_b, nn.Module):
-        require_evaluation(model_b, "Model B")
-    state_a, state_b = state_of(model_a, "A"), state_of(model_b, "B")
-    check_same_architecture(state_a, state_b)
-    check_finite(state_a, "A")
-    check_finite(state_b, "B")
-    if alignment is None:
-        return state_a, state_b, state_b
-    end = state_of(alignment.apply(state_b), "aligned B")
-    check_frame(alignment, state_a)
-    check_same_architecture(state_a, end, "A", "aligned B")
-    check_finite(end, "aligned B")
-    return state_a, state_b, end
 
 
 def _name(value: object) -> str:

@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from isthmus.errors import DataError
 from isthmus.losses import Loss, is_pretrained, outputs_to_score
-from isthmus.symmetry import Outputs, named_outputs
+from isthmus.symmetry import Outputs, named_outputs, output_reader
 
 __all__ = ["compared", "name_of_scored", "reader"]
 
@@ -17,28 +16,8 @@ TakeOutput = Callable[[Any], Tensor]
 
 
 def reader(outputs: Outputs) -> TakeOutput | None:
-    """Return the function that picks the chosen output from all that a network returns; None where none was chosen.
-
-    That function raises:
-        DataError: several tensors have that name.
-        ModelError: it holds no floating numbers.
-        SymmetryError: there is no such output.
-    """
-    if outputs is None:
-        return None
-
-    def read(output: Any) -> Tensor:
-        chosen = named_outputs(output, Tensor).select(outputs)
-        if len(chosen) != 1:
-            raise DataError(
-                f"Measuring a line: expected outputs= the name or position of the one output that is scored, found "
-                f"{outputs!r}, which means {', '.join(map(repr, chosen))}. To compare several, pass loss= a function "
-                "of (outputs, targets), which gets all of them."
-            )
-        (found,) = chosen.values()
-        return outputs_to_score(found)
-
-    return read
+    """Return the function that picks the output that a line scores (see :func:`isthmus.symmetry.output_reader`)."""
+    return output_reader(outputs, "Measuring a line")
 
 
 def compared(read: TakeOutput | None, loss: Loss | None, model: nn.Module) -> TakeOutput:

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from isthmus.batches import Batch, Batches, first_batch, iterate, reusable
-from isthmus.errors import DataError, ModelError, VerificationError
-from isthmus.evaluation import Relabels, bind, check_frame, evaluate, require_evaluation
+from isthmus.errors import DataError, VerificationError
+from isthmus.evaluation import Relabels, bind, checked_ends, evaluate
 from isthmus.explanation._layers import LayerStatistics, LayerTally
 from isthmus.explanation._prefixes import Stage, stage_names, stages_of
 from isthmus.explanation._split import BarrierSplit, SplitTally
@@ -29,7 +29,7 @@ from isthmus.paths import (
     watched,
 )
 from isthmus.replica import Replica
-from isthmus.states import State, check_finite, check_same_architecture, state_of
+from isthmus.states import State
 
 __all__ = ["Explanation", "explain"]
 
@@ -134,7 +134,7 @@ def explain(
     if stages < 0:
         raise DataError(f"Explaining a barrier: expected stages of 0 or more, found {stages}.")
     tell = on_stage or (lambda stage, done, total: None)
-    state_a, state_b, end = _states(model_a, model_b, alignment)
+    state_a, state_b, end = checked_ends(model_a, model_b, alignment, "Explaining a barrier")
     replica, data = Replica(model_a), reusable(batches)
     training = data if train_batches is None else reusable(train_batches)
     tell("repairing", 0, 1)
@@ -166,30 +166,6 @@ def explain(
             "examples": seen.examples,
         },
     )
-
-
-def _states(
-    model_a: nn.Module, model_b: nn.Module | Mapping[str, Tensor], alignment: Relabels | None
-) -> tuple[State, State, State]:
-    """Return the states of A, of B, and of B as it is lined up."""
-    if not isinstance(model_a, nn.Module):
-        raise ModelError(
-            f"Explaining a barrier: expected model_a to be a torch.nn.Module, found {type(model_a).__name__}. Only "
-            "model_b may be a state: it is run in model_a's code."
-        )
-    require_evaluation(model_a, "Model A")
-    if isinstance(model_b, nn.Module):
-        require_evaluation(model_b, "Model B")
-    state_a, state_b = state_of(model_a, "A"), state_of(model_b, "B")
-    end = state_b
-    if alignment is not None:
-        end = state_of(alignment.apply(state_b), "aligned B")
-        check_frame(alignment, state_a)
-    for state, name in ((state_b, "B"), (end, "aligned B")):
-        check_same_architecture(state_a, state, "A", name)
-        check_finite(state, name)
-    check_finite(state_a, "A")
-    return state_a, state_b, end
 
 
 def _path(

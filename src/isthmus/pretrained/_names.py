@@ -12,7 +12,7 @@ from isthmus.errors import CheckpointError
 from isthmus.pretrained._lazy import LazyState
 from isthmus.pretrained._library import Library
 
-__all__ = ["stored_names"]
+__all__ = ["shared_names", "stored_names"]
 
 # Names that old checkpoints use for what torch calls weight and bias.
 _OLD_ENDINGS = {".gamma": ".weight", ".beta": ".bias"}
@@ -33,10 +33,7 @@ def stored_names(folder: Path, model: nn.Module, file: LazyState, library: Libra
     for key, found in _renamed(library, model, file, expected).items():
         if found in expected:
             names.setdefault(found, key)
-    twins: dict[int, list[str]] = {}
-    for name, tensor in expected.items():
-        twins.setdefault(id(tensor), []).append(name)
-    for tied in twins.values():
+    for tied in shared_names(model):
         present = [n for n in tied if n in names]
         _check_equal(folder, file, list(dict.fromkeys(names[n] for n in present)))
         names.update({n: names[present[0]] for n in tied if n not in names and present})
@@ -54,6 +51,14 @@ def stored_names(folder: Path, model: nn.Module, file: LazyState, library: Libra
                 f"of config.json expects {tuple(expected[name].shape)}. Weights and configuration do not match."
             )
     return {name: names[name] for name in expected if name in names}
+
+
+def shared_names(model: nn.Module) -> list[tuple[str, ...]]:
+    """Return the names of every tensor of a network's state, several where it is tied, however it is stored."""
+    found: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        found.setdefault(id(tensor), []).append(name)
+    return [tuple(names) for names in found.values()]
 
 
 def _renamed(

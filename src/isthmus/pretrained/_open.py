@@ -21,7 +21,7 @@ from isthmus.pretrained._inputs import inspect_input
 from isthmus.pretrained._lazy import LazyState, StoredTensor
 from isthmus.pretrained._libraries import TRANSFORMERS
 from isthmus.pretrained._library import Library
-from isthmus.pretrained._names import stored_names
+from isthmus.pretrained._names import shared_names, stored_names
 from isthmus.symmetry import SymmetrySpec, Trace, discover_from_trace, trace
 
 __all__ = ["OpenedModel", "is_model_folder", "open_model"]
@@ -99,7 +99,9 @@ class OpenedModel:
         Raises:
             CheckpointError: names that are one tensor here are two there, or the other way round.
         """
-        ours, theirs = (_ties(opened.model) for opened in (self, other))
+        ours, theirs = (
+            {names for names in shared_names(opened.model) if len(names) > 1} for opened in (self, other)
+        )
         if ours == theirs:
             return
         held = next(iter(sorted(ours ^ theirs)))
@@ -224,11 +226,3 @@ def open_model(
         buffers=buffers,
         library=described.library,
     )
-
-
-def _ties(model: nn.Module) -> set[tuple[str, ...]]:
-    """Return the names that share a parameter, whether files hold it once or twice."""
-    found: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        found.setdefault(id(parameter), []).append(name)
-    return {tuple(names) for names in found.values() if len(names) > 1}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from isthmus.batches import Batches, device_of, first_batch
 from isthmus.couplings import Coupling, Monomial, Permutation
 from isthmus.errors import DataError, IsthmusWarning, VerificationError
-from isthmus.losses import Loss, outputs_to_score
+from isthmus.losses import Loss
 from isthmus.matching import Alignment, OnStage, Problem, Status, Symmetry
 from isthmus.refinement._elements import Elements
 from isthmus.refinement._path_loss import PathLoss
@@ -24,7 +24,7 @@ from isthmus.refinement._search import Learnt, Search
 from isthmus.refinement._settings import RefineSettings
 from isthmus.refinement._stream import TrainingStream
 from isthmus.states import digest_of
-from isthmus.symmetry import Acts, Outputs, Relabelling, SymmetrySpec, named_outputs
+from isthmus.symmetry import Acts, Outputs, Relabelling, SymmetrySpec, output_reader
 
 __all__ = ["NOTHING", "refine", "refined"]
 
@@ -180,7 +180,16 @@ def refined(
         return Learnt(begun.couplings, (), 0.0, 0, (NOTHING,))
     moving = list(elements.couplings(torch.float64))
     example = first_batch(problem.batches)
-    path = PathLoss(problem.model_a, problem.state_a, state_b, spec, moving, example, loss, _reader(outputs))
+    path = PathLoss(
+        problem.model_a,
+        problem.state_a,
+        state_b,
+        spec,
+        moving,
+        example,
+        loss,
+        output_reader(outputs, "Refining on the path"),
+    )
     stream = TrainingStream(
         problem.batches, settings.seed, batch_size=batch_size, cut=path.scorer.by_example, held_out=held_out
     )
@@ -191,23 +200,6 @@ def refined(
     return replace(
         found, couplings={name: whole.couplings[name] for name in spec.groups if name in whole.couplings}
     )
-
-
-def _reader(outputs: Outputs) -> Any:
-    """Return the function that picks the chosen output from all that a network returns; None where none was chosen."""
-    if outputs is None:
-        return None
-
-    def read(output: Any) -> Tensor:
-        chosen = named_outputs(output, Tensor).select(outputs)
-        if len(chosen) != 1:
-            raise DataError(
-                f"Refining on the path: expected outputs= the name or position of the one output that is scored, found "
-                f"{outputs!r}, which means {', '.join(map(repr, chosen))}."
-            )
-        return outputs_to_score(next(iter(chosen.values())))
-
-    return read
 
 
 def _identity(

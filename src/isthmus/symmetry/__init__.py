@@ -12,11 +12,11 @@ from isthmus.symmetry._apply import (
     reordering,
 )
 from isthmus.symmetry._contractions import Contraction, contraction_of
-from isthmus.symmetry._discover import Outputs, activation_name, discover, discover_from_trace
+from isthmus.symmetry._discover import activation_name, discover, discover_from_trace
 from isthmus.symmetry._elements import random_element
 from isthmus.symmetry._listed import DROPOUTS, SAME_ENTRIES, SUMS
 from isthmus.symmetry._operation import Operation, rule
-from isthmus.symmetry._outputs import NamedOutputs, named_outputs
+from isthmus.symmetry._outputs import NamedOutputs, Outputs, named_outputs, output_reader
 from isthmus.symmetry._permutation_spec import PermutationSpec
 from isthmus.symmetry._relabelling import Relabelling
 from isthmus.symmetry._runner import DoublePrecision, noisy_input, output_change, perturbation
@@ -79,6 +79,7 @@ __all__ = [
     "function_change",
     "module_of",
     "named_outputs",
+    "output_reader",
     "noisy_input",
     "operator_of",
     "output_change",

@@ -19,6 +19,7 @@ from isthmus.symmetry._classes import with_acts
 from isthmus.symmetry._collect import Label, collect
 from isthmus.symmetry._cut_parameters import Segments, cut_parameters, in_segments, unread_parameters
 from isthmus.symmetry._nesting import outer_atoms, used_atoms
+from isthmus.symmetry._outputs import Outputs
 from isthmus.symmetry._planes import with_planes
 from isthmus.symmetry._roles import with_roles
 from isthmus.symmetry._spec import SymmetrySpec
@@ -27,11 +28,9 @@ from isthmus.symmetry._ties import Ties
 from isthmus.symmetry._trace import Trace, trace
 from isthmus.symmetry._values import Value, constant_value, values_in
 
-__all__ = ["Outputs", "activation_name", "discover", "discover_from_trace"]
+__all__ = ["activation_name", "discover", "discover_from_trace"]
 
 _MOST_PASSES = 4
-
-Outputs = str | int | Sequence[str | int] | None
 
 
 def discover(

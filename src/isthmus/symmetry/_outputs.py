@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from isthmus.errors import ModelError, SymmetryError
+from isthmus.errors import DataError, ModelError, SymmetryError
+from isthmus.losses import outputs_to_score
 
-__all__ = ["NamedOutputs", "named_outputs", "opened", "returning_opened"]
+__all__ = ["NamedOutputs", "Outputs", "named_outputs", "opened", "output_reader", "returning_opened"]
 
+Outputs = str | int | Sequence[str | int] | None
 _T = TypeVar("_T")
 _TreePath = tuple[Any, ...]
 _ROOT = "output"
@@ -207,3 +209,32 @@ def _open(module: nn.Module, args: Any, output: Any) -> Any:
                 "Return tensors, or tuples, lists, mappings or dataclasses of them."
             )
     return found
+
+
+def output_reader(outputs: Outputs, doing: str) -> Callable[[Any], Tensor] | None:
+    """Return the function that picks the chosen output from all that a network returns; None where none was chosen.
+
+    That function raises:
+        DataError: several tensors have that name.
+        ModelError: it holds no floating numbers.
+        SymmetryError: there is no such output.
+
+    Args:
+        outputs: name or position of the output.
+        doing: how messages begin, such as ``"Measuring a line"``.
+    """
+    if outputs is None:
+        return None
+
+    def read(output: Any) -> Tensor:
+        chosen = named_outputs(output, Tensor).select(outputs)
+        if len(chosen) != 1:
+            raise DataError(
+                f"{doing}: expected outputs= the name or position of the one output that is scored, found "
+                f"{outputs!r}, which means {', '.join(map(repr, chosen))}. To compare several, pass loss= a function "
+                "of (outputs, targets), which gets all of them."
+            )
+        (found,) = chosen.values()
+        return outputs_to_score(found)
+
+    return read

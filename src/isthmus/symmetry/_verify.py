@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from isthmus.couplings import Coupling, Permutation, invert_permutation, random_permutation
 from isthmus.errors import ModelError, SymmetryError, VerificationError
 from isthmus.symmetry._apply import Couplings
-from isthmus.symmetry._discover import Outputs
 from isthmus.symmetry._elements import random_element
+from isthmus.symmetry._outputs import Outputs
 from isthmus.symmetry._runner import Edit, Runner
 from isthmus.symmetry._slots import AxisGroup
 from isthmus.symmetry._spec import SymmetrySpec
