@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn_networks import drawn, generator
 from torch import Tensor, nn
 
 import isthmus
@@ -19,22 +20,11 @@ from isthmus.testing import (
     gpt,
     mlp,
     planted_pair,
-    randomise_state,
     reference_inputs,
     reference_network,
 )
 
 BY_SLOPES = ("contributions", "sensitivity")
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def drawn(build: Any, seed: int = 0) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return randomise_state(build(), generator(seed)).eval()
 
 
 def perceptron() -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn_networks import drawn, generator
 from torch import Tensor, nn
 
 import isthmus
@@ -31,20 +32,9 @@ from isthmus.testing import (
     gpt,
     mlp,
     planted_pair,
-    randomise_state,
     reference_inputs,
     reference_network,
 )
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def drawn(build: Any, seed: int = 0) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return randomise_state(build(), generator(seed)).eval()
 
 
 def small() -> nn.Module:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn_networks import drawn, generator
 from torch import Tensor, nn
 
 import isthmus
@@ -13,19 +14,9 @@ from isthmus.couplings import Permutation
 from isthmus.errors import DataError, ModelError
 from isthmus.matching import METHODS, GradientSearch, Match, Problem, Status, by_gradient
 from isthmus.matching._between import LossBetween, split_batches
-from isthmus.testing import mlp, randomise_state
+from isthmus.testing import mlp
 
 RATES = {"straight-through": 0.02, "sinkhorn": 0.3}
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def drawn(build: Any, seed: int = 0) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return randomise_state(build(), generator(seed)).eval()
 
 
 def perceptron() -> nn.Module:
