@@ -168,25 +168,25 @@ class Problem:
         Raises:
             DataError: an unknown class.
         """
-        key = symmetry if isinstance(symmetry, str) else tuple(symmetry)
-        classes = classes_of(spec_for(self.spec, key), key)
-        found = self._view(key)
-        found.__dict__["classes"] = classes
-        if self.permutes and not found.permutes:  # larger elements have not been tried
-            found.__dict__.pop("verification", None)
-        return found
+        return self._view(symmetry if isinstance(symmetry, str) else tuple(symmetry))
 
     def _view(self, symmetry: str | tuple[str, ...]) -> Problem:
         """Return this problem under a wish with all that was found out; planes change groups, and much with them."""
+        spec = spec_for(self.spec, symmetry)
         found = copy.copy(self)
         found.symmetry, found._open = symmetry, False
-        spec = spec_for(self.spec, symmetry)
+        found.__dict__ |= {
+            "spec": spec,
+            "classes": classes_of(spec, symmetry),
+        }  # the copy has what was cached
+        stale = (
+            {"verification"} if self.permutes and not found.permutes else set[str]()
+        )  # larger ones are untried
         if spec.groups.keys() != self.spec.groups.keys():
             found._kept = {}
-            for name in ("layers", "pair", "seen", "verification"):
-                found.__dict__.pop(name, None)
-        found.__dict__["spec"] = spec
-        found.__dict__.pop("classes", None)
+            stale |= {"layers", "pair", "seen", "verification"}
+        for name in stale:
+            found.__dict__.pop(name, None)
         return found
 
     def wanting(self, symmetry: Symmetry | None) -> Problem:
@@ -203,10 +203,8 @@ class Problem:
         key = symmetry if isinstance(symmetry, str) else tuple(symmetry)
         if key not in views:
             _ = self.spec, self.pair  # found once, for both
-            classes_of(SymmetrySpec({}), key)
             found = self._view(key)
             found._drawn = None
-            found.__dict__.pop("verification", None)
             views[key] = found
         return views[key]
 
